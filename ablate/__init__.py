@@ -1,0 +1,1 @@
+"""What was each DeepSeek-V3 change worth? Components, matched compute, attribution."""
