@@ -1,0 +1,142 @@
+"""Folders and JSON files that are whole or absent: written beside, fsynced, renamed, and checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+WRITING = ".writing-"  # prefix of what is not committed yet
+STALE_AFTER_S = 86_400  # a writer that was killed a day ago is not coming back
+COMMIT_ATTEMPTS = 5
+
+
+def default_cache() -> Path:
+    """Where prepared corpora live unless a folder is named: $XDG_CACHE_HOME/dsv3-ablate or ~/.cache/dsv3-ablate."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "dsv3-ablate"
+
+
+@contextmanager
+def writing(cache: Path) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into one sentence (ValueError)."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {cache} cannot be written ({error.strerror or error}); "
+            "give a folder that can be, or set XDG_CACHE_HOME to one"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value with its own sha256, in place of whatever was there, at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{WRITING}{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"sha256": _json_hash(value), "value": value}, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any | None:
+    """The value that write_json wrote, or None if the file is absent, torn or altered."""
+    try:
+        sealed = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(sealed, dict) or sealed.get("sha256") != _json_hash(sealed.get("value")):
+        return None
+    return sealed["value"]
+
+
+def _json_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def new_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder in parent for commit_folder; removed at the end if it was not committed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(parent)
+    folder = parent / f"{WRITING}{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    for folder in parent.glob(f"{WRITING}*"):
+        try:
+            if time.time() - folder.stat().st_mtime > STALE_AFTER_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            # Its writer has just committed it.
+            continue
+
+
+def commit_folder(folder: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Seal the folder's files in manifest["files"] (bytes, sha256) and rename it to final.
+
+    If another process was first and its folder is sound, that one stays; a damaged one makes way.
+    """
+    files = {path.name: _file_facts(path) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, manifest | {"files": files})
+    for _ in range(COMMIT_ATTEMPTS):
+        try:
+            os.rename(folder, final)
+        except OSError:
+            if not final.exists():
+                raise
+            if damage(final) is None:
+                return
+            # Renaming first takes the damaged folder away in one step, so nobody finds half of it.
+            with new_folder(final.parent) as aside:
+                os.rename(final, aside / "damaged")
+        else:
+            _sync_folder(final.parent)
+            return
+    raise OSError(f"{final} was replaced {COMMIT_ATTEMPTS} times while it was being written")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a committed folder, or None: every file must have the size and sha256 in the manifest."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        return f"{MANIFEST} is absent or damaged"
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is absent"
+        if path.stat().st_size != facts["bytes"] or _file_facts(path) != facts:
+            return f"{name} is not what the manifest says"
+    return None
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
