@@ -44,6 +44,8 @@ __all__ = [
     "train_documents",
 ]
 
+FURTHER = "tokens.bin"
+
 Progress = Callable[[str], None]
 
 
@@ -65,10 +67,11 @@ def prepare(
     """
     check_vocab_size(vocab_size)
     say = progress or _silent
-    cache = default_cache() if cache is None else cache
+    cache = (default_cache() if cache is None else Path(cache)).absolute()
     stream = None
     if source.startswith("hf:"):
-        request = [FORMAT, source, vocab_size, held_out_share, max_bytes or DEFAULT_STREAM_BYTES]
+        cap = DEFAULT_STREAM_BYTES if max_bytes is None else max_bytes
+        request = [FORMAT, source, vocab_size, held_out_share, cap]
         stream = cache / "streams" / f"{_sha256(map(repr, request))}.json"
         known = read_json(stream)
         if known is not None and damage(cache / known["hash"]) is None:
@@ -152,9 +155,9 @@ def encode_documents(corpus: Corpus, texts: Sequence[str], *, name: str) -> Toke
     final = further / _sha256(texts)
     if damage(final) is not None:
         with writing(corpus.folder), new_folder(further) as folder:
-            facts = write_token_file(folder / TRAIN, texts, load_tokenizer(corpus), name=name)
-            commit_folder(folder, final, {"format": FORMAT, "corpus": corpus.hash, "token_files": {TRAIN: facts}})
-    return replace(open_token_file(final / TRAIN), name=name)
+            facts = write_token_file(folder / FURTHER, texts, load_tokenizer(corpus), name=name)
+            commit_folder(folder, final, {"format": FORMAT, "corpus": corpus.hash, "token_files": {FURTHER: facts}})
+    return replace(open_token_file(final / FURTHER), name=name)
 
 
 def _sha256(parts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def write_json(path: Path, value: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def read_json(path: Path) -> Any | None:
@@ -96,21 +97,25 @@ def commit_folder(folder: Path, final: Path, manifest: dict[str, Any]) -> None:
 
     If another process was first and its folder is sound, that one stays; a damaged one makes way.
     """
-    files = {path.name: _file_facts(path) for path in sorted(folder.iterdir())}
+    files = {}
+    for path in sorted(folder.iterdir()):
+        files[path.name] = _file_facts(path)
+        _sync(path)
     write_json(folder / MANIFEST, manifest | {"files": files})
     for _ in range(COMMIT_ATTEMPTS):
         try:
             os.rename(folder, final)
-        except OSError:
-            if not final.exists():
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             if damage(final) is None:
                 return
             # Renaming first takes the damaged folder away in one step, so nobody finds half of it.
-            with new_folder(final.parent) as aside:
+            # Another process may have done so already.
+            with new_folder(final.parent) as aside, suppress(FileNotFoundError):
                 os.rename(final, aside / "damaged")
         else:
-            _sync_folder(final.parent)
+            _sync(final.parent)
             return
     raise OSError(f"{final} was replaced {COMMIT_ATTEMPTS} times while it was being written")
 
@@ -134,8 +139,9 @@ def _file_facts(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +61,6 @@ def write_token_file(path: Path, texts: Sequence[str], tokenizer: Tokenizer, *, 
             file.write(ids.astype(token_dtype(vocab_size)).tobytes())
             tokens += len(ids)
             covered += int(lengths[ids].sum())
-        file.flush()
-        os.fsync(file.fileno())
     n_bytes = sum(len(text.encode()) for text in texts)
     # Bits per byte divides by n_bytes, so the tokens must stand for exactly those bytes.
     assert covered == n_bytes, (name, covered, n_bytes)

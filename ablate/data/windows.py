@@ -20,9 +20,9 @@ class Windows:
     (a rest shorter than a window is left out). inputs = window[:-1], targets = window[1:].
     """
 
-    def __init__(self, source: TokenFile | Path, sequence_length: int) -> None:
+    def __init__(self, source: TokenFile | Path | str, sequence_length: int) -> None:
         """Raises ValueError for a sequence_length below 1 and for a stream shorter than one window."""
-        self.tokens = open_token_file(source) if isinstance(source, Path) else source
+        self.tokens = source if isinstance(source, TokenFile) else open_token_file(Path(source))
         self.sequence_length = sequence_length
         if sequence_length < 1:
             raise ValueError(f"sequence_length is {sequence_length}, but a window has at least 1 token")
