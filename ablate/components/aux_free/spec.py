@@ -1,0 +1,118 @@
+"""Nodes of the balance slot: the selection bias (on), and auxiliary losses over different sets of tokens (off)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ablate.component import setting
+from ablate.components.moe.spec import Unbalanced
+from ablate.spec import FORBID_UNKNOWN, BalanceNode, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ablate.components.moe.module import Routing, Router
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BiasBalance:
+    """Auxiliary-loss-free balancing (arXiv:2408.15664) with the complementary sequence-wise loss.
+
+    Once per optimizer step each expert's bias moves by `bias_update_speed` (gamma) against the sign of its load
+    error (arXiv:2412.19437, section 2.1.2); `sequence_loss_weight` is alpha of eqs. 17-20.
+    """
+
+    kind: Literal["aux-free"] = "aux-free"
+    bias_update_speed: float
+    sequence_loss_weight: float
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    @property
+    def selection_bias(self) -> bool:
+        return True
+
+    def loss(self, routing: Sequence[Routing], accumulated: Mapping[Router, Tensor]) -> Any:
+        from ablate.components.aux_free.module import balance_loss
+
+        return self.sequence_loss_weight * balance_loss(routing, sequences_per_set=1)
+
+    def callbacks(self) -> list[Any]:
+        from ablate.components.aux_free.module import BiasUpdate
+
+        return [BiasUpdate(self.bias_update_speed)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuxiliaryLoss:
+    """A balance loss alone. Loads are those of one sequence, of `n_sequences`, or of the whole optimizer step."""
+
+    kind: Literal["aux-loss"] = "aux-loss"
+    scope: Literal["sequence", "micro-batch", "batch"]
+    balance_loss_weight: float
+    n_sequences: int = 1  # of a micro-batch; 1 for the other scopes
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    @property
+    def selection_bias(self) -> bool:
+        return False
+
+    def loss(self, routing: Sequence[Routing], accumulated: Mapping[Router, Tensor]) -> Any:
+        from ablate.components.aux_free.module import balance_loss, global_balance_loss
+
+        if self.scope == "batch":
+            return self.balance_loss_weight * global_balance_loss(routing, accumulated)
+        return self.balance_loss_weight * balance_loss(routing, sequences_per_set=self.n_sequences)
+
+    def callbacks(self) -> list[Any]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a preset says of balancing: gamma, alpha, and the alternatives' own weight and set of sequences."""
+
+    bias_update_speed: float
+    sequence_loss_weight: float
+    balance_loss_weight: float
+    micro_batch_sequences: int
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
+def on(spec: Spec) -> Spec:
+    if spec.model.balance is None:
+        raise ValueError(
+            "aux-free balances the load of experts, and with moe off there are none; "
+            "leave aux-free off too, or choose an alternative of moe that routes (coarse, no-shared, unlimited)"
+        )
+    settings: Settings = setting(spec, "aux-free")
+    node = BiasBalance(bias_update_speed=settings.bias_update_speed, sequence_loss_weight=settings.sequence_loss_weight)
+    return replace(spec, model=replace(spec.model, balance=node))
+
+
+def off(spec: Spec, alternative: str) -> Spec:
+    if spec.model.balance is None:
+        return spec
+    return replace(spec, model=replace(spec.model, balance=_alternative(spec, alternative)))
+
+
+def _alternative(spec: Spec, alternative: str) -> BalanceNode:
+    if alternative == "none":
+        return Unbalanced()
+    settings: Settings = setting(spec, "aux-free")
+    weight = settings.balance_loss_weight
+    if alternative == "sequence-aux":
+        return AuxiliaryLoss(scope="sequence", balance_loss_weight=weight)
+    if alternative == "batch-aux":
+        return AuxiliaryLoss(scope="batch", balance_loss_weight=weight)
+    micro_batch = settings.micro_batch_sequences
+    if spec.trainer.micro_batch_size % micro_batch:
+        raise ValueError(
+            f"aux-free=micro-batch-aux balances over {micro_batch} sequences; "
+            f"that must divide the trainer's micro_batch_size, which is {spec.trainer.micro_batch_size}"
+        )
+    return AuxiliaryLoss(scope="micro-batch", balance_loss_weight=weight, n_sequences=micro_batch)

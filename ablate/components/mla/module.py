@@ -1,0 +1,158 @@
+"""Attention modules: latent attention with decoupled rotary keys, and grouped-query attention; both with a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.block import RMSNorm, Rotation
+from ablate.components.mla import reference
+from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
+from ablate.components.mla.spec import LatentAttention as LatentNode
+from ablate.spec import BuildContext
+
+ATTENTION = {"library": F.scaled_dot_product_attention, "reference": reference.attention}
+
+
+@dataclass(slots=True)
+class LatentCache:
+    """What latent attention keeps of the past: R latents and one rotated key a token, for all heads together."""
+
+    latent_BTR: Tensor
+    key_BTP: Tensor
+    length: int = 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(t.shape[-1] * t.element_size() for t in (self.latent_BTR, self.key_BTP))
+
+
+@dataclass(slots=True)
+class KeyValueCache:
+    """What grouped-query attention keeps of the past: a key and a value for each of its key-value heads."""
+
+    key_BTGK: Tensor
+    value_BTGK: Tensor
+    length: int = 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(t.shape[-2] * t.shape[-1] * t.element_size() for t in (self.key_BTGK, self.value_BTGK))
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (arXiv:2412.19437, eqs. 1-11). x_BTD -> y_BTD, causal.
+
+    Training expands keys and values from the latent; `decode` absorbs the expansion into the query and the
+    output instead and attends to the cached latents themselves. The scale is that of the joined head.
+    """
+
+    def __init__(self, node: LatentNode, context: BuildContext) -> None:
+        super().__init__()
+        self.node, linear = node, context.linear.linear
+        heads = node.n_heads
+        if node.q_lora_rank:
+            self.q_down = linear(context.dim, node.q_lora_rank)
+            self.q_norm = RMSNorm(node.q_lora_rank, context.norm_eps)
+            self.q_up = linear(node.q_lora_rank, heads * node.qk_head_dim)
+        else:
+            self.q = linear(context.dim, heads * node.qk_head_dim)
+        self.kv_down = linear(context.dim, node.kv_lora_rank + node.qk_rope_head_dim)
+        self.kv_norm = RMSNorm(node.kv_lora_rank, context.norm_eps)
+        self.kv_up = linear(node.kv_lora_rank, heads * (node.qk_nope_head_dim + node.v_head_dim))
+        self.output = linear(heads * node.v_head_dim, context.dim)
+        self.scale = node.qk_head_dim**-0.5
+
+    def queries(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Position-free (B, T, H, K_nope) and rotated (B, T, H, K_rope) parts."""
+        q = self.q_up(self.q_norm(self.q_down(x_BTD))) if self.node.q_lora_rank else self.q(x_BTD)
+        q_BTHK = q.unflatten(-1, (self.node.n_heads, -1))
+        nope, rope = q_BTHK.split([self.node.qk_nope_head_dim, self.node.qk_rope_head_dim], dim=-1)
+        return nope, rotation.rotate(rope)
+
+    def latents(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """The normed latent (B, T, R) and the key (B, T, K_rope) that all heads share: what a cache holds."""
+        latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.node.kv_lora_rank, self.node.qk_rope_head_dim], dim=-1)
+        return self.kv_norm(latent_BTR), rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
+        node, (b, t, _) = self.node, x_BTD.shape
+        q_nope, q_rope = self.queries(x_BTD, rotation)
+        latent_BTR, key_BTP = self.latents(x_BTD, rotation)
+        kv_BTHX = self.kv_up(latent_BTR).unflatten(-1, (node.n_heads, -1))
+        k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
+        q_BTHK = torch.cat([q_nope, q_rope], dim=-1)
+        k_BTHK = torch.cat([k_nope, key_BTP.unsqueeze(2).expand(b, t, node.n_heads, -1)], dim=-1)
+        y_BHTV = ATTENTION[node.backend](
+            q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2), is_causal=True, scale=self.scale
+        )
+        return self.output(y_BHTV.transpose(1, 2).flatten(2))
+
+    def new_cache(self, batch: int, capacity: int) -> LatentCache:
+        options = {"device": self.kv_down.weight.device, "dtype": self.kv_norm.weight.dtype}
+        return LatentCache(
+            torch.empty(batch, capacity, self.node.kv_lora_rank, **options),
+            torch.empty(batch, capacity, self.node.qk_rope_head_dim, **options),
+        )
+
+    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
+        """Attention of new tokens to the cache and themselves, in the absorbed form."""
+        node, t, start = self.node, x_BTD.shape[1], cache.length
+        q_nope, q_rope = self.queries(x_BTD, rotation)
+        latent_BTR, key_BTP = self.latents(x_BTD, rotation)
+        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = latent_BTR, key_BTP
+        cache.length = start + t
+        past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
+        up_HXR = self.kv_up.weight.unflatten(0, (node.n_heads, -1))
+        up_key, up_value = up_HXR.split([node.qk_nope_head_dim, node.v_head_dim], dim=1)
+        scores = torch.einsum("bthk,hkr,bsr->bhts", q_nope, up_key, past_BSR)
+        scores = (scores + torch.einsum("bthp,bsp->bhts", q_rope, keys_BSP)) * self.scale
+        allowed = torch.ones(t, cache.length, dtype=torch.bool, device=x_BTD.device).tril(start)
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+        y_BTHV = torch.einsum("bhts,bsr,hvr->bthv", weights, past_BSR, up_value)
+        return self.output(y_BTHV.flatten(2))
+
+
+class GroupedQueryAttention(nn.Module):
+    """Grouped-query attention (arXiv:2305.13245) with rotary queries and keys. x_BTD -> y_BTD, causal."""
+
+    def __init__(self, node: GroupedQueryNode, context: BuildContext) -> None:
+        super().__init__()
+        self.node, linear = node, context.linear.linear
+        self.q = linear(context.dim, node.n_heads * node.head_dim)
+        self.k = linear(context.dim, node.n_kv_heads * node.head_dim)
+        self.v = linear(context.dim, node.n_kv_heads * node.head_dim)
+        self.output = linear(node.n_heads * node.head_dim, context.dim)
+
+    def heads(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (p(x_BTD).unflatten(-1, (-1, self.node.head_dim)) for p in (self.q, self.k, self.v))
+        return rotation.rotate(q), rotation.rotate(k), v
+
+    def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None) -> Tensor:
+        groups = self.node.n_heads // self.node.n_kv_heads
+        k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k_BSGK, v_BSGK))
+        y_BHTK = ATTENTION[self.node.backend](q_BTHK.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None)
+        return self.output(y_BHTK.transpose(1, 2).flatten(2))
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
+        return self.attend(*self.heads(x_BTD, rotation), None)
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        shape = (batch, capacity, self.node.n_kv_heads, self.node.head_dim)
+        like = self.k.weight
+        return KeyValueCache(
+            torch.empty(shape, device=like.device, dtype=like.dtype),
+            torch.empty(shape, device=like.device, dtype=like.dtype),
+        )
+
+    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValueCache) -> Tensor:
+        """Attention of new tokens to the cache and themselves."""
+        start, t = cache.length, x_BTD.shape[1]
+        q, k, v = self.heads(x_BTD, rotation)
+        cache.key_BTGK[:, start : start + t], cache.value_BTGK[:, start : start + t] = k, v
+        cache.length = start + t
+        allowed = torch.ones(t, cache.length, dtype=torch.bool, device=x_BTD.device).tril(start)
+        return self.attend(q, cache.key_BTGK[:, : cache.length], cache.value_BTGK[:, : cache.length], allowed)

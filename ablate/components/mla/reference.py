@@ -1,0 +1,59 @@
+"""The equations of attention, plain: softmax attention, and latent attention as the paper writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ablate.block import Rotation
+from ablate.components.mla.spec import LatentAttention
+
+
+def attention(
+    q_BHTK: Tensor,
+    k_BHSK: Tensor,
+    v_BHSV: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v; `attn_mask` is true where a key may be seen. -> (B, H, T, V)"""
+    scores = q_BHTK @ k_BHSK.transpose(-1, -2) * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v_BHSV
+
+
+def latent_attention(
+    node: LatentAttention, weights: Mapping[str, Tensor], h_TD: Tensor, rotation: Rotation, eps: float
+) -> Tensor:
+    """arXiv:2412.19437, eqs. 1-11, for one sequence, head by head. `weights`: those of the module by its names."""
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+    def rotate(x_TR: Tensor) -> Tensor:
+        return rotation.rotate(x_TR[None, :, None])[0, :, 0]
+
+    n, p, v = node.qk_nope_head_dim, node.qk_rope_head_dim, node.v_head_dim
+    down = h_TD @ weights["kv_down.weight"].T
+    c_kv = norm(down[:, : node.kv_lora_rank], weights["kv_norm.weight"])  # eq. 1
+    k_rope = rotate(down[:, node.kv_lora_rank :])  # eq. 3
+    if node.q_lora_rank:
+        c_q = norm(h_TD @ weights["q_down.weight"].T, weights["q_norm.weight"])  # eq. 6
+        q = c_q @ weights["q_up.weight"].T
+    else:
+        q = h_TD @ weights["q.weight"].T
+    outputs = []
+    for head in range(node.n_heads):
+        q_head = q[:, head * (n + p) : (head + 1) * (n + p)]
+        kv_head = c_kv @ weights["kv_up.weight"][head * (n + v) : (head + 1) * (n + v)].T
+        query = torch.cat([q_head[:, :n], rotate(q_head[:, n:])], -1)  # eqs. 7-9
+        key = torch.cat([kv_head[:, :n], k_rope], -1)  # eqs. 2, 4
+        value = kv_head[:, n:]  # eq. 5
+        outputs.append(attention(query[None], key[None], value[None], is_causal=True)[0])  # eq. 10
+    return torch.cat(outputs, -1) @ weights["output.weight"].T  # eq. 11

@@ -1,0 +1,177 @@
+"""Nodes of the feed-forward slot: routed experts (on, and coarser kinds of off) and the dense SwiGLU (off)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ablate.component import setting
+from ablate.cost import Cost, matrix
+from ablate.spec import FORBID_UNKNOWN, BalanceNode, BuildContext, ModelSpec, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwiGLU:
+    """Dense gated feed-forward (arXiv:2002.05202): down(silu(gate x) * up x)."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    hidden_dim: int
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim < 1:
+            raise ValueError(f"feed_forward.hidden_dim is {self.hidden_dim}; it must be at least 1")
+
+    def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
+        from ablate.components.moe.module import SwiGLU as Module
+
+        return Module(self.hidden_dim, context)
+
+    def cost(self, *, dim: int) -> Cost:
+        return matrix(dim, self.hidden_dim) * 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedExperts:
+    """Mixture of fine-grained experts beside shared ones (arXiv:2412.19437, eqs. 12-16 and section 2.1.2).
+
+    Sigmoid affinities choose `n_activated_experts` of `n_routed_experts` inside the best `n_limited_groups` of
+    `n_expert_groups` groups; the chosen ones' affinities, normalised to one and times `route_scale`, weigh them.
+    """
+
+    kind: Literal["moe"] = "moe"
+    n_routed_experts: int
+    n_shared_experts: int
+    n_activated_experts: int
+    expert_hidden_dim: int
+    n_expert_groups: int
+    n_limited_groups: int
+    route_scale: float
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        for name in ("n_routed_experts", "n_activated_experts", "expert_hidden_dim", "n_expert_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"feed_forward.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.n_shared_experts < 0:
+            raise ValueError(f"feed_forward.n_shared_experts is {self.n_shared_experts}; it must be 0 or more")
+        if self.n_routed_experts % self.n_expert_groups:
+            raise ValueError(
+                f"feed_forward.n_expert_groups is {self.n_expert_groups}; "
+                f"it must divide n_routed_experts, which is {self.n_routed_experts}"
+            )
+        if not 1 <= self.n_limited_groups <= self.n_expert_groups:
+            raise ValueError(
+                f"feed_forward.n_limited_groups is {self.n_limited_groups}; "
+                f"it must lie between 1 and n_expert_groups, which is {self.n_expert_groups}"
+            )
+        reachable = self.n_limited_groups * self.experts_per_group
+        if self.n_activated_experts > reachable:
+            raise ValueError(
+                f"feed_forward.n_activated_experts is {self.n_activated_experts}; the experts that one token can reach "
+                f"are {reachable} (n_limited_groups x n_routed_experts / n_expert_groups)"
+            )
+
+    @property
+    def experts_per_group(self) -> int:
+        return self.n_routed_experts // self.n_expert_groups
+
+    @property
+    def n_group_scores(self) -> int:
+        """How many of its best affinities a group is ranked by: K_r / M (section 2.1.2)."""
+        return min(self.experts_per_group, max(1, self.n_activated_experts // self.n_limited_groups))
+
+    @property
+    def activated_hidden_dim(self) -> int:
+        return (self.n_activated_experts + self.n_shared_experts) * self.expert_hidden_dim
+
+    def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
+        from ablate.components.moe.module import RoutedExperts as Module
+
+        return Module(self, context, selection_bias=balance is not None and balance.selection_bias)
+
+    def cost(self, *, dim: int) -> Cost:
+        expert = matrix(dim, self.expert_hidden_dim) * 3
+        used = expert * (self.n_activated_experts + self.n_shared_experts)
+        idle = Cost(parameters=expert.parameters * (self.n_routed_experts - self.n_activated_experts))
+        gate = dim * self.n_routed_experts
+        return used + idle + Cost(parameters=gate, activated=gate, gate_flops=2 * gate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unbalanced:
+    """No balancing: the neutral filling of the balance slot, and the alternative `none` of `aux-free`."""
+
+    kind: Literal["none"] = "none"
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    @property
+    def selection_bias(self) -> bool:
+        return False
+
+    def loss(self, routing: Any, accumulated: Any) -> Any:
+        return 0.0
+
+    def callbacks(self) -> list[Any]:
+        return []
+
+
+def on(spec: Spec) -> Spec:
+    return _fill(spec, setting(spec, "moe"))
+
+
+def off(spec: Spec, alternative: str) -> Spec:
+    """`dense` has equal activated FLOPs; `coarse` equal activated and total parameters up to whole experts."""
+    moe = spec.preset.settings.get("moe")
+    if alternative == "dense":
+        hidden_dim = moe.activated_hidden_dim if moe else spec.preset.model.first_feed_forward.hidden_dim
+        model = replace(spec.model, feed_forward=SwiGLU(hidden_dim=hidden_dim), balance=None)
+        return replace(spec, model=model)
+    moe = setting(spec, "moe")
+    return _fill(spec, {"coarse": coarse, "no-shared": no_shared, "unlimited": unlimited}[alternative](moe))
+
+
+def coarse(moe: RoutedExperts) -> RoutedExperts:
+    """GShard's top-2 over few wide experts (arXiv:2006.16668): the activated width split in two, none shared."""
+    width, rest = divmod(moe.activated_hidden_dim, 2)
+    if rest:
+        raise ValueError(
+            f"moe=coarse splits the activated width, {moe.activated_hidden_dim}, between two experts; it must be even"
+        )
+    total = (moe.n_routed_experts + moe.n_shared_experts) * moe.expert_hidden_dim
+    n_experts = round(total / width)
+    if n_experts < 2:
+        raise ValueError(
+            f"moe=coarse makes {n_experts} expert of width {width} out of {total}; it needs at least 2: "
+            "choose a preset with more routed experts"
+        )
+    return replace(
+        moe,
+        n_routed_experts=n_experts,
+        n_shared_experts=0,
+        n_activated_experts=2,
+        expert_hidden_dim=width,
+        n_expert_groups=1,
+        n_limited_groups=1,
+    )
+
+
+def no_shared(moe: RoutedExperts) -> RoutedExperts:
+    """The shared experts' share of the activated width goes to more routed ones."""
+    return replace(moe, n_shared_experts=0, n_activated_experts=moe.n_activated_experts + moe.n_shared_experts)
+
+
+def unlimited(moe: RoutedExperts) -> RoutedExperts:
+    """Every token may reach every expert."""
+    return replace(moe, n_expert_groups=1, n_limited_groups=1)
+
+
+def _fill(spec: Spec, moe: RoutedExperts) -> Spec:
+    model: ModelSpec = spec.model
+    return replace(spec, model=replace(model, feed_forward=moe, balance=model.balance or Unbalanced()))

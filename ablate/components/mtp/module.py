@@ -1,0 +1,110 @@
+"""Objective modules: what is trained beside the main head's next-token loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.block import Block, RMSNorm, Rotation
+from ablate.components.mtp.spec import MultiToken as MultiTokenNode
+from ablate.spec import BuildContext, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Predictions beyond the next token. `hidden_BTD[k - 1]`, (B, T - k, D), predicts the token k + 1 ahead."""
+
+    hidden_BTD: list[Tensor] = field(default_factory=list)
+    routing: list[Any] = field(default_factory=list)
+
+
+class NextToken(nn.Module):
+    """Nothing beside the main head."""
+
+    def loss_weight(self, progress: float) -> float:
+        return 0.0
+
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
+        return Ahead()
+
+
+class MultiTokenModule(nn.Module):
+    """One block and the norm before the shared head; sequential ones also join the next token's embedding."""
+
+    def __init__(self, model: ModelSpec, layer: int, context: BuildContext, *, joins_embedding: bool) -> None:
+        super().__init__()
+        if joins_embedding:
+            self.embedding_norm = RMSNorm(model.dim, model.norm_eps)
+            self.hidden_norm = RMSNorm(model.dim, model.norm_eps)
+            self.projection = context.linear.linear(2 * model.dim, model.dim)
+        self.block = Block(model, layer)
+        self.norm = RMSNorm(model.dim, model.norm_eps)
+
+    def join(self, hidden_BTD: Tensor, embedded_BTD: Tensor) -> Tensor:
+        """M_k [norm(embedding); norm(hidden)], eq. 21, in the order of DeepSeek's published weights."""
+        return self.projection(torch.cat([self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)], dim=-1))
+
+
+class MultiToken(nn.Module):
+    """What sequential and parallel modules share. The embedding and the head are the main model's."""
+
+    joins_embedding: bool
+
+    def __init__(self, node: MultiTokenNode, model: ModelSpec, context: BuildContext) -> None:
+        super().__init__()
+        self.node = node
+        self.layers = nn.ModuleList(
+            MultiTokenModule(model, model.n_layers + k, context, joins_embedding=self.joins_embedding)
+            for k in range(node.mtp_depth)
+        )
+
+    def loss_weight(self, progress: float) -> float:
+        return self.node.loss_weight(progress)
+
+
+class SequentialModules(MultiToken):
+    """arXiv:2412.19437, eqs. 21-23: module k turns h^{k-1}_i and the embedding of t_{i+k} into h^k_i.
+
+    Positions without a token k + 1 ahead are left out, so they reach neither loss, router nor FLOP count.
+    `embedded_BTD` embeds the inputs t_0 .. t_{T-1}; h^k at i < T - k predicts t_{i+k+1}, the target at i + k.
+    """
+
+    joins_embedding = True
+
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
+        ahead, hidden = Ahead(), trunk_BTD
+        for k, module in enumerate(self.layers, start=1):
+            length = trunk_BTD.shape[1] - k
+            joined = module.join(hidden[:, :length], embedded_BTD[:, k:])
+            hidden, routing = module.block(joined, rotation.positions(0, length))
+            ahead.hidden_BTD.append(module.norm(hidden))
+            ahead.routing.append(routing)
+        return ahead
+
+
+class ParallelHeads(MultiToken):
+    """arXiv:2404.19737: one block on the trunk for each further token, none seeing another's result."""
+
+    joins_embedding = False
+
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
+        ahead = Ahead()
+        for k, module in enumerate(self.layers, start=1):
+            length = trunk_BTD.shape[1] - k
+            hidden, routing = module.block(trunk_BTD[:, :length], rotation.positions(0, length))
+            ahead.hidden_BTD.append(module.norm(hidden))
+            ahead.routing.append(routing)
+        return ahead
+
+
+def ahead_loss(ahead: Ahead, targets_BT: Tensor, head: nn.Linear) -> Tensor:
+    """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens."""
+    losses = [
+        F.cross_entropy(head(hidden).flatten(0, 1).float(), targets_BT[:, k:].flatten())
+        for k, hidden in enumerate(ahead.hidden_BTD, start=1)
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,91 @@
+"""Nodes of the objective slot: sequential multi-token prediction (on), next token and parallel heads (off)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ablate.component import setting
+from ablate.cost import Cost, matrix, vector
+from ablate.spec import FORBID_UNKNOWN, BuildContext, ModelSpec, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NextToken:
+    """The main head's next-token loss and nothing else."""
+
+    kind: Literal["next-token"] = "next-token"
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module:
+        from ablate.components.mtp.module import NextToken as Module
+
+        return Module()
+
+    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+        return 0, 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultiToken:
+    """Modules that also predict tokens further ahead; discarded when the model is deployed.
+
+    `mtp_depth` is D, the number of further tokens. Their mean loss is weighted by `mtp_loss_weight` (lambda) for the
+    first `weight_switch_share` of the steps, then by `final_mtp_loss_weight` (arXiv:2412.19437, section 4.2).
+    `sequential`: module k continues module k - 1 with the embedding of token t + k (eqs. 21-25).
+    `parallel`: each head is one more block on the trunk alone (arXiv:2404.19737).
+    """
+
+    kind: Literal["mtp"] = "mtp"
+    arrangement: Literal["sequential", "parallel"] = "sequential"
+    mtp_depth: int
+    mtp_loss_weight: float
+    final_mtp_loss_weight: float
+    weight_switch_share: float
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if self.mtp_depth < 1:
+            raise ValueError(f"objective.mtp_depth is {self.mtp_depth}; it must be at least 1 (disable mtp for none)")
+        if not 0 <= self.weight_switch_share <= 1:
+            raise ValueError(
+                f"objective.weight_switch_share is {self.weight_switch_share}; it is a share of the steps, 0 to 1"
+            )
+
+    def loss_weight(self, progress: float) -> float:
+        """lambda at a share of the run's steps."""
+        return self.mtp_loss_weight if progress < self.weight_switch_share else self.final_mtp_loss_weight
+
+    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module:
+        from ablate.components.mtp.module import ParallelHeads, SequentialModules
+
+        return (SequentialModules if self.arrangement == "sequential" else ParallelHeads)(self, model, context)
+
+    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+        """Module k works on the sequence_length - k positions that have a token to predict."""
+        parameters, flops = 0, 0.0
+        for depth in range(1, self.mtp_depth + 1):
+            length = sequence_length - depth
+            module = model.block_cost(model.n_layers + depth - 1, length) + vector(model.dim)
+            if self.arrangement == "sequential":
+                module = module + vector(model.dim) * 2 + matrix(2 * model.dim, model.dim)
+            parameters += module.parameters
+            head = Cost(weight_flops=2 * model.dim * model.vocab_size)
+            flops += (module + head).forward_flops * length / sequence_length
+        return parameters, flops
+
+
+def on(spec: Spec) -> Spec:
+    return replace(spec, model=replace(spec.model, objective=setting(spec, "mtp")))
+
+
+def off(spec: Spec, alternative: str) -> Spec:
+    objective: Any = NextToken()
+    if alternative == "parallel-heads":
+        objective = replace(setting(spec, "mtp"), arrangement="parallel")
+    return replace(spec, model=replace(spec.model, objective=objective))

@@ -1,0 +1,87 @@
+"""Named sizes: each TOML file here gives what all variants of a preset share, and each component's own numbers."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ablate.codec import decode
+from ablate.components.distill.spec import RawText
+from ablate.components.fp8.spec import StandardLinear
+from ablate.components.mla.spec import GroupedQueryAttention
+from ablate.components.moe.spec import SwiGLU
+from ablate.components.mtp.spec import NextToken
+from ablate.registry import COMPONENTS, nearest
+from ablate.spec import DataSpec, Init, ModelSpec, Preset, TrainerSpec
+
+SECTIONS = ("title", "n_tokens", "n_seeds", "model", "attention", "init", "trainer", "data")
+MODEL_FIELDS = {"dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta", "norm_eps"}
+
+
+def names() -> tuple[str, ...]:
+    """The presets there are, sorted."""
+    folder = resources.files(__name__)
+    return tuple(sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+@cache
+def preset(name: str) -> Preset:
+    """The preset of that name; ValueError names the nearest."""
+    if name not in names():
+        raise ValueError(f"unknown preset {name!r}; {nearest(name, names())}")
+    text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    return parse(name, tomllib.loads(text))
+
+
+def preset_file(path: Path) -> Preset:
+    """A preset of the user's own."""
+    try:
+        return parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the preset {path}: {error}") from None
+
+
+def parse(name: str, data: Mapping[str, Any]) -> Preset:
+    """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
+    components = {c.name: c for c in COMPONENTS}
+    for section in data:
+        if section not in SECTIONS and section not in components:
+            raise ValueError(f"{name}: {section} is unknown; {nearest(section, [*SECTIONS, *components])}")
+    for section in SECTIONS:
+        if section not in data:
+            raise ValueError(f"{name}: {section} is missing")
+    return Preset(
+        name=name,
+        title=data["title"],
+        model=_model(data),
+        data=DataSpec(text=RawText(), **data["data"]),
+        trainer=decode(TrainerSpec, data["trainer"], "trainer"),
+        n_tokens=int(data["n_tokens"]),
+        n_seeds=data["n_seeds"],
+        settings={key: decode(c.settings, dict(data[key]), key) for key, c in components.items() if key in data},
+    )
+
+
+def _model(data: Mapping[str, Any]) -> ModelSpec:
+    model = dict(data["model"])
+    for field in model:
+        if field not in MODEL_FIELDS:
+            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS)}")
+    for field in MODEL_FIELDS:
+        if field not in model:
+            raise ValueError(f"model.{field} is missing")
+    dense = SwiGLU(hidden_dim=model.pop("hidden_dim"))
+    return ModelSpec(
+        **model,
+        first_feed_forward=dense,
+        attention=decode(GroupedQueryAttention, data["attention"], "attention"),
+        feed_forward=dense,
+        balance=None,
+        objective=NextToken(),
+        linear=StandardLinear(),
+        init=decode(Init, data["init"], "init"),
+    )

@@ -1,0 +1,68 @@
+"""What a run left: the whole resolved specification, the numbers, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ablate.codec import decode
+from ablate.spec import SCHEMA_VERSION
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """One run, finished or not. Committed once and never changed; the file is the truth about the run.
+
+    `metrics` are the figures at the end, by name with unit; `curve` has a point per evaluation (step, n_tokens,
+    learning_rate, train_loss, and held-out metrics). A diverged run has the metrics it had before it diverged:
+    `diverged_step` and `last_finite_loss`; a failed one says why in `reason`.
+    """
+
+    run_id: str
+    status: Status
+    spec: Mapping[str, Any]  # RunSpec as plain data: its canonical JSON hashes to run_id
+    variant: Mapping[str, str]  # component -> "on" or the alternative's name
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[Mapping[str, float], ...] = ()
+    order_hash: str = ""  # equal: the same tokens in the same order
+    initial_parameters: Mapping[str, str] = field(default_factory=dict)  # name -> shape:hash of initial values
+    final_parameters_hash: str = ""
+    backends: Mapping[str, str] = field(default_factory=dict)  # slot -> what really ran
+    evidence: Mapping[str, str] = field(default_factory=dict)  # metric group -> measured | emulated
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    attempts: tuple[Mapping[str, Any], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def seed(self) -> int:
+        return self.spec["seed"]
+
+    @property
+    def n_tokens(self) -> int:
+        trainer = self.spec["trainer"]
+        return self.spec["n_steps"] * trainer["batch_size"] * trainer["sequence_length"]
+
+
+def decode_record(data: Any, where: str) -> RunRecord:
+    """A record from its JSON; ValueError names what is wrong and where."""
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{where} has schema version {version}; this program reads version {SCHEMA_VERSION}")
+    return decode(RunRecord, data, where)
+
+
+def pairing_fault(one: RunRecord, other: RunRecord) -> str:
+    """Why two runs must not be paired, or "". Paired runs see the same tokens and share initial values."""
+    if one.seed != other.seed:
+        return f"seeds differ ({one.seed}, {other.seed})"
+    if one.order_hash != other.order_hash:
+        return "they saw different tokens, or the same in another order"
+    for name, value in one.initial_parameters.items():
+        against = other.initial_parameters.get(name)
+        if against and against.split(":")[0] == value.split(":")[0] and against != value:
+            return f"the initial values of {name} differ"
+    return ""

@@ -1,0 +1,127 @@
+"""The folder of a study: records committed once, attempts fenced from each other. The files are the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate.runs.record import RunRecord, decode_record
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Paths of a study's folder, and the only way a record gets into it."""
+
+    folder: Path
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records"
+
+    @property
+    def study_file(self) -> Path:
+        return self.folder / "study.toml"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.folder / "plan.json"
+
+    def run_folder(self, run_id: str) -> Path:
+        return self.folder / "runs" / run_id
+
+    def attempts_folder(self, run_id: str) -> Path:
+        return self.run_folder(run_id) / "attempts"
+
+    def new_attempt(self, run_id: str) -> Path:
+        """A folder that only this attempt writes to. Names sort by time of start."""
+        folder = self.attempts_folder(run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        n = len(list(folder.iterdir()))
+        attempt = folder / f"{n:04d}-{uuid.uuid4().hex[:8]}"
+        attempt.mkdir()
+        return attempt
+
+    def create(self) -> None:
+        """Make the folder; ValueError if it cannot be written."""
+        try:
+            self.records.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".write-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out"
+            ) from None
+
+    def read(self, run_id: str) -> RunRecord | None:
+        path = self.records / f"{run_id}.json"
+        return read_record(path) if path.exists() else None
+
+    def __iter__(self) -> Iterator[RunRecord]:
+        for path in sorted(self.records.glob("*.json")):
+            yield read_record(path)
+
+    def commit(self, record: RunRecord) -> bool:
+        """Put a record there if none is; False if the run had one already, which is then kept."""
+        return commit_once(self.records / f"{record.run_id}.json", to_json(dataclasses.asdict(record)))
+
+
+def read_record(path: Path) -> RunRecord:
+    """ValueError if the file is torn, of another schema, or not the record its name says."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the record {path}: {error}; move it away and run the study again") from None
+    record = decode_record(data, str(path))
+    if path.stem != record.run_id:
+        raise ValueError(f"the record {path} is that of run {record.run_id}; give it back its name")
+    return record
+
+
+def to_json(data: Any) -> str:
+    """JSON for people to read. NaN and infinity are refused: a metric that is not a number is left out."""
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def commit_once(path: Path, text: str) -> bool:
+    """Create `path` whole or not at all, and only if it does not exist; durable when it returns."""
+    temporary = _written(path, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Create or replace `path` whole or not at all; durable when it returns."""
+    os.replace(_written(path, text), path)
+    sync_folder(path.parent)
+
+
+def _written(path: Path, text: str) -> Path:
+    # Beside the destination, never in $TMPDIR: a rename or link across file systems would be a copy.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

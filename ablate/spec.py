@@ -1,0 +1,222 @@
+"""The values that describe a run: slots filled by nodes, and what surrounds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from ablate.cost import Cost, ModelCost, matrix, vector
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA_VERSION = 1
+FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic at the file edge
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildContext:
+    """What a node needs to know of the model around it to build its module."""
+
+    dim: int
+    norm_eps: float
+    linear: LinearNode
+
+
+class AttentionNode(Protocol):
+    kind: str
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that are rotated."""
+
+    def build(self, context: BuildContext) -> nn.Module: ...
+    def cost(self, *, dim: int, sequence_length: int) -> Cost: ...
+
+
+class FeedForwardNode(Protocol):
+    kind: str
+
+    def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module: ...
+    def cost(self, *, dim: int) -> Cost: ...
+
+
+class BalanceNode(Protocol):
+    """How the experts' loads are kept even. Present exactly when the feed-forward routes."""
+
+    kind: str
+
+    @property
+    def selection_bias(self) -> bool:
+        """Whether the router carries a bias that takes part in selection only."""
+
+    def loss(self, routing: Any, accumulated: Any) -> Any:
+        """Term of the training loss; `accumulated`: loads of the optimizer step's earlier micro-batches, by router."""
+
+    def callbacks(self) -> list[Any]: ...
+
+
+class ObjectiveNode(Protocol):
+    kind: str
+
+    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module: ...
+    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+        """Parameters beyond the main model, and their forward FLOPs per token of a sequence."""
+
+
+class LinearNode(Protocol):
+    """Makes every linear map but the embedding, the output head and the router's gate."""
+
+    kind: str
+
+    def linear(self, in_features: int, out_features: int) -> nn.Module: ...
+    def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module: ...
+    def precision(self, dtype: str, device: str) -> Any:
+        """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""
+
+    def callbacks(self) -> list[Any]: ...
+
+
+class TextNode(Protocol):
+    """Where training text comes from."""
+
+    kind: str
+
+    def datamodule(self, run: RunSpec, corpus: Any) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Init:
+    """Initial weights: normal, of fixed deviation `scale` or of deviation scale / sqrt(fan-in)."""
+
+    scheme: Literal["normal", "fan-in"]
+    scale: float
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def deviation(self, fan_in: int) -> float:
+        return self.scale if self.scheme == "normal" else self.scale / fan_in**0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A transformer as a list of slots. The first `n_first_layers` have a dense feed-forward in every variant."""
+
+    dim: int
+    n_layers: int
+    vocab_size: int
+    n_first_layers: int
+    first_feed_forward: FeedForwardNode
+    attention: AttentionNode
+    feed_forward: FeedForwardNode
+    balance: BalanceNode | None
+    objective: ObjectiveNode
+    linear: LinearNode
+    rope_theta: float
+    norm_eps: float
+    init: Init
+
+    def layer_feed_forward(self, layer: int) -> tuple[FeedForwardNode, BalanceNode | None]:
+        """The node of a layer's feed-forward with its balance; modules behind the last layer continue it."""
+        if layer < self.n_first_layers:
+            return self.first_feed_forward, None
+        return self.feed_forward, self.balance
+
+    def block_cost(self, layer: int, sequence_length: int) -> Cost:
+        """Attention, feed-forward and the two norms before them."""
+        feed_forward, _ = self.layer_feed_forward(layer)
+        attention = self.attention.cost(dim=self.dim, sequence_length=sequence_length)
+        return attention + feed_forward.cost(dim=self.dim) + vector(self.dim) * 2
+
+    def cost(self, sequence_length: int) -> ModelCost:
+        """Closed form of everything; `sequence_length` enters through causal attention alone."""
+        embedding = Cost(parameters=self.vocab_size * self.dim, activated=self.vocab_size * self.dim)
+        main = embedding + vector(self.dim) + matrix(self.vocab_size, self.dim)
+        for layer in range(self.n_layers):
+            main = main + self.block_cost(layer, sequence_length)
+        parameters, flops = self.objective.cost(self, sequence_length)
+        return ModelCost(
+            main=main,
+            extra_parameters=parameters,
+            extra_forward_flops_per_token=flops,
+            sequence_length=sequence_length,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """The corpus, and what of it is trained on."""
+
+    source: str  # "stdlib", a path, or "hf:NAME"
+    text: TextNode
+    max_bytes: int | None = None
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSpec:
+    """Optimisation and evaluation: equal for all variants of a study but for the learning rate, if it is tuned."""
+
+    sequence_length: int
+    batch_size: int  # sequences per optimizer step
+    micro_batch_size: int  # sequences per forward pass; divides batch_size
+    learning_rate: float
+    warmup_share: float  # of the steps
+    decay_share: float  # of the steps, at the end, 1 - sqrt
+    weight_decay: float
+    gradient_clip: float
+    dtype: Literal["float32", "bfloat16"]
+    n_evaluations: int  # points of the held-out curve, the last one at the end
+    n_held_out_windows: int  # of sequence_length tokens
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """Sizes that all variants share, and each component's own; `settings` holds the node a component turns on."""
+
+    name: str
+    title: str
+    model: ModelSpec
+    data: DataSpec
+    trainer: TrainerSpec
+    n_tokens: int  # default budget of the full variant
+    n_seeds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """What `on` and `off` map to itself: one variant of a preset."""
+
+    preset: Preset
+    model: ModelSpec
+    data: DataSpec
+    trainer: TrainerSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One run, fully resolved: every number that its result depends on. Its hash is the run's name."""
+
+    model: ModelSpec
+    data: DataSpec
+    trainer: TrainerSpec
+    corpus_hash: str
+    seed: int
+    n_steps: int
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_steps * self.trainer.tokens_per_step
