@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from ablate.attribution.games import Floats, Lattice
+from ablate.attribution.indices import index_weights, total_weights
 
 CHANNELS = ("tokens", "flops per token", "flops per s")
 _EXACT = 1e-9
@@ -22,7 +22,7 @@ _EXACT = 1e-9
 class VariantCost:
     """What one variant needs to reach the target loss."""
 
-    variant: str
+    variant: str  # its label in the lattice
     log_tokens: float  # ln(tokens) at the target; see compute_gain.log_tokens_to
     flops_per_token: float  # training FLOPs, closed form
     flops_per_s: float  # achieved, per device
@@ -47,16 +47,16 @@ class ChannelTable:
     """Components x channels, as natural logs of cost factors; positive is cheaper. exp(gain) is the factor."""
 
     components: tuple[str, ...]
-    gains: FloatArray  # (components, 3)
-    errors: FloatArray  # (components, 3), standard errors under independent variants; 0 for FLOPs per token
+    gains: Floats  # (components, 3)
+    errors: Floats  # (components, 3), standard errors under independent variants; 0 for FLOPs per token
 
     @property
-    def by_component(self) -> FloatArray:
+    def by_component(self) -> Floats:
         """Total log-cost gain of each component, (components,)."""
         return np.asarray(self.gains.sum(axis=1))
 
     @property
-    def by_channel(self) -> FloatArray:
+    def by_channel(self) -> Floats:
         """Total log-cost gain of each channel, (3,)."""
         return np.asarray(self.gains.sum(axis=0))
 
@@ -66,43 +66,35 @@ class ChannelTable:
         return float(self.gains.sum())
 
     @property
-    def component_errors(self) -> FloatArray:
+    def component_errors(self) -> Floats:
         """Standard error of each component's total; losses and timings are measured apart, so variances add."""
         return np.asarray(np.sqrt((self.errors**2).sum(axis=1)))
 
 
-def channel_values(costs: Sequence[VariantCost], *, baseline: int) -> FloatArray:
-    """Log-cost gain of every variant over the one at index `baseline`, by channel: (variants, 3)."""
+def channel_values(costs: Sequence[VariantCost]) -> Floats:
+    """Log-cost gain of every variant over the first, the baseline, by channel: (variants, 3)."""
     logs = np.array([[c.log_tokens, math.log(c.flops_per_token), -math.log(c.flops_per_s)] for c in costs])
-    return np.asarray(logs[baseline] - logs)
+    return np.asarray(logs[0] - logs)
 
 
-def channel_table(
-    components: Sequence[str], weights: FloatArray, costs: Sequence[VariantCost], *, baseline: int, full: int
-) -> ChannelTable:
-    """Attribute each channel with one set of weights over the variants.
+def channel_table(lattice: Lattice, costs: Sequence[VariantCost], *, index: str = "owen") -> ChannelTable:
+    """Attribute each channel with one index over the whole lattice.
 
-    weights: (components, variants), an efficient value such as Owen-precedence: its columns sum to +1 at the full
-    recipe, -1 at the baseline and 0 elsewhere. Raises ValueError for weights that are not, because then the columns of
-    the table would not add up to the total.
+    costs: one for each of `lattice.cells`, in that order. Raises ValueError for an index that does not share out the
+    whole gain (add-one-in, leave-one-out, Banzhaf): the columns of its table would not add up to the total.
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (len(components), len(costs)):
-        raise ValueError(
-            f"weights have shape {weights.shape} but there are {len(components)} components and {len(costs)} variants"
-        )
-    expected = np.zeros(len(costs))
-    expected[full] += 1.0
-    expected[baseline] -= 1.0
-    if np.abs(weights.sum(axis=0) - expected).max() > _EXACT:
-        raise ValueError(
-            "these weights do not share out the whole gain (add-one-in and leave-one-out do not); use an efficient "
-            "value such as Owen-precedence for the channel table"
-        )
-    values = channel_values(costs, baseline=baseline)
+    if len(costs) != len(lattice.cells):
+        raise ValueError(f"the channel table needs all {len(lattice.cells)} feasible variants, got {len(costs)} costs")
+    for cell, cost in zip(lattice.cells, costs, strict=True):
+        if cost.variant != lattice.label(cell):
+            raise ValueError(f"the cost of {lattice.label(cell)} is missing or out of order: found {cost.variant}")
+    weights = index_weights(lattice, index)
+    if np.abs(weights.sum(axis=0) - total_weights(lattice)).max() > _EXACT:
+        raise ValueError(f"{index} values do not add up to the whole gain; use owen for the channel table")
+    values = channel_values(costs)
     variances = np.array([[c.log_tokens_error**2, 0.0, c.log_rate_error**2] for c in costs])
-    table = ChannelTable(components=tuple(components), gains=weights @ values, errors=np.sqrt(weights**2 @ variances))
+    table = ChannelTable(components=lattice.components, gains=weights @ values, errors=np.sqrt(weights**2 @ variances))
     scale = max(1.0, float(np.abs(values).max()))
-    assert np.abs(table.by_channel - values[full]).max() <= _EXACT * scale
+    assert np.abs(table.by_channel - values[-1]).max() <= _EXACT * scale
     assert np.abs(table.by_component - weights @ values.sum(axis=1)).max() <= _EXACT * scale
     return table

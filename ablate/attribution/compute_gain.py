@@ -14,7 +14,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+
+from ablate.attribution.pairs import welch
+from ablate.attribution.verdicts import check_confidence, interval, t_quantile
 
 FloatArray = NDArray[np.float64]
 Bound = Literal["exact", "at least", "at most", "unknown"]
@@ -166,6 +168,7 @@ def token_gain(
     A side whose seed mean does not cross inside its measured range gives a bound: `estimate` is None and the finite end
     of [low, high] is a one-sided confidence limit.
     """
+    check_confidence(confidence)
     first, second = _fit(baseline), _fit(variant)
     paired = _is_paired(first.seeds, second.seeds)
     a, a_side = _crossings(first, target_loss)
@@ -189,6 +192,7 @@ def nats_gain(
     confidence: float = 0.95,
 ) -> Gain:
     """Loss of the baseline minus loss of the variant at one budget: equal tokens, or budget / FLOPs per token each."""
+    check_confidence(confidence)
     first, second = _fit(baseline), _fit(variant)
     paired = _is_paired(first.seeds, second.seeds)
     losses = []
@@ -231,18 +235,21 @@ def difference_interval(a: FloatArray, b: FloatArray, *, paired: bool, confidenc
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"an interval needs at least 2 seeds on each side, got {len(a)} and {len(b)}; add seeds")
     if paired:
-        d = a - b
-        estimate, error, df = float(d.mean()), float(d.std(ddof=1) / math.sqrt(len(d))), float(len(d) - 1)
+        low, high = interval(
+            float((a - b).mean()), float((a - b).std(ddof=1) / math.sqrt(len(a))), len(a) - 1, confidence
+        )
+        df = float(len(a) - 1)
     else:
-        va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-        estimate, error = float(a.mean() - b.mean()), math.sqrt(va + vb)
-        spread = va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)
-        df = float((va + vb) ** 2 / spread) if spread > 0 else float(len(a) + len(b) - 2)
-    half = error * float(stats.t.ppf(0.5 + confidence / 2.0, df))
+        estimate, error, welch_df, _ = welch(a.tolist(), b.tolist())
+        assert estimate is not None
+        assert error is not None
+        assert welch_df is not None
+        low, high = interval(estimate, error, welch_df, confidence)
+        df = welch_df
     return Gain(
-        estimate=estimate,
-        low=estimate - half,
-        high=estimate + half,
+        estimate=float(a.mean() - b.mean()),
+        low=low,
+        high=high,
         n=len(b),
         df=df,
         bound="exact",
@@ -304,6 +311,6 @@ def _limits(crossings: FloatArray, side: str, fit: _Fit, confidence: float) -> t
     n = len(crossings)
     if n < 2:
         raise ValueError("a bound needs at least 2 seeds on the side that reaches the target; add seeds")
-    half = float(stats.t.ppf(confidence, n - 1)) * float(crossings.std(ddof=1)) / math.sqrt(n)
+    half = t_quantile(confidence, n - 1) * float(crossings.std(ddof=1)) / math.sqrt(n)
     mean = float(crossings.mean())
     return mean - half, mean + half

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+
+from ablate.attribution.verdicts import t_quantile
 
 FloatArray = NDArray[np.float64]
 
@@ -55,7 +56,7 @@ class ScaleTrend:
     @property
     def slope_interval(self) -> tuple[float, float]:
         """Confidence interval of the slope, effect per decade."""
-        half = _quantile(self.df, self.confidence) * math.sqrt(self.covariance[1, 1])
+        half = t_quantile(0.5 + self.confidence / 2, self.df) * math.sqrt(self.covariance[1, 1])
         return self.slope - half, self.slope + half
 
 
@@ -136,7 +137,7 @@ def predict(trend: ScaleTrend, flops: float) -> ScalePrediction:
     at = np.array([1.0, x - trend.centre])
     estimate = float(at @ np.array([trend.level, trend.slope]))
     error = math.sqrt(float(at @ trend.covariance @ at) + trend.tau**2)
-    half = _quantile(trend.df, trend.confidence) * error
+    half = t_quantile(0.5 + trend.confidence / 2, trend.df) * error
     note = ""
     if outside:
         note = (
@@ -146,10 +147,6 @@ def predict(trend: ScaleTrend, flops: float) -> ScalePrediction:
     return ScalePrediction(
         flops=flops, estimate=estimate, low=estimate - half, high=estimate + half, decades_beyond=beyond, note=note
     )
-
-
-def _quantile(df: float, confidence: float) -> float:
-    return float(stats.t.ppf(0.5 + confidence / 2.0, df))
 
 
 def _weighted_line(design: FloatArray, y: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,190 @@
+"""Learning-rate fairness: known optima, honest widening, equal budgets, winners measured again."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ablate.attribution.games import Lattice, lattice
+from ablate.attribution.indices import index_weights
+from ablate.attribution.learning_rate import (
+    REACH,
+    Trial,
+    audit_budgets,
+    confirm,
+    fit_surface,
+    levels,
+    missed_optimum_variance,
+    predict_optima,
+    screening_design,
+    tuned_effects,
+    winners,
+)
+from ablate.attribution.verdicts import t_quantile
+
+SIX = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
+SHIFTS = np.array([0.3, -0.8, 0.2, 0.4, 0.0, -0.5])
+PAIR = lattice(["mla", "mtp"])
+
+
+def screened(
+    game: Lattice, shifts: np.ndarray, *, moe_curvature: float = 0.0, sigma: float = 0.0, rng: np.random.Generator
+) -> list[Trial]:
+    """Screening trials of a truth with additive optima and levels that interact in every order."""
+    of_cell = dict(zip(game.cells, rng.normal(3.0, 0.1, len(game.cells)), strict=True))
+    trials = []
+    for cell, rate in screening_design(game, rng=rng):
+        on = levels(game, [cell])[0]
+        curvature = 0.012 + moe_curvature * on[1]
+        loss = of_cell[cell] + curvature * (rate - on @ shifts) ** 2 + rng.normal(0, sigma)
+        trials.append(Trial(cell=cell, log2_lr=rate, seed=0, loss=float(loss)))
+    return trials
+
+
+def test_screening_is_24_runs_that_see_every_component() -> None:
+    design = screening_design(SIX, rng=np.random.default_rng(0))
+    cells = sorted({cell for cell, _ in design})
+    assert (len(design), len(cells)) == (24, 8)
+    assert sorted({rate for _, rate in design}) == [-1.5, 0.0, 1.5]
+    x = np.column_stack([np.ones(8), levels(SIX, cells)])
+    assert np.linalg.matrix_rank(x) == 7
+    every = np.column_stack([np.ones(48), levels(SIX)])
+    rng = np.random.default_rng(1)
+    draws = (every[rng.choice(48, 8, replace=False)] for _ in range(2000))
+    assert np.linalg.det(x.T @ x) >= max(np.linalg.det(d.T @ d) for d in draws)
+    assert len(screening_design(SIX, cells=12, rng=np.random.default_rng(0))) == 36
+
+
+def test_optima_are_exact_without_noise() -> None:
+    trials = screened(SIX, SHIFTS, rng=np.random.default_rng(1))
+    rates = predict_optima(fit_surface(SIX, trials))
+    assert rates.log2_lr == pytest.approx(levels(SIX) @ SHIFTS, abs=1e-6)
+    assert rates.curvature == pytest.approx(0.012, abs=1e-9)
+    assert rates.clipped == ()
+
+
+def test_curvature_may_differ_with_moe() -> None:
+    rng = np.random.default_rng(2)
+    moe = levels(SIX)[:, 1]
+    # Slopes are linear in the levels, so the optimum -slope / (2 curvature) is not; give the truth in slopes.
+    trials = []
+    for cell, rate in screening_design(SIX, rng=rng):
+        on = levels(SIX, [cell])[0]
+        curvature = 0.012 + 0.006 * on[1]
+        loss = 3.0 - 0.01 * (on @ SHIFTS) * rate + curvature * rate**2
+        trials.append(Trial(cell=cell, log2_lr=rate, seed=0, loss=float(loss)))
+    rates = predict_optima(fit_surface(SIX, trials))
+    assert rates.curvature == pytest.approx(0.012 + 0.006 * moe, abs=1e-9)
+    assert rates.log2_lr == pytest.approx(0.01 * (levels(SIX) @ SHIFTS) / (2 * rates.curvature), abs=1e-6)
+
+
+def test_covariance_of_the_optima_is_what_repetition_shows() -> None:
+    rng = np.random.default_rng(3)
+    optima, stated = [], []
+    for _ in range(400):
+        rates = predict_optima(fit_surface(SIX, screened(SIX, SHIFTS * 0.3, sigma=0.001, rng=rng)))
+        optima.append(rates.log2_lr)
+        stated.append(np.diag(rates.covariance))
+    ratio = np.var(optima, axis=0, ddof=1) / np.mean(stated, axis=0)
+    assert 0.8 < ratio.mean() < 1.2
+
+
+def test_an_optimum_out_of_reach_is_held_and_named() -> None:
+    rates = predict_optima(fit_surface(SIX, screened(SIX, SHIFTS * 4, rng=np.random.default_rng(4))))
+    assert np.abs(rates.log2_lr).max() == pytest.approx(REACH)
+    assert "moe" in rates.clipped
+
+
+def test_missed_optima_widen_by_their_mean_square() -> None:
+    rates = predict_optima(fit_surface(SIX, screened(SIX, SHIFTS, sigma=0.005, rng=np.random.default_rng(5))))
+    weights = index_weights(SIX, "owen")
+    rng = np.random.default_rng(6)
+    misses = rng.multivariate_normal(np.zeros(48), rates.covariance, 40_000, method="eigh")
+    simulated = ((misses**2 * rates.curvature @ weights.T) ** 2).mean(axis=0)
+    assert missed_optimum_variance(rates, weights) == pytest.approx(simulated, rel=0.06)
+
+
+def test_tuned_effects_keep_the_estimate_and_widen_the_interval() -> None:
+    rates = predict_optima(fit_surface(SIX, screened(SIX, SHIFTS, sigma=0.005, rng=np.random.default_rng(7))))
+    weights = index_weights(SIX, "owen")
+    estimate, error = np.linspace(-0.05, 0.02, 6), np.full(6, 0.002)
+    tuned = tuned_effects(estimate, error, df=17, rates=rates, weights=weights)
+    extra = missed_optimum_variance(rates, weights)
+    assert (tuned.estimate == estimate).all()
+    assert tuned.high - estimate == pytest.approx(t_quantile(0.975, 17) * np.sqrt(0.002**2 + extra))
+    assert ((tuned.learning_rate_share > 0) & (tuned.learning_rate_share < 1)).all()
+
+
+def test_surfaces_that_cannot_be_fitted_are_refused() -> None:
+    trials = screened(SIX, SHIFTS, rng=np.random.default_rng(8))
+    with pytest.raises(ValueError, match="do not determine a surface"):
+        fit_surface(SIX, [t for t in trials if t.log2_lr == 0])
+    diverged = [*trials[:-1], Trial(cell=trials[-1].cell, log2_lr=1.5, seed=3, loss=math.inf)]
+    with pytest.raises(ValueError, match=r"at \+1.5 octaves, seed 3, has loss inf; repeat it once"):
+        fit_surface(SIX, diverged)
+    upside_down = [Trial(cell=t.cell, log2_lr=t.log2_lr, seed=0, loss=-t.loss) for t in trials]
+    with pytest.raises(ValueError, match="has no minimum"):
+        predict_optima(fit_surface(SIX, upside_down))
+    with pytest.raises(ValueError, match="at least 7"):
+        screening_design(SIX, cells=6, rng=np.random.default_rng(0))
+
+
+def search(counts: dict[int, int]) -> list[Trial]:
+    return [
+        Trial(cell=cell, log2_lr=-1.0 + k, seed=1, loss=3.0 - 0.1 * cell + 0.01 * (k - 1) ** 2)
+        for cell, n in counts.items()
+        for k in range(n)
+    ]
+
+
+def test_equal_budgets_pass_and_unequal_ones_are_refused_by_name() -> None:
+    assert audit_budgets(PAIR, search({0: 3, 1: 3, 3: 3}), half_range=1.5) == 3
+    with pytest.raises(ValueError, match=r"full had 4 learning rates and mla had 3.*give every variant 4"):
+        audit_budgets(PAIR, search({1: 3, 3: 4}))
+    more_seeds = [*search({0: 2, 1: 2}), Trial(cell=1, log2_lr=0.0, seed=2, loss=3.0)]
+    with pytest.raises(ValueError, match="mla had 3 runs and none had 2"):
+        audit_budgets(PAIR, more_seeds)
+    with pytest.raises(ValueError, match="outside the shared space"):
+        audit_budgets(PAIR, search({0: 4, 1: 4}), half_range=1.5)
+    with pytest.raises(ValueError, match="has seed 1 twice"):
+        audit_budgets(PAIR, [*search({0: 2}), *search({0: 1})])
+    with pytest.raises(ValueError, match="publish every trial"):
+        audit_budgets(PAIR, [])
+
+
+def test_replicates_at_one_shared_rate_are_no_search() -> None:
+    replicated = [Trial(cell=0, log2_lr=0.0, seed=s, loss=3.0) for s in range(4)]
+    assert audit_budgets(PAIR, [*replicated, Trial(cell=1, log2_lr=0.2, seed=0, loss=3.0)]) == 1
+
+
+def test_winners_are_reported_from_fresh_seeds_only() -> None:
+    trials = search({0: 3, 1: 3})
+    assert [t.log2_lr for t in winners(PAIR, trials).values()] == [0.0, 0.0]
+    reruns = [Trial(cell=c, log2_lr=0.0, seed=s, loss=2.95 + 0.01 * s) for c in (0, 1) for s in (7, 8)]
+    confirmed = confirm(PAIR, trials, reruns)
+    assert (confirmed[0].loss, confirmed[0].n) == (pytest.approx(3.025), 2)
+    assert confirmed[0].optimism == pytest.approx(0.025)
+    stale = [Trial(cell=0, log2_lr=0.0, seed=1, loss=3.0), *reruns]
+    with pytest.raises(ValueError, match="seed 1, which the search used"):
+        confirm(PAIR, trials, stale)
+    with pytest.raises(ValueError, match="re-runs"):
+        confirm(PAIR, trials, reruns[:3])
+    with pytest.raises(ValueError, match="won at"):
+        confirm(PAIR, trials, [Trial(cell=0, log2_lr=1.0, seed=9, loss=3.0)])
+    with pytest.raises(ValueError, match="no winner was re-run"):
+        confirm(PAIR, trials, [])
+    with pytest.raises(ValueError, match="has no loss"):
+        winners(PAIR, [*trials[:-1], Trial(cell=1, log2_lr=1.0, seed=1, loss=math.nan)])
+
+
+def test_unequal_searches_of_identical_models_fabricate_a_gain_that_fresh_seeds_remove() -> None:
+    rng = np.random.default_rng(9)
+
+    def best_of(n: int) -> tuple[float, float]:
+        rates = rng.uniform(-1.5, 1.5, n)
+        losses = 0.012 * rates**2 + rng.normal(0, 0.005, n)
+        return losses.min(), 0.012 * rates[losses.argmin()] ** 2
+
+    few, many = (np.mean([best_of(n) for _ in range(3000)], axis=0) for n in (4, 16))
+    assert few[0] - many[0] > 0.004, "sixteen trials beat four by luck"
+    assert few[1] - many[1] < 0.003, "fresh seeds leave what better tuning truly gave"
