@@ -1,0 +1,93 @@
+"""From weights over feasible variants to weights over runs: exact where possible, else by a stated model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ablate.attribution.games import Floats, Lattice, model_matrix, model_terms
+
+DEFAULT_ORDER = 2  # interactions of two components, when a table lacks variants
+TOLERANCE = 1e-8
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunWeights:
+    """Estimators as weights over runs (k, R); rows with a reason are not estimable and hold zeros."""
+
+    weights: Floats
+    exact: tuple[bool, ...]  # True where nothing is assumed about interactions
+    reasons: tuple[str | None, ...]
+    order: int | None  # order of the model behind all rows; None where none or only some rows use one
+    warnings: tuple[str, ...]
+
+
+def run_weights(lattice: Lattice, cells: Sequence[int], functionals: Floats, order: int | None = None) -> RunWeights:
+    """Weights over runs (k, R) for functionals (k, C).
+
+    Every feasible cell present and no order asked: means of the cells, nothing assumed. Model of the order estimable
+    with a cell to spare: least squares for all rows, so that they stay consistent. Otherwise row by row: exact where
+    the row's cells are present, by the model where it determines the row, else a reason.
+    """
+    observed = np.asarray(cells, dtype=np.int64)
+    means = _cell_means(lattice, observed)
+    present: Bools = np.asarray(means.any(axis=1))
+    if present.all() and order is None:
+        return RunWeights(weights=functionals @ means, exact=(True,) * len(functionals),
+                          reasons=(None,) * len(functionals), order=None, warnings=())  # fmt: skip
+    limit = DEFAULT_ORDER if order is None else order
+    design = model_matrix(lattice, limit, observed)
+    wanted = functionals @ model_matrix(lattice, limit)
+    fitted = wanted @ np.linalg.pinv(design)
+    determined: Bools = np.asarray(np.abs(fitted @ design - wanted).max(axis=1, initial=0.0) < TOLERANCE)
+    spare = int(present.sum()) - len(model_terms(lattice, limit))
+    if determined.all() and (spare > 0 or order is not None) and np.linalg.matrix_rank(design) == design.shape[1]:
+        return RunWeights(weights=fitted, exact=(False,) * len(functionals), reasons=(None,) * len(functionals),
+                          order=limit, warnings=(_model_warning(lattice, present, limit),))  # fmt: skip
+    return _row_by_row(lattice, functionals, means, fitted, determined, limit)
+
+
+def _cell_means(lattice: Lattice, observed: np.ndarray) -> Floats:
+    """(C, R) matrix that averages the runs of each feasible cell; zero rows for cells without a run."""
+    member = np.asarray(lattice.cells)[:, None] == observed[None, :]
+    counts = member.sum(axis=1, keepdims=True)
+    return member / np.maximum(counts, 1)
+
+
+def _row_by_row(
+    lattice: Lattice, functionals: Floats, means: Floats, fitted: Floats, determined: Bools, limit: int
+) -> RunWeights:
+    present: Bools = np.asarray(means.any(axis=1))
+    weights = np.zeros((len(functionals), means.shape[1]))
+    exact: list[bool] = []
+    reasons: list[str | None] = []
+    modelled = False
+    for k, row in enumerate(functionals):
+        lacking = np.flatnonzero((np.abs(row) > 1e-12) & ~present)
+        exact.append(not len(lacking))
+        reasons.append(None)
+        if not len(lacking):
+            weights[k] = row @ means
+        elif determined[k]:
+            weights[k] = fitted[k]
+            modelled = True
+        else:
+            names = ", ".join(lattice.label(lattice.cells[c]) for c in lacking[:3])
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            reasons[k] = f"the table has no run of {names}{more}, which this needs"
+    warnings = (_model_warning(lattice, present, limit),) if modelled else ()
+    return RunWeights(weights=weights, exact=tuple(exact), reasons=tuple(reasons), order=None, warnings=warnings)
+
+
+def _model_warning(lattice: Lattice, present: Bools, limit: int) -> str:
+    return (
+        f"values that need any of the {int((~present).sum())} variants without a run (of {len(present)} feasible ones) "
+        f"assume that interactions of more than {limit} components are zero"
+        if not present.all()
+        else f"values assume that interactions of more than {limit} components are zero, as asked"
+    )
