@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ablate.components.distill.spec import RawText
 from ablate.components.fp8.spec import StandardLinear
 from ablate.registry import COMPONENTS, nearest
-from ablate.spec import DataSpec, Init, ModelSpec, RunSpec, TrainerSpec
+from ablate.spec import Init, ModelSpec, RunSpec, TrainerSpec
 
 T = TypeVar("T")
 ALWAYS = {"linear": (StandardLinear,), "text": (RawText,)}
@@ -59,35 +59,23 @@ def decode_node(slot: str, data: Any, path: str) -> Any:
 
 def decode_model(data: Mapping[str, Any], path: str = "model") -> ModelSpec:
     """A model from plain data; every slot by its kind."""
-    return ModelSpec(**_fields(ModelSpec, data, path, MODEL_SLOTS))
-
-
-def decode_data(data: Mapping[str, Any], path: str = "data") -> DataSpec:
-    return DataSpec(**_fields(DataSpec, data, path, ("text",)))
-
-
-def _fields(cls: type, data: Mapping[str, Any], path: str, slots: tuple[str, ...]) -> dict[str, Any]:
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f.type for f in dataclasses.fields(ModelSpec)}
     for name in data:
         if name not in known:
             raise ValueError(f"{path}.{name} is unknown; {nearest(name, known)}")
     values: dict[str, Any] = {}
-    for name, f in known.items():
+    for name, kind in known.items():
         if name not in data:
-            if f.default is dataclasses.MISSING:
-                raise ValueError(f"{path}.{name} is missing")
-            continue
-        if name in slots:
+            raise ValueError(f"{path}.{name} is missing")
+        if name in MODEL_SLOTS:
             empty = name == "balance" and data[name] is None
             values[name] = None if empty else decode_node(name, data[name], path)
-        elif name == "init":
-            values[name] = decode(Init, data[name], f"{path}.init")
         else:
-            values[name] = decode(SCALARS[f.type.removesuffix(" | None")], data[name], f"{path}.{name}")
-    return values
+            values[name] = decode(FIELD_TYPES[kind], data[name], f"{path}.{name}")
+    return ModelSpec(**values)
 
 
-SCALARS: dict[str, Any] = {"int": int, "float": float, "str": str}
+FIELD_TYPES: dict[Any, Any] = {"int": int, "float": float, "Init": Init}
 
 
 def decode_run(data: Mapping[str, Any]) -> RunSpec:
@@ -95,7 +83,7 @@ def decode_run(data: Mapping[str, Any]) -> RunSpec:
     rest = {k: data[k] for k in ("corpus_hash", "seed", "n_steps", "schema_version")}
     return RunSpec(
         model=decode_model(data["model"]),
-        data=decode_data(data["data"]),
+        text=decode_node("text", data["text"], ""),
         trainer=decode(TrainerSpec, data["trainer"], "trainer"),
         **rest,
     )

@@ -25,7 +25,8 @@ class BuildContext:
 
 
 class AttentionNode(Protocol):
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     @property
     def rope_dim(self) -> int:
@@ -36,7 +37,8 @@ class AttentionNode(Protocol):
 
 
 class FeedForwardNode(Protocol):
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module: ...
     def cost(self, *, dim: int) -> Cost: ...
@@ -45,7 +47,8 @@ class FeedForwardNode(Protocol):
 class BalanceNode(Protocol):
     """How the experts' loads are kept even. Present exactly when the feed-forward routes."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     @property
     def selection_bias(self) -> bool:
@@ -58,7 +61,8 @@ class BalanceNode(Protocol):
 
 
 class ObjectiveNode(Protocol):
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def build(self, model: ModelSpec, context: BuildContext) -> nn.Module: ...
     def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
@@ -68,7 +72,8 @@ class ObjectiveNode(Protocol):
 class LinearNode(Protocol):
     """Makes every linear map but the embedding, the output head and the router's gate."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def linear(self, in_features: int, out_features: int) -> nn.Module: ...
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module: ...
@@ -81,7 +86,8 @@ class LinearNode(Protocol):
 class TextNode(Protocol):
     """Where training text comes from."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def datamodule(self, run: RunSpec, corpus: Any) -> Any: ...
 
@@ -210,7 +216,7 @@ class RunSpec:
     """One run, fully resolved: every number that its result depends on. Its hash is the run's name."""
 
     model: ModelSpec
-    data: DataSpec
+    text: TextNode
     trainer: TrainerSpec
     corpus_hash: str
     seed: int

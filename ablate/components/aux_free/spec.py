@@ -13,7 +13,7 @@ from ablate.spec import FORBID_UNKNOWN, BalanceNode, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ablate.components.moe.module import Routing, Router
+    from ablate.components.moe.module import Router, Routing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
