@@ -79,9 +79,7 @@ def _epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
     """
     digest = hashlib.sha256(f"data order, seed {seed}, epoch {epoch}".encode()).digest()
     bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-    order = np.argsort(bits.random_raw(n_windows), kind="stable").astype(np.int64, copy=False)
-    order.setflags(write=False)
-    return order
+    return np.argsort(bits.random_raw(n_windows), kind="stable").astype(np.int64, copy=False)
 
 
 def order_hash(*, corpus_hash: str, n_windows: int, seed: int, batch_size: int, sequence_length: int) -> str:

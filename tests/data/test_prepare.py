@@ -185,6 +185,11 @@ def test_further_texts_are_encoded_once_with_the_same_tokenizer(corpus: Corpus, 
         encode_documents(corpus, ["", " "], name="teacher")
 
 
+def test_the_border_between_two_texts_is_part_of_their_hash(corpus: Corpus):
+    paths = {encode_documents(corpus, texts, name="teacher").path for texts in (["ab", "c"], ["a", "bc"], ["abc"])}
+    assert len(paths) == 3
+
+
 def test_damaged_further_texts_are_encoded_again(corpus: Corpus):
     encoded = encode_documents(corpus, [paragraph(1000)], name="teacher")
     whole = encoded.path.read_bytes()

@@ -35,6 +35,13 @@ def test_both_sides_have_text_and_no_content_in_common(count: int, share: float)
     assert sum(len(document.text) for document in train + held_out) == characters
 
 
+def test_whatever_the_luck_of_the_names_both_sides_get_a_document():
+    for number in range(40):
+        found = [Document(name=f"{number} {side}", text=f"{number} {side}") for side in ("a", "b")]
+        train, held_out = split_documents(found, 0.5)
+        assert (len(train), len(held_out)) == (1, 1)
+
+
 def test_one_document_is_cut_near_its_end_at_a_line():
     text = paragraph(1, lines=200)
     (train,), (held_out,) = split_documents([Document(name="a", text=text)], 0.05)
