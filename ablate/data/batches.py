@@ -35,9 +35,7 @@ class Batches(LightningDataModule):
     def indices(self, step: int) -> np.ndarray:
         """Raw windows of a step: the same for every variant of one seed."""
         trainer = self.run.trainer
-        return batch_indices(
-            n_windows=len(self.windows), seed=self.run.seed, step=step, batch_size=trainer.batch_size
-        )
+        return batch_indices(n_windows=len(self.windows), seed=self.run.seed, step=step, batch_size=trainer.batch_size)
 
     def batch(self, windows_BT1: np.ndarray) -> Batch:
         return {"window_BT1": torch.from_numpy(windows_BT1)}

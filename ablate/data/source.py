@@ -198,13 +198,17 @@ def _dataset_rows(source: str) -> Iterator[Document]:
         import datasets
     except ImportError as error:
         raise ValueError(f"{source!r} needs the datasets package: pip install 'dsv3-ablate[datasets]'") from error
-    try:
-        rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the dataset {source!r} cannot be opened ({error}); check its name and the network"
-        ) from error
-    for number, row in enumerate(rows, start=1):
+
+    def rows() -> Iterator[Any]:
+        # The network can fail at the first row and at any later one.
+        try:
+            yield from datasets.load_dataset(name, config or None, split="train", streaming=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the dataset {source!r} cannot be read ({error}); check its name and the network"
+            ) from error
+
+    for number, row in enumerate(rows(), start=1):
         yield _row_document(row, f"{name}:{number}", f"{source} row {number}")
 
 

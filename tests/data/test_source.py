@@ -99,13 +99,27 @@ def test_dataset_is_streamed_up_to_the_cap(monkeypatch: pytest.MonkeyPatch):
     assert found[0].name == "someone/text:1"
 
 
-def test_dataset_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("rows_before", [None, 3])
+def test_dataset_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, rows_before: int | None):
+    def rows(count: int):
+        yield from ({"text": f"row {number}"} for number in range(count))
+        raise ConnectionError("the network is gone")
+
     def load_dataset(*arguments, **options):
-        raise FileNotFoundError("no such dataset")
+        if rows_before is None:
+            raise FileNotFoundError("no such dataset")
+        return rows(rows_before)
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ValueError, match="'hf:absent' cannot be opened"):
+    with pytest.raises(ValueError, match=r"'hf:absent' cannot be read \((no such dataset|the network is gone)\)"):
         documents("hf:absent")
+
+
+def test_dataset_rows_and_names_are_checked(monkeypatch: pytest.MonkeyPatch):
+    dataset = types.SimpleNamespace(load_dataset=lambda *arguments, **options: iter([{"text": "a"}, {"body": "b"}]))
+    monkeypatch.setitem(sys.modules, "datasets", dataset)
+    with pytest.raises(ValueError, match='hf:rows row 2 has no "text" field'):
+        documents("hf:rows")
     with pytest.raises(ValueError, match="names no dataset"):
         documents("hf:")
 
