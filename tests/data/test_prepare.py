@@ -259,6 +259,6 @@ def test_standard_library(cache: Path):
 
 @pytest.mark.parametrize("name", ["torch", "tokenizers", "pydantic", "pyarrow", "datasets"])
 def test_importing_is_cheap(name: str):
-    modules = ", ".join(f"ablate.data.{path.stem}" for path in Path(module.__file__).parent.glob("[a-z]*.py"))
+    modules = ", ".join(f"ablate.data.{part}" for part in ("prepare", "windows"))
     command = [sys.executable, "-c", f"import sys, {modules}; sys.exit({name!r} in sys.modules)"]
     assert subprocess.run(command, check=False).returncode == 0
