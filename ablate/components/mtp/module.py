@@ -65,6 +65,14 @@ class MultiToken(nn.Module):
     def loss_weight(self, progress: float) -> float:
         return self.node.loss_weight(progress)
 
+    def loss(self, ahead: Ahead, targets_BT: Tensor, head: nn.Linear) -> Tensor:
+        """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens."""
+        losses = [
+            F.cross_entropy(head(hidden).flatten(0, 1).float(), targets_BT[:, k:].flatten())
+            for k, hidden in enumerate(ahead.hidden_BTD, start=1)
+        ]
+        return torch.stack(losses).mean()
+
 
 class SequentialModules(MultiToken):
     """arXiv:2412.19437, eqs. 21-23: module k turns h^{k-1}_i and the embedding of t_{i+k} into h^k_i.
@@ -99,12 +107,3 @@ class ParallelHeads(MultiToken):
             ahead.hidden_BTD.append(module.norm(hidden))
             ahead.routing.append(routing)
         return ahead
-
-
-def ahead_loss(ahead: Ahead, targets_BT: Tensor, head: nn.Linear) -> Tensor:
-    """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens."""
-    losses = [
-        F.cross_entropy(head(hidden).flatten(0, 1).float(), targets_BT[:, k:].flatten())
-        for k, hidden in enumerate(ahead.hidden_BTD, start=1)
-    ]
-    return torch.stack(losses).mean()

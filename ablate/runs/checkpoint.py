@@ -1,0 +1,173 @@
+"""Checkpoints as safetensors and JSON with a manifest of hashes: durable when written, verified when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ablate.runs.store import sync_folder
+
+MANIFEST, TENSORS, STATE = "manifest.json", "tensors.safetensors", "state.json"
+N_KEPT = 2
+
+
+class FolderCheckpoint(CheckpointIO):
+    """Lightning's checkpoint as a folder. Nothing in it is executed when it is read (no pickle)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        shutil.rmtree(path)
+
+
+def write(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """A checkpoint under its final name whole or not at all; the manifest is written last."""
+    tensors: dict[str, Tensor] = {}
+    state = flatten(checkpoint, "", tensors)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir(parents=True)
+    parts = {
+        TENSORS: save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
+        STATE: json.dumps(state, allow_nan=True).encode(),
+    }
+    for name, content in parts.items():
+        _write_part(temporary / name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    _write_part(temporary / MANIFEST, json.dumps(hashes).encode())
+    sync_folder(temporary)
+    os.rename(temporary, folder)
+    sync_folder(folder.parent)
+
+
+def _write_part(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a folder; ValueError if a part is missing or its hash is not the manifest's."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+        parts = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the checkpoint {folder} is torn ({error})") from None
+    for name, content in parts.items():
+        if hashes.get(name) != hashlib.sha256(content).hexdigest():
+            raise ValueError(f"the checkpoint {folder} is torn ({name} does not match its hash)")
+    return unflatten(json.loads(parts[STATE]), load_tensors(parts[TENSORS]))
+
+
+def newest_valid(attempts: Path) -> Path | None:
+    """The checkpoint of most steps among all attempts that reads without fault."""
+    found = sorted(attempts.glob("*/step-*"), key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name))
+    for folder in reversed(found):
+        try:
+            read(folder)
+        except ValueError:
+            continue
+        return folder
+    return None
+
+
+def prune(attempt: Path) -> None:
+    """Remove an attempt's checkpoints but the last two; call it only after one was written whole."""
+    for folder in sorted(attempt.glob("step-*"))[:-N_KEPT]:
+        shutil.rmtree(folder)
+
+
+def checkpoint_path(attempt: Path, step: int) -> Path:
+    return attempt / f"step-{step:012d}"
+
+
+def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, tensors taken out into `tensors`. Raises TypeError for what has no faithful JSON."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.clone()  # tied or overlapping storage is refused by safetensors
+        return {"!": "tensor", "name": name}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value) and "!" not in value:
+            return {key: flatten(item, f"{name}/{key}", tensors) for key, item in value.items()}
+        items = [[key, flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        return {"!": "dict", "items": items}
+    if isinstance(value, (list, tuple)):
+        items = [flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"!": "tuple", "items": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint cannot hold {name}, a {type(value).__name__}")
+
+
+def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of flatten."""
+    if isinstance(value, list):
+        return [unflatten(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("!")
+    if kind == "tensor":
+        return tensors[value["name"]]
+    if kind == "tuple":
+        return tuple(unflatten(item, tensors) for item in value["items"])
+    if kind == "dict":
+        return {key: unflatten(item, tensors) for key, item in value["items"]}
+    return {key: unflatten(item, tensors) for key, item in value.items()}
+
+
+def random_state() -> dict[str, Any]:
+    """Every random generator that a run may draw from."""
+    import random
+
+    import numpy as np
+
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of random_state."""
+    import random
+
+    import numpy as np
+
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def state_hash(tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """sha256 over names, shapes and bytes: equal exactly when the weights are, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

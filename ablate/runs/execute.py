@@ -1,0 +1,234 @@
+"""One run from its specification to its record, in this process."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from ablate.codec import encode, run_id
+from ablate.data.corpus import Corpus, token_bytes
+from ablate.data.tokens import TokenFile
+from ablate.data.windows import Windows, order_hash
+from ablate.model import parameter_hashes
+from ablate.runs import environment
+from ablate.runs.callbacks import Clock, Curve, Diverged, Keeper, Progress
+from ablate.runs.checkpoint import FolderCheckpoint, newest_valid, state_hash, write
+from ablate.runs.evaluation import HeldOut
+from ablate.runs.record import RunRecord
+from ablate.runs.store import Store
+from ablate.runs.training import TrainingModule
+from ablate.spec import RunSpec
+
+CHECKPOINT_EVERY_S = 30.0
+PROBE_STEPS = 6
+
+Tell = Callable[[int, float, float], bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A run and what surrounds it: nothing here changes its result but where it is written."""
+
+    run: RunSpec
+    variant: Mapping[str, str]
+    corpus: Corpus
+    held_out_texts: Mapping[str, TokenFile] = field(default_factory=dict)  # beside the corpus's own
+    n_threads: int = 1
+    wandb_project: str = ""
+    keep_weights: bool = True
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunRecord | None:
+    """Train, evaluate and commit. Returns the record; None if another attempt had committed one before.
+
+    Goes on from the newest valid checkpoint of any attempt, if it was made under the same program. Raises
+    Interrupted after a signal (with a checkpoint), and whatever a broken run raises.
+    """
+    identity = run_id(job.run)
+    resume = newest_valid(store.attempts_folder(identity)) if store.attempts_folder(identity).exists() else None
+    attempt = store.new_attempt(identity)
+    session = Session(job, attempt, tell)
+    if listen:
+        session.keeper.listen()
+    start = time.monotonic()
+    try:
+        session.fit(resume)
+        record = session.record("finished", time.monotonic() - start)
+        if job.keep_weights:
+            session.save_weights(store.run_folder(identity) / "weights")
+    except Diverged as fault:
+        record = session.record("diverged", time.monotonic() - start, fault)
+    return record if store.commit(record) else None
+
+
+class Session:
+    """One attempt at a run: the Lightning objects, and what they leave."""
+
+    def __init__(self, job: Job, attempt: Path, tell: Tell) -> None:
+        run = job.run
+        torch.set_num_threads(job.n_threads)
+        quiet()
+        self.job, self.attempt = job, attempt
+        self.module = TrainingModule(run)
+        self.data = run.text.datamodule(run, job.corpus)
+        self.curve = Curve(run, _held_out(job))
+        self.clock = Clock(run.trainer.tokens_per_step)
+        self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S)
+        parts = [*run.model.linear.callbacks(), *(run.model.balance.callbacks() if run.model.balance else [])]
+        callbacks = [self.clock, *parts, self.curve, self.keeper, Progress(run, tell, self.keeper)]
+        self.trainer = trainer_for(run, callbacks, _logger(job, attempt), attempt)
+        self.initial: dict[str, str] = {}
+
+    def fit(self, resume: Path | None) -> None:
+        self.module.configure_model()
+        self.initial = parameter_hashes(self.module.model)
+        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=str(resume) if resume else None)
+
+    def save_weights(self, folder: Path) -> None:
+        """The final weights, for export; the same form as a checkpoint."""
+        if not folder.exists():
+            write(folder, {"state_dict": self.module.model.state_dict(), "spec": encode(self.job.run)})
+
+    def record(self, status: Any, seconds: float, fault: Diverged | None = None) -> RunRecord:
+        job, run = self.job, self.job.run
+        metrics = dict(self.curve.points[-1]) if self.curve.points else {}
+        if fault:
+            metrics = {"diverged_step": fault.step}
+            if fault.last_finite_loss == fault.last_finite_loss:
+                metrics["last_finite_loss"] = fault.last_finite_loss
+        else:
+            metrics |= self.speed()
+        metrics["seconds"] = seconds
+        windows = Windows(job.corpus.train, run.trainer.sequence_length)
+        return RunRecord(
+            run_id=run_id(run),
+            status=status,
+            spec=encode(run),
+            variant=dict(job.variant),
+            reason=str(fault or ""),
+            metrics=metrics,
+            curve=tuple(self.curve.points),
+            order_hash=order_hash(
+                corpus_hash=job.corpus.hash,
+                n_windows=len(windows),
+                seed=run.seed,
+                batch_size=run.trainer.batch_size,
+                sequence_length=run.trainer.sequence_length,
+            ),
+            initial_parameters=self.initial,
+            final_parameters_hash=state_hash(iter(self.module.model.state_dict().items())),
+            backends=_backends(run),
+            evidence=_evidence(run),
+            environment=dict(environment.describe()) | {"n_threads": job.n_threads},
+            attempts=tuple({"name": p.name} for p in sorted(self.attempt.parent.iterdir())),
+        )
+
+    def speed(self) -> dict[str, float]:
+        """Of this attempt's optimizer steps; none if it resumed at the very end."""
+        if not self.clock.step_s:
+            return {}
+        step_s = self.clock.median_step_s()
+        return {
+            "step_s": step_s,
+            "tokens_per_s": self.job.run.trainer.tokens_per_step / step_s,
+            "peak_memory_bytes": float(peak_memory_bytes()),
+            "evaluation_s": self.curve.evaluation_s,
+        }
+
+
+def probe(job: Job, attempt: Path) -> float:
+    """Seconds of one optimizer step of a run on this machine, from a few steps that leave nothing."""
+    from dataclasses import replace
+
+    run = replace(job.run, n_steps=PROBE_STEPS)
+    torch.set_num_threads(job.n_threads)
+    quiet()
+    module, clock = TrainingModule(run), Clock(run.trainer.tokens_per_step)
+    balance = run.model.balance
+    parts = [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
+    trainer = trainer_for(run, [clock, *parts], None, attempt)
+    trainer.fit(module, datamodule=run.text.datamodule(run, job.corpus))
+    measured = sorted(clock.step_s[1:])
+    return measured[len(measured) // 2]
+
+
+def trainer_for(run: RunSpec, callbacks: list[Any], logger: Any, folder: Path) -> Trainer:
+    """The one Trainer configuration of every run."""
+    kind = device()
+    return Trainer(
+        accelerator=kind,
+        devices=1,
+        max_steps=run.n_steps,
+        max_epochs=-1,
+        gradient_clip_val=run.trainer.gradient_clip,
+        accumulate_grad_batches=run.trainer.batch_size // run.trainer.micro_batch_size,
+        plugins=[run.model.linear.precision(run.trainer.dtype, kind), FolderCheckpoint()],
+        callbacks=callbacks,
+        logger=logger or False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def quiet() -> None:
+    """Lightning's advice is for people at a notebook; what matters here is in the record."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the device's memory, or without one of this process's resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _held_out(job: Job) -> dict[str, HeldOut]:
+    trainer, lengths = job.run.trainer, token_bytes(job.corpus)
+    files = {"held_out": job.corpus.held_out, **job.held_out_texts}
+    return {
+        name: HeldOut.first(Windows(file, trainer.sequence_length), trainer.n_held_out_windows, lengths)
+        for name, file in files.items()
+    }
+
+
+def _logger(job: Job, attempt: Path) -> Any:
+    if not job.wandb_project:
+        return None
+    import os
+
+    from lightning.pytorch.loggers import WandbLogger
+
+    offline = "WANDB_API_KEY" not in os.environ
+    return WandbLogger(project=job.wandb_project, name=run_id(job.run), save_dir=attempt, offline=offline)
+
+
+def _backends(run: RunSpec) -> dict[str, str]:
+    slots = {"attention": run.model.attention, "linear": run.model.linear}
+    return {name: getattr(node, "backend", "reference") for name, node in slots.items()} | {"device": device()}
+
+
+def _evidence(run: RunSpec) -> dict[str, str]:
+    """How far the speed is a measurement: a node may say that it only emulates on this device."""
+    speed = getattr(run.model.linear, "speed_evidence", lambda _: "measured")(device())
+    return {"loss": "measured", "speed": speed, "memory": speed}

@@ -1,0 +1,92 @@
+"""Training of one run: the LightningModule. It knows slots, and no component by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from ablate.data.batches import Batch
+from ablate.model import Transformer, initialise
+from ablate.spec import RunSpec, TrainerSpec
+
+
+def learning_rate_factor(trainer: TrainerSpec, n_steps: int, step: int) -> float:
+    """Warm-up, stable, decay: the share of the learning rate at optimizer step `step`, from 0.
+
+    Linear warm-up; the decay is 1 - sqrt (arXiv:2405.18392) and would reach zero one step behind the last.
+    """
+    warmup = max(1, round(trainer.warmup_share * n_steps))
+    decay = round(trainer.decay_share * n_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    into_decay = step - (n_steps - decay)
+    return 1.0 if into_decay < 0 else 1.0 - ((into_decay + 1) / (decay + 1)) ** 0.5
+
+
+class TrainingModule(LightningModule):
+    """Main-head loss, plus the objective's, plus the balance's, each by the node that brings it.
+
+    `expert_load`: int64 counts (E,) by router since the last optimizer step, added once per micro-batch from what
+    the forward pass returned. `step_losses`: main-head losses of the steps since somebody last took them.
+    """
+
+    model: Transformer
+
+    def __init__(self, run: RunSpec) -> None:
+        super().__init__()
+        self.run = run
+        self.n_micro_batches = run.trainer.batch_size // run.trainer.micro_batch_size
+        self.expert_load: dict[Any, Tensor] = {}
+        self.step_losses: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "model"):
+            self.model = Transformer(self.run.model)
+            initialise(self.model, self.run.model.init, self.run.seed)
+
+    def configure_optimizers(self) -> Any:
+        trainer = self.run.trainer
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": trainer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            groups, lr=trainer.learning_rate, betas=(trainer.beta1, trainer.beta2), eps=trainer.epsilon, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(trainer, self.run.n_steps, step)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        window_BT1 = batch["window_BT1"]
+        inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
+        prediction = self.model.predict(inputs_BT)
+        logits_BTC = self.model.head(prediction.hidden_BTD).float()
+        main = F.cross_entropy(logits_BTC.flatten(0, 1), targets_BT.flatten())
+        loss = main
+        weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
+        if weight:
+            loss = loss + weight * self.model.objective.loss(prediction.ahead, targets_BT, self.model.head)
+        if self.run.model.balance is not None:
+            loss = loss + self.run.model.balance.loss(prediction.routing, self.expert_load)
+        for routing in prediction.routing:
+            counts_E = routing.counts_BE.sum(0)
+            known = self.expert_load.get(routing.router)
+            self.expert_load[routing.router] = counts_E if known is None else known + counts_E
+        self._keep(main.detach(), batch_idx)
+        return loss
+
+    def _keep(self, main: Tensor, batch_idx: int) -> None:
+        share = main / self.n_micro_batches
+        if batch_idx % self.n_micro_batches == 0:
+            self.step_losses.append(share)
+        else:
+            self.step_losses[-1] = self.step_losses[-1] + share
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # Callbacks see the step's load before this hook runs; the next step counts anew.
+        self.expert_load = {}
