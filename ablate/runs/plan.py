@@ -1,0 +1,175 @@
+"""From a study to its runs: matched budgets, seeds, and the price of it all before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ablate.codec import run_id
+from ablate.cost import ModelCost
+from ablate.runs.study import NamedVariant, Study, variants
+from ablate.spec import Preset, RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedVariant:
+    """One variant with its share of the study. `step_s`: measured on this machine; None if it was not."""
+
+    name: str
+    levels: Mapping[str, str]
+    cost: ModelCost
+    learning_rate: float
+    n_steps: int
+    n_tokens: int
+    flops: int  # training FLOPs of one run
+    runs: tuple[RunSpec, ...]  # one a seed
+    step_s: float | None = None
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(run_id(run) for run in self.runs)
+
+    @property
+    def run_s(self) -> float | None:
+        return None if self.step_s is None else self.step_s * self.n_steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that a study will run, before it runs."""
+
+    study: Study
+    preset: Preset
+    corpus_hash: str
+    variants: tuple[PlannedVariant, ...]  # the reference first
+    seeds: tuple[int, ...]
+    budget: float  # of a run, in the unit of study.match
+
+    @property
+    def reference(self) -> PlannedVariant:
+        return self.variants[0]
+
+    @property
+    def n_runs(self) -> int:
+        return sum(len(variant.runs) for variant in self.variants)
+
+    def seconds(self, n_parallel: int) -> float | None:
+        """Estimated time of all runs with `n_parallel` at a time."""
+        times = [v.run_s * len(v.runs) for v in self.variants if v.run_s is not None]
+        return sum(times) / n_parallel if len(times) == len(self.variants) else None
+
+
+def make_plan(study: Study, corpus_hash: str, step_s: Mapping[str, float] | None = None) -> Plan:
+    """The plan of a study on a corpus. `step_s`: seconds of a step of each variant, by name.
+
+    `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
+    `step_s`. ValueError if a budget does not reach one step, or what a match needs is missing.
+    """
+    base = study.load_preset()
+    _check_batch(base)
+    named, step_s = variants(study, base), step_s or {}
+    length = base.trainer.sequence_length
+    costs = {v.name: v.spec.model.cost(length) for v in named}
+    budget = study.budget
+    if budget is None:
+        if study.match == "seconds":
+            raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
+        budget = float(base.n_tokens)
+        if study.match == "flops":
+            budget *= costs[named[0].name].training_flops_per_token
+    n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
+    seeds = tuple(range(study.first_seed, study.first_seed + n_seeds))
+    planned = tuple(_planned(v, costs[v.name], study, budget, corpus_hash, seeds, step_s.get(v.name)) for v in named)
+    return Plan(study=study, preset=base, corpus_hash=corpus_hash, variants=planned, seeds=seeds, budget=budget)
+
+
+def _planned(
+    named: NamedVariant,
+    cost: ModelCost,
+    study: Study,
+    budget: float,
+    corpus_hash: str,
+    seeds: tuple[int, ...],
+    step_s: float | None,
+) -> PlannedVariant:
+    trainer = named.spec.trainer
+    steps = _steps(
+        study, budget, cost.training_flops_per_token * trainer.tokens_per_step, trainer.tokens_per_step, step_s
+    )
+    n_steps = round(steps)
+    if n_steps < 1:
+        raise ValueError(
+            f"the budget, {budget:.6g} {study.match}, is {steps:.3g} optimizer steps of {named.name}; "
+            f"it must be at least one step ({trainer.tokens_per_step:,} tokens): give a larger --budget"
+        )
+    runs = tuple(
+        RunSpec(
+            model=named.spec.model,
+            text=named.spec.data.text,
+            trainer=trainer,
+            corpus_hash=corpus_hash,
+            seed=seed,
+            n_steps=n_steps,
+        )
+        for seed in seeds
+    )
+    n_tokens = n_steps * trainer.tokens_per_step
+    return PlannedVariant(
+        name=named.name,
+        levels=named.levels,
+        cost=cost,
+        learning_rate=trainer.learning_rate,
+        n_steps=n_steps,
+        n_tokens=n_tokens,
+        flops=n_tokens * cost.training_flops_per_token,
+        runs=runs,
+        step_s=step_s,
+    )
+
+
+def _steps(study: Study, budget: float, step_flops: int, step_tokens: int, step_s: float | None) -> float:
+    if study.match == "flops":
+        return budget / step_flops
+    if study.match == "tokens":
+        return budget / step_tokens
+    if step_s is None:
+        raise ValueError("match is seconds, and the speed of this machine was not measured")
+    return budget / step_s
+
+
+def _check_batch(base: Preset) -> None:
+    trainer = base.trainer
+    if trainer.micro_batch_size < 1 or trainer.batch_size % trainer.micro_batch_size:
+        raise ValueError(
+            f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "
+            f"which is {trainer.batch_size}"
+        )
+
+
+def summary(plan: Plan, corpus: Mapping[str, object]) -> dict[str, object]:
+    """The plan as the file beside the records: what was held equal, and which run belongs to which variant."""
+    return {
+        "question": plan.study.question,
+        "preset": plan.preset.name,
+        "preset_title": plan.preset.title,
+        "design": plan.study.design,
+        "match": plan.study.match,
+        "budget": plan.budget,
+        "seeds": list(plan.seeds),
+        "margin_nats": plan.study.margin_nats,
+        "confidence": plan.study.confidence,
+        "corpus": dict(corpus),
+        "variants": [
+            {
+                "name": v.name,
+                "levels": dict(v.levels),
+                "cost": v.cost.summary(),
+                "learning_rate": v.learning_rate,
+                "n_steps": v.n_steps,
+                "n_tokens": v.n_tokens,
+                "flops": v.flops,
+                "run_ids": list(v.run_ids),
+            }
+            for v in plan.variants
+        ],
+    }
