@@ -13,7 +13,7 @@ import numpy as np
 
 from ablate.attribution.blocked import blocked_fit
 from ablate.attribution.functionals import RunWeights, run_weights
-from ablate.attribution.games import Floats, Lattice, model_matrix, model_terms
+from ablate.attribution.games import Floats, Lattice, model_matrix
 from ablate.attribution.pairs import welch
 
 ONE_SEED = "one seed for all variants hides how an effect changes from seed to seed, so no interval is given; run more"
@@ -167,18 +167,18 @@ def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order
     repeats = len(cells) - len(set(runs.cells))
     if order is None and repeats >= len(set(runs.cells)):
         return _fit_residual(np.asarray(cells[:, None] == np.unique(cells)[None, :], dtype=float), y)
-    orders = [order] if order is not None else [3, 2]
-    for limit in orders:
-        if len(cells) > len(model_terms(lattice, limit)):
-            found = _fit_residual(model_matrix(lattice, limit, cells), y)
+    found = _Residual(sd=None, df=0)
+    for limit in [3, 2] if order is None else [order]:
+        found = _fit_residual(model_matrix(lattice, limit, cells), y)
+        if found.df > repeats and order is None and limit < len(lattice.components):
             warning = (
                 f"the noise is the residual of a model with interactions of at most {limit} components; "
                 f"if larger ones exist, the intervals are wider than needed"
             )
-            return replace(found, warning=warning if order is None and limit < len(lattice.components) else None)
-    if repeats:
-        return _fit_residual(np.asarray(cells[:, None] == np.unique(cells)[None, :], dtype=float), y)
-    return _Residual(sd=None, df=0)
+            return replace(found, warning=warning)
+        if found.df:
+            return found
+    return found
 
 
 def _fit_residual(design: Floats, y: Floats) -> _Residual:
