@@ -39,7 +39,11 @@ class Transformer(nn.Module):
         """The rotary table of positions 0 .. length - 1, on the weights' device."""
         table, device = self._rotation, self.head.weight.device
         if table is None or len(table.cos_TP) < length or table.cos_TP.device != device:
-            table = rotation_table(self.spec.attention.rope_dim, length, self.spec.rope_theta, device)
+            # Kept for training, which cannot use a table that was made in inference mode. Doubling keeps decoding,
+            # which asks for one more position each time, from making a table for every token.
+            capacity = length if table is None else max(length, 2 * len(table.cos_TP))
+            with torch.inference_mode(False):
+                table = rotation_table(self.spec.attention.rope_dim, capacity, self.spec.rope_theta, device)
             self._rotation = table
         return table.positions(0, length)
 

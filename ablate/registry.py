@@ -74,9 +74,10 @@ def without(variant: Variant, disabled: Sequence[str], alternatives: Mapping[str
     for name in disabled:
         chosen = component(name)
         result[name] = chosen.alternative(alternatives.get(name, chosen.default_alternative)).name
-    for dependant, _ in unmet(result):
-        chosen = component(dependant)
-        result[dependant] = alternatives.get(dependant, chosen.default_alternative)
+    for dependant in COMPONENTS:
+        # Without its prerequisite no alternative differs from another; the default stands for all of them.
+        if not all(satisfies(requirement, result[requirement]) for requirement in dependant.requires):
+            result[dependant.name] = dependant.default_alternative
     return result
 
 

@@ -96,6 +96,11 @@ def on(spec: Spec) -> Spec:
 
 def off(spec: Spec, alternative: str) -> Spec:
     if spec.model.balance is None:
+        if alternative != "sequence-aux":
+            raise ValueError(
+                f"aux-free={alternative} chooses how experts are balanced, and with moe off there are none; "
+                "leave the alternative of aux-free out, or choose one of moe that routes (coarse, no-shared, unlimited)"
+            )
         return spec
     return replace(spec, model=replace(spec.model, balance=_alternative(spec, alternative)))
 

@@ -1,0 +1,186 @@
+"""The laws of a switch (DESIGN.md, section 3) that concern specifications, over the whole registry."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from variants import FULL, NANO, cells, every_variant, levels, means_something, name_of, neighbours, spec_of
+
+from ablate.codec import canonical, decode_model, encode
+from ablate.component import ON, Component
+from ablate.registry import (
+    COMPONENTS,
+    NAMES,
+    component,
+    dependants,
+    full_variant,
+    none_variant,
+    resolve,
+    satisfies,
+    unmet,
+    without,
+)
+from ablate.spec import Spec
+
+LOSS_COMPONENTS = {"mla", "moe", "aux-free", "mtp", "fp8", "distill"}
+HEADINGS = (
+    "What it does",
+    'What "off" means and why that is the fair alternative',
+    "Source, equation by equation",
+    "Where we differ from the paper",
+    "Cost",
+    "What would show that it does not help",
+    "Limits",
+)
+
+each_component = pytest.mark.parametrize("chosen", COMPONENTS, ids=NAMES)
+each_neighbour = pytest.mark.parametrize("variant", neighbours(), ids=name_of)
+
+
+def apply(chosen: Component, level: str, spec: Spec) -> Spec:
+    return chosen.on(spec) if level == ON else chosen.off(spec, level)
+
+
+def places(chosen: Component) -> list[Spec]:
+    """Specifications beside which the component means something."""
+    return [spec_of(v) for v in cells() if all(satisfies(r, v[r]) for r in chosen.requires)]
+
+
+def related(a: Component, b: Component) -> bool:
+    return a.name in dependants(b.name) or b.name in dependants(a.name)
+
+
+@each_component
+def test_law_1_a_level_is_another_specification(chosen: Component) -> None:
+    for spec in places(chosen):
+        results = [apply(chosen, level, spec) for level in levels(chosen)]
+        assert all(a != b for a, b in itertools.combinations(results, 2))
+
+
+@each_component
+def test_law_2_twice_is_once(chosen: Component) -> None:
+    for spec, level in itertools.product(places(chosen), levels(chosen)):
+        once = apply(chosen, level, spec)
+        assert apply(chosen, level, once) == once
+
+
+@each_component
+def test_law_3_on_leaves_no_residue(chosen: Component) -> None:
+    for spec, a in itertools.product(places(chosen), chosen.alternatives):
+        assert chosen.off(chosen.on(spec), a.name) == chosen.off(spec, a.name)
+        # Off takes dependants along where they mean nothing without it, so only others come back as they were.
+        if not dependants(chosen.name):
+            assert chosen.on(chosen.off(spec, a.name)) == chosen.on(spec)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(a, b) for a, b in itertools.combinations(COMPONENTS, 2) if not related(a, b)],
+    ids=lambda c: c.name,
+)
+def test_law_4_independent_components_commute(a: Component, b: Component) -> None:
+    pairs = list(itertools.product(levels(a), levels(b)))
+    assert len(pairs) >= 4
+    for spec in [s for s in places(a) if s in places(b)]:
+        for level_a, level_b in pairs:
+            assert apply(a, level_a, apply(b, level_b, spec)) == apply(b, level_b, apply(a, level_a, spec))
+
+
+def test_law_5_distinct_variants_have_distinct_specifications() -> None:
+    found: dict[Any, str] = {}
+    for variant in every_variant():
+        spec = spec_of(variant)
+        name = name_of(variant)
+        assert found.setdefault((spec.model, spec.data, spec.trainer), name) == name
+
+
+@pytest.mark.parametrize("chosen", [c for c in COMPONENTS if c.requires], ids=lambda c: c.name)
+def test_law_6_a_level_that_means_nothing_is_refused_with_a_sentence(chosen: Component) -> None:
+    for requirement in chosen.requires:
+        for alternative in component(requirement).alternatives:
+            variant = FULL | {requirement: alternative.name}
+            if alternative.keeps_dependants:
+                resolve(NANO, variant)
+                continue
+            with pytest.raises(ValueError, match=f"{chosen.name}.*{requirement}") as caught:
+                resolve(NANO, variant)
+            assert len(str(caught.value)) > 60
+            # The functions refuse it as well, for callers who do not come through a variant.
+            orphan = resolve(NANO, without(FULL, [requirement], {requirement: alternative.name}))
+            with pytest.raises(ValueError, match=chosen.name):
+                chosen.on(orphan)
+            for other in chosen.alternatives[1:]:
+                with pytest.raises(ValueError, match=other.name):
+                    chosen.off(orphan, other.name)
+            assert chosen.off(orphan, chosen.default_alternative) == orphan
+
+
+def test_disabling_takes_dependants_along_at_their_default() -> None:
+    for chosen in COMPONENTS:
+        for alternative in chosen.alternatives:
+            others = {name: component(name).alternatives[-1].name for name in dependants(chosen.name)}
+            variant = without(FULL, [chosen.name], {chosen.name: alternative.name} | others)
+            assert means_something(variant), variant
+            changed = {name for name in NAMES if variant[name] != FULL[name]}
+            gone = set() if alternative.keeps_dependants else set(dependants(chosen.name))
+            assert changed == {chosen.name} | gone
+
+
+def test_feasible_cells_are_those_with_prerequisites() -> None:
+    expected = sum(
+        all(name in chosen or not any(r == name for c in chosen for r in component(c).requires) for name in NAMES)
+        for n in range(len(NAMES) + 1)
+        for chosen in itertools.combinations(NAMES, n)
+    )
+    assert len(cells()) == expected
+    loss = {c.name for c in COMPONENTS if "loss" in c.affects}
+    assert loss <= LOSS_COMPONENTS
+    if set(NAMES) == LOSS_COMPONENTS:
+        assert len(cells()) == 48
+
+
+def test_the_ends_are_feasible_and_differ_in_everything() -> None:
+    none, full = none_variant(), full_variant(NANO)
+    assert not unmet(none)
+    assert not unmet(full)
+    assert all(none[name] != full[name] == ON for name in NAMES), "the test preset has sizes for every component"
+
+
+@each_neighbour
+def test_a_specification_survives_its_own_file(variant: dict[str, str]) -> None:
+    model = spec_of(variant).model
+    data = encode(model)
+    assert decode_model(data) == model
+    assert canonical(data) == canonical(encode(decode_model(data)))
+
+
+@each_component
+def test_names_a_component_gives(chosen: Component) -> None:
+    names = [a.name for a in chosen.alternatives]
+    assert names, "off needs a meaning"
+    assert len(set(names)) == len(names)
+    assert ON not in names
+    assert all(a.summary for a in chosen.alternatives)
+    assert chosen.affects
+    assert "arXiv:" in chosen.source
+    assert all(NAMES.index(r) < NAMES.index(chosen.name) for r in chosen.requires), "prerequisites come first"
+    with pytest.raises(ValueError, match=f"has no alternative 'nothing'.*{names[0]}"):
+        chosen.alternative("nothing")
+
+
+@each_component
+def test_method_card(chosen: Component) -> None:
+    folder = Path(str(resources.files("ablate.components"))) / chosen.name.replace("-", "_")
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 160
+    headings = [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
+    positions = [next((i for i, h in enumerate(headings) if h.startswith(wanted)), None) for wanted in HEADINGS]
+    assert None not in positions, [w for w, p in zip(HEADINGS, positions, strict=True) if p is None]
+    assert positions == sorted(positions)
+    assert "arXiv:" in "".join(lines)
+    assert not (folder / "metadata.json").exists()

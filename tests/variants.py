@@ -1,0 +1,111 @@
+"""Variants of the registry, and models of them, for tests that every component must pass."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ablate.component import ON, Component
+from ablate.model import Transformer
+from ablate.presets import preset
+from ablate.registry import COMPONENTS, describe, full_variant, resolve, satisfies, unmet
+from ablate.spec import ModelSpec, Preset, Spec
+
+
+def _distinct_heads(nano: Preset) -> Preset:
+    """With four heads and two key-value heads every alternative of attention is another model."""
+    attention: Any = nano.model.attention
+    return replace(nano, model=replace(nano.model, attention=replace(attention, n_heads=4, n_kv_heads=2, head_dim=8)))
+
+
+NANO = _distinct_heads(preset("nano"))
+FULL = full_variant(NANO)
+
+
+def levels(chosen: Component) -> tuple[str, ...]:
+    return (ON, *(alternative.name for alternative in chosen.alternatives))
+
+
+def means_something(variant: dict[str, str]) -> bool:
+    """On only beside its prerequisites; without them no alternative differs from another, so the default stands."""
+    orphans = [c for c in COMPONENTS if not all(satisfies(r, variant[r]) for r in c.requires)]
+    return not unmet(variant) and all(variant[c.name] == c.default_alternative for c in orphans)
+
+
+@cache
+def cells() -> tuple[dict[str, str], ...]:
+    """On or the default alternative for every component, where that means something."""
+    choices = [(ON, c.default_alternative) for c in COMPONENTS]
+    variants = (dict(zip(FULL, chosen, strict=True)) for chosen in itertools.product(*choices))
+    return tuple(v for v in variants if means_something(v))
+
+
+@cache
+def every_variant() -> tuple[dict[str, str], ...]:
+    """All levels of all components, where that means something."""
+    variants = (dict(zip(FULL, chosen, strict=True)) for chosen in itertools.product(*map(levels, COMPONENTS)))
+    return tuple(v for v in variants if means_something(v))
+
+
+@cache
+def neighbours() -> tuple[dict[str, str], ...]:
+    """The cells, and every other alternative beside everything else on and beside everything else off."""
+    found = list(cells())
+    for chosen, alternative in ((c, a.name) for c in COMPONENTS for a in c.alternatives[1:]):
+        for rest in cells():
+            others = [rest[c.name] for c in COMPONENTS if c.name != chosen.name and c.name not in chosen.requires]
+            variant = rest | {chosen.name: alternative}
+            if len(set(map(ON.__eq__, others))) == 1 and variant not in found and means_something(variant):
+                found.append(variant)
+    return tuple(found)
+
+
+def spec_of(variant: dict[str, str]) -> Spec:
+    return resolve(NANO, variant)
+
+
+def name_of(variant: dict[str, str]) -> str:
+    return describe(variant, FULL).replace(" ", "")
+
+
+@cache
+def models(kind: str = "neighbours") -> dict[str, ModelSpec]:
+    """Distinct model specifications by the name of the first variant that has each."""
+    variants = {"neighbours": neighbours, "every": every_variant, "cells": cells}[kind]()
+    found: dict[ModelSpec, str] = {}
+    for variant in variants:
+        found.setdefault(spec_of(variant).model, name_of(variant))
+    return {name: model for model, name in found.items()}
+
+
+def with_reference(model: ModelSpec) -> ModelSpec:
+    """The same model on plain PyTorch operations, which can be counted and run in float64."""
+    nodes: dict[str, Any] = {}
+    for slot in ("attention", "feed_forward", "first_feed_forward", "linear", "objective"):
+        node = getattr(model, slot)
+        if hasattr(node, "backend"):
+            nodes[slot] = replace(node, backend="reference")
+    return replace(model, **nodes)
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, NANO.model.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def training_loss(model: Transformer, window_BT1: Tensor) -> Tensor:
+    """Everything that a training step adds up."""
+    inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
+    prediction = model.predict(inputs_BT)
+    loss = F.cross_entropy(model.head(prediction.hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
+    weight = model.objective.loss_weight(0.0)
+    if weight:
+        loss = loss + weight * model.objective.loss(prediction.ahead, targets_BT, model.head)
+    if model.spec.balance is not None:
+        loss = loss + model.spec.balance.loss(prediction.routing, {})
+    return loss
