@@ -180,17 +180,17 @@ def one(lattice: Lattice, component: str, seeds: int) -> Design:
 
 def leave_one_out(lattice: Lattice, seeds: int) -> Design:
     """Full against full without each component and its dependants, every seed on all."""
-    return _complete("leave-one-out", lattice, _out_cells(lattice), seeds, index="last")
+    return _complete("leave-one-out", lattice, drop_cells(lattice), seeds, index="last")
 
 
 def add_one_in(lattice: Lattice, seeds: int) -> Design:
     """Each component added to its bare prerequisites, from none, every seed on all."""
-    return _complete("add-one-in", lattice, _in_cells(lattice), seeds, index="first")
+    return _complete("add-one-in", lattice, add_cells(lattice), seeds, index="first")
 
 
 def first_last(lattice: Lattice, seeds: int) -> Design:
     """Add-one-in and leave-one-out together; their mean is the Owen-precedence value if interactions stop at pairs."""
-    cells = list(dict.fromkeys([*_in_cells(lattice), *_out_cells(lattice)]))
+    cells = list(dict.fromkeys([*add_cells(lattice), *drop_cells(lattice)]))
     return _complete("first-last", lattice, cells, seeds, index="owen", order=2)
 
 
@@ -213,11 +213,13 @@ def _complete(
     return make_design(name, lattice, runs, index=index, order=order, components=components)
 
 
-def _out_cells(lattice: Lattice) -> list[int]:
+def drop_cells(lattice: Lattice) -> list[int]:
+    """Cells of a leave-one-out table: full, and full without each component and its dependants."""
     without = [lattice.full & ~(1 << i | lattice.dependants(i)) for i in range(len(lattice.components))]
     return list(dict.fromkeys([lattice.full, *without]))
 
 
-def _in_cells(lattice: Lattice) -> list[int]:
+def add_cells(lattice: Lattice) -> list[int]:
+    """Cells of an add-one-in table: each component on its bare prerequisites, and those prerequisites."""
     alone = [need | 1 << i for i, need in enumerate(lattice.needs)]
     return list(dict.fromkeys([*lattice.needs, *alone]))

@@ -16,6 +16,7 @@ from ablate.attribution.functionals import RunWeights, run_weights
 from ablate.attribution.games import Floats, Lattice, model_matrix
 from ablate.attribution.pairs import welch
 
+LEAST_DF = 5  # of a residual without interactions of more than three components; below, two are assumed
 ONE_SEED = "one seed for all variants hides how an effect changes from seed to seed, so no interval is given; run more"
 
 
@@ -170,6 +171,8 @@ def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order
     found = _Residual(sd=None, df=0)
     for limit in [3, 2] if order is None else [order]:
         found = _fit_residual(model_matrix(lattice, limit, cells), y)
+        if order is None and limit == 3 and repeats == 0 and found.df < LEAST_DF:
+            continue
         if found.df > repeats and order is None and limit < len(lattice.components):
             warning = (
                 f"the noise is the residual of a model with interactions of at most {limit} components; "
@@ -266,10 +269,9 @@ def _independent_line(
         plus, minus = (y[(cells == c)] for c in sorted(used, key=lambda c: -weights[cells == c].sum()))
         _, error, df, _ = welch(plus.tolist(), minus.tolist())
         if error is not None and np.isclose(weights[weights > 0].sum(), 1.0):
-            n = min(len(plus), len(minus))
             method = f"Welch t, {len(plus)} and {len(minus)} runs"
-            return Estimate(name=name, value=value, standard_error=error, df=df, n=n, runs_per_unit=2.0,
-                            df_per_unit=2.0, method=method)  # fmt: skip
+            n = len(plus) + len(minus)
+            return Estimate(name=name, value=value, standard_error=error, df=df, n=n, method=method)
     if residual.sd is None:
         return Estimate(
             name=name, value=value, n=len(cells),

@@ -85,9 +85,11 @@ def _row_by_row(
 
 
 def _model_warning(lattice: Lattice, present: Bools, limit: int) -> str:
+    lacking = [lattice.label(cell) for cell, there in zip(lattice.cells, present.tolist(), strict=True) if not there]
+    if not lacking:
+        return f"values assume that interactions of more than {limit} components are zero, as asked"
+    named = ", ".join(lacking) if len(lacking) <= 4 else f"{', '.join(lacking[:3])} and {len(lacking) - 3} more"
     return (
-        f"values that need any of the {int((~present).sum())} variants without a run (of {len(present)} feasible ones) "
-        f"assume that interactions of more than {limit} components are zero"
-        if not present.all()
-        else f"values assume that interactions of more than {limit} components are zero, as asked"
+        f"no run of {named} (of {len(present)} feasible variants): values that need them assume that interactions of "
+        f"more than {limit} components are zero"
     )

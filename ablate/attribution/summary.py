@@ -1,0 +1,226 @@
+"""From runs to one attribution: totals, effects by every index, verdicts, interactions, sensitivity, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from ablate.attribution.designs import add_cells, drop_cells
+from ablate.attribution.estimates import Estimate, Estimates, Observations, estimate
+from ablate.attribution.games import Floats, Lattice, order_spectrum
+from ablate.attribution.indices import index_weights, interaction_weights, total_weights, undefined_reason
+from ablate.attribution.results import Attribution, ComponentEffect, Interaction, Number, Question
+from ablate.attribution.verdicts import (
+    GAIN,
+    HARM,
+    NOT_RESOLVED,
+    benjamini_hochberg,
+    beyond_margin_p,
+    decide,
+    holm,
+    interval,
+    max_t_critical,
+    units_to_resolve,
+)
+
+SHOWN = ("first", "last", "owen", "shapley")
+SENSITIVITY = ("banzhaf", "permission", "faigle-kern")
+MOST_RUNS = 100_000  # a larger number of further runs is no advice
+HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
+
+
+def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> Attribution:
+    """Attribution of the metric among the components of the lattice.
+
+    Values of `runs` are the metric (its log already taken where `question.log`). What the runs cannot give is None with
+    a reason. ValueError where they fit no design at all (it names the variants to add), or for an infeasible variant.
+    """
+    check_design(lattice, set(runs.cells), question.order)
+    functionals = _functionals(lattice)
+    found = estimate(lattice, runs, functionals, order=question.order)
+    lines = found.lines
+    headline = next((i for i in HEADLINE if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
+    verdicts, warnings = _verdicts(lattice, found, headline, question)
+    joint = _simultaneous(lattice, found, headline, question)
+    effects = {}
+    for name in lattice.components:
+        line = lines[f"{headline or 'owen'}:{name}"]
+        indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
+        effects[name] = ComponentEffect(
+            indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name],
+            verdict_from=headline if _known(line) else None, method=line.method,
+            runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
+        )  # fmt: skip
+    return Attribution(
+        question=question, total=_number(lines["total"], question), effects=effects,
+        interactions=_interactions(lattice, lines, question), order_spectrum=_spectrum(lattice, runs),
+        residual_sd=found.residual_sd, residual_df=found.residual_df,
+        design=describe_design(lattice, runs, found), warnings=(*found.warnings, *warnings),
+    )  # fmt: skip
+
+
+def check_design(lattice: Lattice, cells: set[int], order: int | None = None) -> None:
+    """ValueError where the variants present are neither a one-at-a-time design nor enough for a model of the order.
+
+    The sentence names the fewest variants that would complete the table.
+    """
+    lattice.index(sorted(cells))
+    wanted = [set(lattice.cells), set(drop_cells(lattice)), set(add_cells(lattice))]
+    if any(cells >= design for design in wanted):
+        return
+    runs = Observations(cells=tuple(sorted(cells)), values=(0.0,) * len(cells), clusters=(None,) * len(cells))
+    owen = dict(zip(lattice.components, index_weights(lattice, "owen"), strict=True))
+    if all(line.value is not None for line in estimate(lattice, runs, owen, order=order).lines.values()):
+        return
+    lacking = sorted(sorted((design - cells for design in wanted), key=lambda missing: len(missing))[0])
+    named = ", ".join(_levels(lattice, cell) for cell in lacking[:4])
+    more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+    raise ValueError(
+        f"the {len(cells)} variants of this table do not determine the effects of {', '.join(lattice.components)}; "
+        f"add runs of {named}{more}, or take a component out of the table"
+    )
+
+
+def _levels(lattice: Lattice, cell: int) -> str:
+    return " ".join(f"{name}={'on' if cell >> i & 1 else 'off'}" for i, name in enumerate(lattice.components))
+
+
+def _functionals(lattice: Lattice) -> dict[str, Floats]:
+    out: dict[str, Floats] = {"total": total_weights(lattice)}
+    for index in (*SHOWN, *SENSITIVITY):
+        if undefined_reason(lattice, index) is None:
+            rows = index_weights(lattice, index)
+            out |= {f"{index}:{name}": row for name, row in zip(lattice.components, rows, strict=True)}
+    pairs = interaction_weights(lattice)
+    return out | {f"pair:{a}:{b}": weights for (a, b), weights in pairs.items() if weights is not None}
+
+
+def _known(line: Estimate | None) -> bool:
+    return line is not None and line.standard_error is not None
+
+
+def _number(line: Estimate, question: Question) -> Number:
+    if line.value is None or line.standard_error is None or line.df is None:
+        return Number(estimate=line.value, reason=line.reason)
+    low, high = interval(line.value, line.standard_error, line.df, question.confidence)
+    return Number(estimate=line.value, low=low, high=high)
+
+
+def _index_number(lattice: Lattice, lines: Mapping[str, Estimate], index: str, name: str, question: Question) -> Number:
+    reason = undefined_reason(lattice, index)
+    return Number(estimate=None, reason=reason) if reason else _number(lines[f"{index}:{name}"], question)
+
+
+def _verdicts(
+    lattice: Lattice, found: Estimates, headline: str | None, question: Question
+) -> tuple[dict[str, str], list[str]]:
+    """Verdict per component; gain and harm must also survive Holm's correction over all components."""
+    out = dict.fromkeys(lattice.components, NOT_RESOLVED)
+    known = {c: found.lines[f"{headline}:{c}"] for c in out if headline and _known(found.lines[f"{headline}:{c}"])}
+    tests = {c: (line.value or 0.0, line.standard_error or 0.0, line.df or 1.0) for c, line in known.items()}
+    adjusted = holm([beyond_margin_p(*test, question.margin) for test in tests.values()])
+    warnings = []
+    for (name, test), p in zip(tests.items(), adjusted, strict=True):
+        out[name] = decide(
+            *test, margin=question.margin, confidence=question.confidence, lower_is_better=question.lower_is_better
+        )
+        if out[name] in (GAIN, HARM) and p > 1 - question.confidence:
+            out[name] = NOT_RESOLVED
+            warnings.append(
+                f"{name}: its own interval lies beyond the margin, but not after Holm's correction over "
+                f"{len(tests)} components"
+            )
+    return out, warnings
+
+
+def _simultaneous(lattice: Lattice, found: Estimates, headline: str | None, question: Question) -> dict[str, Number]:
+    """Intervals of the headline index that hold together (max-t), where these effects have a joint noise model."""
+    names = list(found.lines)
+    known = [c for c in lattice.components if headline and _known(found.lines[f"{headline}:{c}"])]
+    at = [names.index(f"{headline}:{c}") for c in known]
+    covariance = found.covariance[np.ix_(at, at)]
+    if not known or not np.isfinite(covariance).all():
+        return {}
+    chosen = [found.lines[f"{headline}:{c}"] for c in known]
+    critical = max_t_critical(covariance, min(line.df or 1.0 for line in chosen), question.confidence)
+    out = {}
+    for name, line in zip(known, chosen, strict=True):
+        value, half = line.value or 0.0, critical * (line.standard_error or 0.0)
+        out[name] = Number(estimate=value, low=value - half, high=value + half)
+    return out
+
+
+def _further_runs(line: Estimate, verdict: str, question: Question, effects: int) -> int | None:
+    if line.value is None or line.standard_error is None or line.df is None:
+        return None
+    if verdict != NOT_RESOLVED:
+        return 0
+    units = units_to_resolve(
+        line.value, line.standard_error, line.df, n=line.n, margin=question.margin,
+        confidence=1 - (1 - question.confidence) / effects, df_per_unit=line.df_per_unit,
+    )  # fmt: skip
+    runs = None if units is None else ceil(max(units - line.n, 1) * line.runs_per_unit)
+    return None if runs is None or runs > MOST_RUNS else runs
+
+
+def _interactions(lattice: Lattice, lines: Mapping[str, Estimate], question: Question) -> tuple[Interaction, ...]:
+    nested = Number(estimate=None, reason="not applicable: one of the two requires the other")
+    pairs = {pair: lines.get(f"pair:{pair[0]}:{pair[1]}") for pair in interaction_weights(lattice)}
+    tested = [pair for pair, line in pairs.items() if _known(line)]
+    p_values = [_zero_p(line) for pair in tested if (line := pairs[pair]) is not None]
+    adjusted = dict(zip(tested, benjamini_hochberg(p_values), strict=True))
+    return tuple(
+        Interaction(
+            components=pair,
+            number=nested if line is None else _number(line, question),
+            adjusted_p=adjusted.get(pair),
+        )
+        for pair, line in pairs.items()
+    )
+
+
+def _zero_p(line: Estimate) -> float:
+    return beyond_margin_p(line.value or 0.0, line.standard_error or 0.0, line.df or 1.0, 0.0)
+
+
+def _spectrum(lattice: Lattice, runs: Observations) -> dict[int, float] | None:
+    """Order spectrum of the mean metric per variant (not of the noise taken out); None for an incomplete table."""
+    if set(runs.cells) != set(lattice.cells):
+        return None
+    cells, values = np.asarray(runs.cells), np.asarray(runs.values) - runs.values[0]
+    return order_spectrum(lattice, [float(values[cells == cell].mean()) for cell in lattice.cells])
+
+
+def describe_design(lattice: Lattice, runs: Observations, found: Estimates) -> dict[str, Any]:
+    """What kind of table this is, in plain values."""
+    cells = set(runs.cells)
+    seeds = {cluster for cluster in runs.clusters if cluster is not None}
+    return {
+        "kind": _kind(lattice, cells),
+        "components": list(lattice.components),
+        "requires": {
+            name: list(lattice.names(need))
+            for name, need in zip(lattice.components, lattice.needs, strict=True)
+            if need
+        },
+        "blocks": [list(lattice.names(block)) for block in lattice.blocks],
+        "runs": len(runs.cells),
+        "variants": len(cells),
+        "feasible_variants": len(lattice.cells),
+        "seeds": len(seeds) or None,
+        "seed_layout": found.layout,
+        "order": found.order,
+    }
+
+
+def _kind(lattice: Lattice, cells: set[int]) -> str:
+    out, into = set(drop_cells(lattice)), set(add_cells(lattice))
+    if len(lattice.components) == 1:
+        return "one"
+    if cells == set(lattice.cells):
+        return "factorial" if lattice.unconstrained else "lattice"
+    known: Sequence[tuple[str, set[int]]] = (("leave-one-out", out), ("add-one-in", into), ("first-last", out | into))
+    return next((name for name, wanted in known if cells == wanted), "fraction")
