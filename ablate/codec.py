@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ablate.components.distill.spec import RawText
-from ablate.components.fp8.spec import StandardLinear
 from ablate.registry import COMPONENTS, nearest
 from ablate.spec import Init, ModelSpec, RunSpec, TrainerSpec
 
 T = TypeVar("T")
-ALWAYS = {"linear": (StandardLinear,), "text": (RawText,)}
+ALWAYS = {"text": (RawText,)}
 MODEL_SLOTS = ("attention", "feed_forward", "first_feed_forward", "balance", "objective", "linear")
 
 
