@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ablate.runs.store import sync_folder
 
-MANIFEST, TENSORS, STATE = "manifest.json", "tensors.safetensors", "state.json"
+MANIFEST, TENSORS, STATE, PROGRAM = "manifest.json", "tensors.safetensors", "state.json", "program.json"
 N_KEPT = 2
 
 
@@ -75,13 +75,19 @@ def read(folder: Path) -> dict[str, Any]:
     return unflatten(json.loads(parts[STATE]), load_tensors(parts[TENSORS]))
 
 
-def newest_valid(attempts: Path) -> Path | None:
-    """The checkpoint of most steps among all attempts that reads without fault."""
+def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:
+    """The checkpoint of most steps, among attempts made by the same program, that reads without fault.
+
+    A checkpoint of other code or other packages is not continued: the run begins again, since nothing would say that
+    its two halves belong together.
+    """
     found = sorted(attempts.glob("*/step-*"), key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name))
     for folder in reversed(found):
         try:
+            if json.loads((folder.parent / PROGRAM).read_text()) != program:
+                continue
             read(folder)
-        except ValueError:
+        except (OSError, ValueError):
             continue
         return folder
     return None

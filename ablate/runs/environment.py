@@ -31,6 +31,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def program() -> dict[str, Any]:
+    """What a checkpoint may only be continued by: the same code and packages on the same kind of device."""
+    facts = describe()
+    return {key: facts[key] for key in ("packages", "commit", "device")}
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

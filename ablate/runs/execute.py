@@ -22,10 +22,10 @@ from ablate.data.windows import Windows, order_hash
 from ablate.model import parameter_hashes
 from ablate.runs import environment
 from ablate.runs.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.runs.checkpoint import FolderCheckpoint, newest_valid, state_hash, write
+from ablate.runs.checkpoint import PROGRAM, FolderCheckpoint, newest_valid, state_hash, write
 from ablate.runs.evaluation import HeldOut
 from ablate.runs.record import RunRecord
-from ablate.runs.store import Store
+from ablate.runs.store import Store, replace_file, to_json
 from ablate.runs.training import TrainingModule
 from ablate.spec import RunSpec
 
@@ -59,8 +59,10 @@ def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunR
     Interrupted after a signal (with a checkpoint), and whatever a broken run raises.
     """
     identity = run_id(job.run)
-    resume = newest_valid(store.attempts_folder(identity)) if store.attempts_folder(identity).exists() else None
+    program = environment.program()
+    resume = newest_valid(store.attempts_folder(identity), program)
     attempt = store.new_attempt(identity)
+    replace_file(attempt / PROGRAM, to_json(program))
     session = Session(job, attempt, tell)
     if listen:
         session.keeper.listen()

@@ -168,6 +168,7 @@ def summary(plan: Plan, corpus: Mapping[str, object]) -> dict[str, object]:
                 "n_steps": v.n_steps,
                 "n_tokens": v.n_tokens,
                 "flops": v.flops,
+                "step_s": v.step_s,
                 "run_ids": list(v.run_ids),
             }
             for v in plan.variants

@@ -67,6 +67,21 @@ class Store:
         for path in sorted(self.records.glob("*.json")):
             yield read_record(path)
 
+    def failures(self) -> list[RunRecord]:
+        """The last failure of every run that has no record: such a run is tried again when the study is."""
+        latest: dict[str, RunRecord] = {}
+        for path in sorted((self.folder / "failures").glob("*.json")):
+            failure = decode_record(_read_json(path), str(path))
+            if not (self.records / f"{failure.run_id}.json").exists():
+                latest[failure.run_id] = failure
+        return list(latest.values())
+
+    def note_failure(self, failure: RunRecord) -> None:
+        """Keep why an attempt ended; failures are not records, since the run is still to be done."""
+        known = len(list((self.folder / "failures").glob(f"{failure.run_id}-*.json")))
+        path = self.folder / "failures" / f"{failure.run_id}-{known:04d}.json"
+        replace_file(path, to_json(dataclasses.asdict(failure)))
+
     def commit(self, record: RunRecord) -> bool:
         """Put a record there if none is; False if the run had one already, which is then kept."""
         return commit_once(self.records / f"{record.run_id}.json", to_json(dataclasses.asdict(record)))
@@ -74,14 +89,17 @@ class Store:
 
 def read_record(path: Path) -> RunRecord:
     """ValueError if the file is torn, of another schema, or not the record its name says."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the record {path}: {error}; move it away and run the study again") from None
-    record = decode_record(data, str(path))
+    record = decode_record(_read_json(path), str(path))
     if path.stem != record.run_id:
         raise ValueError(f"the record {path} is that of run {record.run_id}; give it back its name")
     return record
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the record {path}: {error}; move it away and run the study again") from None
 
 
 def to_json(data: Any) -> str:

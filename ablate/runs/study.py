@@ -102,15 +102,22 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
     else:
         names = targets or tuple(name for name in NAMES if full[name] == ON)
         levels = [_subset(study, full, names, on) for on in _subsets(study.design, names)]
+    for name, alternative in study.alternatives.items():
+        if not any(level[name] == alternative for level in levels):
+            raise ValueError(
+                f"alternative {name}={alternative} has no effect: no variant of this study has {name} off; "
+                f"disable {name} too, or leave the alternative out"
+            )
     unique = {tuple(level.items()): level for level in levels}
     return [_named(level, full, study, base) for level in unique.values()]
 
 
 def _one(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:
     if study.enable:
-        none = none_variant() | dict(study.alternatives)
-        added = none | dict.fromkeys(study.enable, ON)
-        return [added, none]
+        # What a component requires is on beside it and without it: add-one-in of aux-free is against moe alone.
+        required = {r for name in study.enable for r in component(name).requires if r not in study.enable}
+        without_them = none_variant() | dict(study.alternatives) | dict.fromkeys(required, ON)
+        return [without_them | dict.fromkeys(study.enable, ON), without_them]
     if not study.disable:
         raise ValueError("nothing to compare: name at least one component with --disable or --enable")
     for name in study.disable:
@@ -151,9 +158,17 @@ def _subset(study: Study, full: Mapping[str, str], names: Sequence[str], on: fro
 
 def _named(level: dict[str, str], full: Mapping[str, str], study: Study, base: Preset) -> NamedVariant:
     assert not unmet(level)
+    none = none_variant() | {k: v for k, v in study.alternatives.items() if level[k] == v}
+    added = [name for name in NAMES if level[name] == ON]
     name = describe(level, full)
-    if level == none_variant() | {k: v for k, v in study.alternatives.items() if level[k] == v}:
-        name = "none"
+    if not added:
+        name = "none" if level == none else describe(level, none_variant())
+    elif (
+        level != full
+        and len(added) < sum(full[n] == ON for n in NAMES) / 2
+        and level == none | dict.fromkeys(added, ON)
+    ):
+        name = " ".join(f"+{n}" for n in added)
     spec = resolve(base, level)
     if name in study.learning_rates:
         rate = study.learning_rates[name]
@@ -205,3 +220,16 @@ def _toml(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
     return "[" + ", ".join(_toml(item) for item in value) + "]"
+
+
+def question(disable: Sequence[str], enable: Sequence[str], alternatives: Mapping[str, str]) -> str:
+    """What a comparison of the command line asks, in words."""
+
+    def title(name: str) -> str:
+        chosen = component(name)
+        against = f" (against {alternatives[name]})" if name in alternatives else ""
+        return f"{chosen.title}{against}"
+
+    names = " and ".join(title(name) for name in disable or enable)
+    whole = "the full recipe" if disable else "the dense baseline"
+    return f"What is {names} worth in {whole}?" if names else ""

@@ -1,0 +1,287 @@
+"""The commands: parse, call one function, print. Results go to stdout with --json; what people read goes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="What was each DeepSeek-V3 change worth? Matched-compute ablations with intervals.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Corpora: prepare one, or look at it.")
+app.add_typer(data_app, name="data")
+
+Disable = Annotated[list[str] | None, typer.Option("--disable", metavar="C", help="Turn a component off.")]
+Enable = Annotated[
+    list[str] | None, typer.Option("--enable", metavar="C", help="Turn a component on, starting from none.")
+]
+Alternatives = Annotated[
+    list[str] | None, typer.Option("--alternative", metavar="C=NAME", help="What off means for a component.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Match = Literal["flops", "tokens", "seconds"]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Wandb = Annotated[
+    str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
+]
+
+
+@app.command()
+def run(
+    disable: Disable = None,
+    enable: Enable = None,
+    alternative: Alternatives = None,
+    preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Seeds of each variant.")] = None,
+    match: Annotated[Match, typer.Option(help="What all variants have equal.")] = "flops",
+    budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
+    margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
+    data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
+    learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    wandb: Wandb = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Compare the full recipe with the full recipe without a component, and report."""
+    from ablate.runs.study import Study, question
+
+    alternatives = _pairs(alternative or [])
+    study = Study(
+        question=question(disable or [], enable or [], alternatives),
+        preset=preset or _default_preset(),
+        disable=tuple(disable or ()),
+        enable=tuple(enable or ()),
+        alternatives=alternatives,
+        match=match,
+        budget=_number(budget, "--budget") if budget else None,
+        n_seeds=seeds,
+        margin_nats=margin,
+        data=data,
+        trainer={} if learning_rate is None else {"learning_rate": learning_rate},
+    )
+    _conduct(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A study file.")],
+    out: Out = None,
+    jobs: Jobs = None,
+    wandb: Wandb = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Run what a study file asks for, as far as it has not been run, and report."""
+    from ablate.runs.study import read_study
+
+    _conduct(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+
+
+def _conduct(study: Any, *, json: bool, **options: Any) -> None:
+    from ablate.console import ConsoleDisplay
+    from ablate.sweep.conduct import Options, conduct
+
+    display = ConsoleDisplay()
+    done = conduct(study, Options(**options), display)
+    if done.outcome is None:
+        if json:
+            from ablate.runs.plan import summary
+
+            _print_json(summary(done.plan, {}))
+        return
+    if done.outcome.interrupted:
+        display.say(f"stopped with checkpoints in {done.folder}; the same command goes on from there")
+        raise typer.Exit(130)
+    _report(done.folder, ("html", "md"), json=json)
+    if "failed" in done.outcome.status.values():
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
+    format: Annotated[Literal["html", "md", "json"] | None, typer.Option(help="Only this one.")] = None,
+) -> None:
+    """Write the report of a study from its records: HTML and Markdown, or JSON on stdout."""
+    _report(folder, ("html", "md") if format is None else (format,), json=format == "json")
+
+
+def _report(folder: Path, formats: tuple[str, ...], *, json: bool) -> None:
+    from rich.console import Console
+
+    import ablate.report as reports
+    from ablate.report import content, text
+
+    result = content.build(folder)
+    paths = reports.write(folder, tuple(f for f in formats if f != "json"))
+    Console(stderr=True, highlight=False).print(text.render(result))
+    for path in paths:
+        typer.echo(f"report: {path}", err=True)
+    if json:
+        _print_json(content.to_json(result))
+
+
+@app.command()
+def attribute(
+    table: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="A row per run; see README.")],
+    metric: Annotated[str | None, typer.Option(metavar="NAME", help="Column to attribute.")] = None,
+    lower_is_better: Annotated[
+        bool | None, typer.Option("--lower-is-better/--higher-is-better", help="Direction of the metric.")
+    ] = None,
+    requires: Annotated[list[str] | None, typer.Option(metavar="A=B", help="A is only meaningful with B on.")] = None,
+    block: Annotated[list[str] | None, typer.Option(metavar="A,B", help="Components that belong together.")] = None,
+    margin: Annotated[float, typer.Option(help="Effects up to this are of no interest.")] = 0.0,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    log: Annotated[bool, typer.Option("--log", help="Attribute the logarithm: ratio metrics.")] = False,
+    json: Json = False,
+) -> None:
+    """Attribute the results of a table, from wherever they come."""
+    from ablate.attribution.table import attribute_csv
+    from ablate.attribution.table_text import render_text
+
+    result = attribute_csv(
+        table,
+        metric=metric,
+        lower_is_better=lower_is_better,
+        requires=requires or [],
+        blocks=block or [],
+        margin=margin,
+        confidence=confidence,
+        log=log,
+    )
+    if json:
+        _print_json(result.to_json())
+    else:
+        typer.echo(render_text(result))
+
+
+@app.command()
+def components(name: Annotated[str | None, typer.Argument(metavar="[C]", help="Only this one.")] = None) -> None:
+    """List the components, or explain one."""
+    from ablate.listing import card, overview
+
+    typer.echo(card(name) if name else overview())
+
+
+@app.command()
+def account(
+    preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
+    model: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="A model of your own.")] = None,
+    disable: Disable = None,
+    enable: Enable = None,
+    alternative: Alternatives = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, FLOPs, cache and memory of a model, in closed form."""
+    from ablate.account import account_model, account_preset, render
+
+    if model is not None:
+        if preset or disable or enable or alternative:
+            raise ValueError(
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative"
+            )
+        figures = account_model(model, sequence_length)
+    else:
+        figures = account_preset(
+            preset or _default_preset(), disable or [], enable or [], _pairs(alternative or []), sequence_length
+        )
+    if json:
+        _print_json(figures)
+    else:
+        typer.echo(render(figures))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
+    max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+) -> None:
+    """Split, tokenise and cache a corpus."""
+    from ablate.data.prepare import prepare
+
+    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)
+    typer.echo(corpus.folder)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
+    max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+) -> None:
+    """What is in a corpus: documents, bytes, tokens, a sample."""
+    from ablate.data.prepare import inspect, prepare
+
+    _print_json(inspect(prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine can do."""
+    from ablate.doctor import examine, render
+
+    facts = examine()
+    if json:
+        _print_json(facts)
+    else:
+        typer.echo(render(facts))
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _default_preset() -> str:
+    """`cpu` on a machine without a GPU. Asked of the driver, since importing torch takes seconds."""
+    from ablate.doctor import has_gpu
+
+    return "h200-d512" if has_gpu() else "cpu"
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--alternative is {item!r}; it takes COMPONENT=NAME, for example moe=coarse")
+        pairs[name] = value
+    return pairs
+
+
+SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+
+
+def _number(given: str, option: str) -> float:
+    """A number with an optional suffix k, M, G, T, P or E."""
+    factor = SUFFIXES.get(given[-1:], 1.0)
+    try:
+        return float(given[:-1] if factor != 1.0 else given) * factor
+    except ValueError:
+        raise ValueError(f"{option} is {given!r}; it takes a number such as 2e12 or 300k") from None
+
+
+def main() -> None:
+    """The console script. Bad input is one line and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,72 @@
+"""What this machine can do: versions, devices, which arithmetic is real here and which only emulated."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+OPTIONAL = {"pyarrow": "parquet", "datasets": "datasets", "transformers": "transformers"}
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver offers a device, without importing torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return not hidden and Path("/dev/nvidia0").exists()
+
+
+def examine() -> dict[str, Any]:
+    """Facts by name; `warnings` are what would surprise a user."""
+    import torch
+
+    from ablate.data.prepare import default_cache
+    from ablate.runs.environment import describe
+
+    facts = dict(describe())
+    facts["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts["cache"] = str(default_cache())
+    facts["free_bytes"] = shutil.disk_usage(_existing(default_cache())).free
+    facts["extras"] = {name: importlib.util.find_spec(name) is not None for name in OPTIONAL}
+    facts["cuda"] = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if facts["cuda"] else None
+    facts["compute_capability"] = ".".join(map(str, capability)) if capability else None
+    facts["warnings"] = _warnings(facts)
+    return facts
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _warnings(facts: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if not facts["cuda"]:
+        warnings.append("no GPU: fp8 is exact in its numbers and emulated in its speed; presets beyond cpu take days")
+    if has_gpu() and not facts["cuda"]:
+        warnings.append("there is an NVIDIA device, and this torch cannot use it: install the CUDA build of torch")
+    if facts["free_bytes"] < 2 * 2**30:
+        warnings.append(f"{facts['free_bytes'] / 2**30:.1f} GiB are free where corpora are cached")
+    return warnings
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """The facts as lines for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    missing = [
+        f"{name} (pip install 'dsv3-ablate[{OPTIONAL[name]}]')" for name, there in facts["extras"].items() if not there
+    ]
+    lines = [
+        f"python     {facts['python']} on {facts['system']}",
+        f"packages   {versions}",
+        f"processor  {facts['processor']}, {facts['n_cores']} cores, {facts['memory_bytes'] / 2**30:.1f} GiB",
+        f"device     {facts['device']}",
+        f"cache      {facts['cache']} ({facts['free_bytes'] / 2**30:.0f} GiB free)",
+        f"extras     missing: {', '.join(missing)}" if missing else "extras     all there",
+        *(f"note       {warning}" for warning in facts["warnings"]),
+    ]
+    return "\n".join(lines)

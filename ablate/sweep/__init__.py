@@ -1,0 +1,1 @@
+"""Studies from a file to their records."""
