@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablate.attribution.functionals import DEFAULT_ORDER, TOLERANCE
+from ablate.attribution.functionals import DEFAULT_ORDER, TOLERANCE, model_warning
 from ablate.attribution.games import Floats, Lattice, model_matrix
 
 
@@ -88,10 +88,6 @@ def blocked_fit(
     df = len(scores) - 1 - len(lattice.components)
     assert df >= 1, "seed_layout sends tables with too few blocks elsewhere"
     missing = "the blocks of seeds leave this undetermined; put the variants it compares in common blocks"
-    warning = (
-        "blocks of seeds are compared by a model with interactions of at most "
-        f"{DEFAULT_ORDER if plan.order is None else plan.order} components"
-    )
     return BlockedFit(
         values=plan.weights @ y,
         covariance=stacked.T @ stacked,
@@ -101,8 +97,21 @@ def blocked_fit(
         order=plan.order,
         residual_sd=float((left**2).sum() / plan.residual_df) ** 0.5 if plan.residual_df > 0 else None,
         residual_df=plan.residual_df,
-        warnings=(warning,),
+        warnings=_warnings(lattice, cells, clusters, plan.order),
     )
+
+
+def _warnings(
+    lattice: Lattice, cells: Sequence[int], clusters: Sequence[Hashable | None], order: int | None
+) -> tuple[str, ...]:
+    limit = DEFAULT_ORDER if order is None else order
+    out = [f"blocks of seeds are compared by a model with interactions of at most {limit} components"]
+    if order is not None:
+        out.append(model_warning(lattice, np.isin(lattice.cells, cells), order))
+    alone = len(cells) - sum(map(len, _block_rows(clusters)))
+    if alone:
+        out.append(f"{alone} runs share their seed with no other run and add nothing to the comparison within blocks")
+    return tuple(out)
 
 
 def _block_rows(clusters: Sequence[Hashable | None]) -> list[list[int]]:

@@ -48,7 +48,7 @@ def run_weights(lattice: Lattice, cells: Sequence[int], functionals: Floats, ord
     spare = int(present.sum()) - len(model_terms(lattice, limit))
     if determined.all() and (spare > 0 or order is not None) and np.linalg.matrix_rank(design) == design.shape[1]:
         return RunWeights(weights=fitted, exact=(False,) * len(functionals), reasons=(None,) * len(functionals),
-                          order=limit, warnings=(_model_warning(lattice, present, limit),))  # fmt: skip
+                          order=limit, warnings=(model_warning(lattice, present, limit),))  # fmt: skip
     return _row_by_row(lattice, functionals, means, fitted, determined, limit)
 
 
@@ -80,11 +80,12 @@ def _row_by_row(
             names = ", ".join(lattice.label(lattice.cells[c]) for c in lacking[:3])
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             reasons[k] = f"the table has no run of {names}{more}, which this needs"
-    warnings = (_model_warning(lattice, present, limit),) if modelled else ()
+    warnings = (model_warning(lattice, present, limit),) if modelled else ()
     return RunWeights(weights=weights, exact=tuple(exact), reasons=tuple(reasons), order=None, warnings=warnings)
 
 
-def _model_warning(lattice: Lattice, present: Bools, limit: int) -> str:
+def model_warning(lattice: Lattice, present: Bools, limit: int) -> str:
+    """Sentence that names the assumption and the variants without a run, which make it necessary."""
     lacking = [lattice.label(cell) for cell, there in zip(lattice.cells, present.tolist(), strict=True) if not there]
     if not lacking:
         return f"values assume that interactions of more than {limit} components are zero, as asked"
