@@ -6,13 +6,16 @@ to that channel's total. Loss noise touches the first channel only, the second i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ablate.attribution.compute_gain import DecayedCurve, log_tokens_to
+from ablate.attribution.estimates import Estimates, Observations, estimate
 from ablate.attribution.games import Floats, Lattice
 from ablate.attribution.indices import index_weights, total_weights
+from ablate.attribution.verdicts import t_quantile
 
 CHANNELS = ("tokens", "flops per token", "flops per s")
 _EXACT = 1e-9
@@ -20,7 +23,7 @@ _EXACT = 1e-9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantCost:
-    """What one variant needs to reach the target loss."""
+    """What one variant is known to need to reach the target loss."""
 
     variant: str  # its label in the lattice
     log_tokens: float  # ln(tokens) at the target; see compute_gain.log_tokens_to
@@ -43,16 +46,34 @@ class VariantCost:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRun:
+    """One run. Runs that may be paired (same seed, pairing hashes agree) have equal clusters, others None."""
+
+    cell: int  # the variant, a bitmask of its lattice
+    cluster: Hashable | None
+    curve: DecayedCurve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantSpeed:
+    """What a variant costs per token and per second."""
+
+    flops_per_token: float  # training FLOPs, closed form
+    log_flops_per_s: tuple[float, ...]  # ln of the achieved rate per device, one for each process restart
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ChannelTable:
     """Components x channels, as natural logs of cost factors; positive is cheaper. exp(gain) is the factor."""
 
     components: tuple[str, ...]
-    gains: Floats  # (components, 3)
-    errors: Floats  # (components, 3), standard errors under independent variants; 0 for FLOPs per token
+    gains: Floats  # (K, 3)
+    errors: Floats  # (K, 3) standard errors; 0 for FLOPs per token
+    dfs: Floats  # (K, 3) degrees of freedom of the errors; infinite where they are known
 
     @property
     def by_component(self) -> Floats:
-        """Total log-cost gain of each component, (components,)."""
+        """Total log-cost gain of each component, (K,)."""
         return np.asarray(self.gains.sum(axis=1))
 
     @property
@@ -69,6 +90,91 @@ class ChannelTable:
     def component_errors(self) -> Floats:
         """Standard error of each component's total; losses and timings are measured apart, so variances add."""
         return np.asarray(np.sqrt((self.errors**2).sum(axis=1)))
+
+    def intervals(self, confidence: float = 0.95) -> Floats:
+        """(K, 3, 2) t-intervals of every cell of the table."""
+        half = _quantiles(self.dfs, confidence) * self.errors
+        return np.stack([self.gains - half, self.gains + half], axis=-1)
+
+    def component_intervals(self, confidence: float = 0.95) -> Floats:
+        """(K, 2) t-intervals of each component's total, degrees of freedom after Satterthwaite."""
+        parts = self.errors**4 / self.dfs
+        total = parts.sum(axis=1)
+        df = np.divide(self.component_errors**4, total, out=np.full(len(total), np.inf), where=total > 0)
+        half = _quantiles(df, confidence) * self.component_errors
+        return np.stack([self.by_component - half, self.by_component + half], axis=-1)
+
+
+def measured_table(
+    lattice: Lattice,
+    runs: Sequence[MeasuredRun],
+    speeds: Mapping[int, VariantSpeed],
+    target_loss: float,
+    *,
+    index: str = "owen",
+    order: int | None = None,
+) -> ChannelTable:
+    """The channel table of a finished study: each run's curve inverted at the target, and every variant's speed.
+
+    runs: any design; order: interactions above it are assumed away, as in `estimate`. speeds: every feasible variant.
+    ValueError names a run that does not reach the target, a variant without a speed, or why an effect has no interval.
+    """
+    functionals = _efficient_weights(lattice, index)
+    named = dict(zip(lattice.components, functionals, strict=True))
+    lacking = [lattice.label(cell) for cell in lattice.cells if cell not in speeds]
+    if lacking:
+        raise ValueError(f"{lacking[0]} has no FLOPs per token and rate; price and time every feasible variant")
+    logs = [log_tokens_to(run.curve, target_loss) for run in runs]
+    for run, log_tokens in zip(runs, logs, strict=True):
+        if not math.isfinite(log_tokens):
+            raise ValueError(
+                f"{lattice.label(run.cell)}, seed {run.curve.seed}, does not cross the target loss {target_loss:.4f} "
+                "inside its measured range; choose the target by the worst variant, or report bounds with token_gain"
+            )
+    seen = Observations(
+        cells=tuple(run.cell for run in runs),
+        values=tuple(-value for value in logs),
+        clusters=tuple(run.cluster for run in runs),
+    )
+    restarts = [(cell, rate) for cell in lattice.cells for rate in speeds[cell].log_flops_per_s]
+    timed = Observations(
+        cells=tuple(cell for cell, _ in restarts),
+        values=tuple(rate for _, rate in restarts),
+        clusters=(None,) * len(restarts),
+    )
+    flops = -np.log([speeds[cell].flops_per_token for cell in lattice.cells])
+    columns = [_column(estimate(lattice, seen, named, order=order)), _column(estimate(lattice, timed, named))]
+    zero = np.zeros(len(named))
+    return ChannelTable(
+        components=lattice.components,
+        gains=np.column_stack([columns[0][0], functionals @ flops, columns[1][0]]),
+        errors=np.column_stack([columns[0][1], zero, columns[1][1]]),
+        dfs=np.column_stack([columns[0][2], zero + np.inf, columns[1][2]]),
+    )
+
+
+def _column(estimates: Estimates) -> tuple[list[float], list[float], list[float]]:
+    """Values, standard errors and degrees of freedom of one channel. ValueError where one has no interval."""
+    values, errors, dfs = [], [], []
+    for line in estimates.lines.values():
+        if line.value is None or line.standard_error is None or line.df is None:
+            raise ValueError(f"{line.name}: {line.reason}")
+        values.append(line.value)
+        errors.append(line.standard_error)
+        dfs.append(line.df)
+    return values, errors, dfs
+
+
+def _quantiles(dfs: Floats, confidence: float) -> Floats:
+    return np.array([t_quantile(0.5 + confidence / 2, df) for df in dfs.ravel()]).reshape(dfs.shape)
+
+
+def _efficient_weights(lattice: Lattice, index: str) -> Floats:
+    """Weights (K, C) of an index that shares out the whole gain; ValueError for one that does not."""
+    weights = index_weights(lattice, index)
+    if np.abs(weights.sum(axis=0) - total_weights(lattice)).max() > _EXACT:
+        raise ValueError(f"{index} values do not add up to the whole gain; use owen for the channel table")
+    return weights
 
 
 def channel_values(costs: Sequence[VariantCost]) -> Floats:
@@ -88,12 +194,15 @@ def channel_table(lattice: Lattice, costs: Sequence[VariantCost], *, index: str 
     for cell, cost in zip(lattice.cells, costs, strict=True):
         if cost.variant != lattice.label(cell):
             raise ValueError(f"the cost of {lattice.label(cell)} is missing or out of order: found {cost.variant}")
-    weights = index_weights(lattice, index)
-    if np.abs(weights.sum(axis=0) - total_weights(lattice)).max() > _EXACT:
-        raise ValueError(f"{index} values do not add up to the whole gain; use owen for the channel table")
+    weights = _efficient_weights(lattice, index)
     values = channel_values(costs)
     variances = np.array([[c.log_tokens_error**2, 0.0, c.log_rate_error**2] for c in costs])
-    table = ChannelTable(components=lattice.components, gains=weights @ values, errors=np.sqrt(weights**2 @ variances))
+    table = ChannelTable(
+        components=lattice.components,
+        gains=weights @ values,
+        errors=np.sqrt(weights**2 @ variances),
+        dfs=np.full((len(weights), 3), np.inf),
+    )
     scale = max(1.0, float(np.abs(values).max()))
     assert np.abs(table.by_channel - values[-1]).max() <= _EXACT * scale
     assert np.abs(table.by_component - weights @ values.sum(axis=1)).max() <= _EXACT * scale

@@ -37,9 +37,10 @@ class Noise:
 class LossCurve:
     """loss = irreducible + reducible * (tokens * exp(gain) / reference_tokens) ** -exponent, nats per token."""
 
-    irreducible: float = 1.8172  # refit of Chinchilla: Besiroglu et al., arXiv:2404.10102
-    reducible: float = 1.2
-    exponent: float = 0.25
+    # Chinchilla as refitted by Besiroglu et al. (arXiv:2404.10102), at 100 M parameters and 20 tokens for each.
+    irreducible: float = 2.613
+    reducible: float = 0.826
+    exponent: float = 0.3658
     reference_tokens: float = 2e9
 
     def loss(self, log_tokens: FloatArray | float, gain: FloatArray | float = 0.0) -> FloatArray:
