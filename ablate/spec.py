@@ -81,6 +81,9 @@ class LinearNode(Protocol):
         """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""
 
     def callbacks(self) -> list[Any]: ...
+    def speed_evidence(self) -> str:
+        """Whether seconds of these products are "measured" or those of an emulation ("emulated")."""
+
 
 
 class TextNode(Protocol):
