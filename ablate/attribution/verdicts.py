@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from ablate.attribution.games import Floats
@@ -146,8 +148,7 @@ def max_t_critical(covariance: Floats, df: float, confidence: float = 0.95, *, d
     correlation = covariance[np.ix_(noisy, noisy)] / np.outer(sizes[noisy], sizes[noisy])
     values, vectors = np.linalg.eigh(correlation)
     root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
-    generator = np.random.default_rng(20241226)
-    largest = np.sort(np.abs(generator.standard_normal((draws, len(root)), dtype=np.float32) @ root.T).max(axis=1))
+    largest = np.sort(np.abs(_normal_draws(draws, len(root)) @ root.T).max(axis=1))
     if np.isinf(df):
         return max(float(np.quantile(largest, confidence)), single)
     chi = np.sqrt(2 * gammaincinv(df / 2, (np.arange(2000) + 0.5) / 2000) / df)
@@ -157,6 +158,12 @@ def max_t_critical(covariance: Floats, df: float, confidence: float = 0.95, *, d
         covered = np.searchsorted(largest, middle * chi).mean() / draws
         low, high = (low, middle) if covered >= confidence else (middle, high)
     return (low + high) / 2
+
+
+@lru_cache(maxsize=4)
+def _normal_draws(draws: int, size: int) -> NDArray[np.float32]:
+    """Always the same draws, so that a table gives the same interval twice."""
+    return np.random.default_rng(20241226).standard_normal((draws, size), dtype=np.float32)
 
 
 def units_to_resolve(
