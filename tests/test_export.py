@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from variants import FULL, NANO, spec_of, tokens
+from variants import FULL, NANO, spec_of, tokens, with_ordinary_products
 
 from ablate.data.tokenizer import train_tokenizer
 from ablate.export import export_hf
@@ -32,8 +32,7 @@ def exportable(model: ModelSpec) -> ModelSpec:
 
 def variant(**levels: str) -> ModelSpec:
     """In ordinary arithmetic, which is what transformers computes with."""
-    model = spec_of(FULL | {name.replace("_", "-"): level for name, level in levels.items()}).model
-    return replace(model, linear=NANO.model.linear)
+    return with_ordinary_products(spec_of(FULL | {n.replace("_", "-"): level for n, level in levels.items()}).model)
 
 
 def compressed_queries_off(model: ModelSpec) -> ModelSpec:

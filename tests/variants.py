@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -89,9 +89,13 @@ def with_reference(model: ModelSpec) -> ModelSpec:
     nodes: dict[str, Any] = {}
     for slot in ("attention", "feed_forward", "first_feed_forward", "linear", "objective"):
         node = getattr(model, slot)
-        if hasattr(node, "backend"):
+        if "reference" in get_args(get_type_hints(type(node)).get("backend")):
             nodes[slot] = replace(node, backend="reference")
     return replace(model, **nodes)
+
+
+def with_ordinary_products(model: ModelSpec) -> ModelSpec:
+    return replace(model, linear=NANO.model.linear)
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
