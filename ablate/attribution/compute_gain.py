@@ -25,6 +25,7 @@ TARGET_FRACTIONS = (1.0, 0.75, 0.5)
 # A seed may cross the target this far (in ln tokens) beyond its measured range, because half of the worst variant's
 # seeds end above their own mean; the seed mean itself must cross inside the range.
 SEED_SLACK = math.log(1.5)
+FORWARD_REACH = math.log(2.0)  # ln tokens beyond the baseline's last point that a forward gain may extrapolate
 _EDGE = 1e-9
 
 
@@ -169,9 +170,25 @@ def token_gain(
     of [low, high] is a one-sided confidence limit.
     """
     check_confidence(confidence)
+    return _gain_at(_fit(baseline), _fit(variant), target_loss, confidence)
+
+
+def forward_gain(
+    baseline: Sequence[DecayedCurve], variant: Sequence[DecayedCurve], *, confidence: float = 0.95
+) -> Gain:
+    """The gain at the loss that the variant reaches at its full budget: a sensitivity, because it extrapolates.
+
+    The baseline's quadratic is followed to at most twice its measured tokens; beyond that the gain is a lower bound,
+    and the last measured point of the baseline is what it is counted from.
+    """
+    check_confidence(confidence)
     first, second = _fit(baseline), _fit(variant)
+    return _gain_at(first, second, float(second.loss_at(second.high).mean()), confidence, reach=FORWARD_REACH)
+
+
+def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *, reach: float = 0.0) -> Gain:
     paired = _is_paired(first.seeds, second.seeds)
-    a, a_side = _crossings(first, target_loss)
+    a, a_side = _crossings(first, target_loss, reach=reach)
     b, b_side = _crossings(second, target_loss)
     if a_side == b_side == "inside":
         return difference_interval(a, b, paired=paired, confidence=confidence)
@@ -286,16 +303,21 @@ def _is_paired(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return False
 
 
-def _crossings(fit: _Fit, target_loss: float) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
-    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts."""
+def _crossings(
+    fit: _Fit, target_loss: float, *, reach: float = 0.0
+) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
+    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts.
+
+    reach: how far beyond the measured range, in ln tokens, the seed mean may cross.
+    """
     mean_x = float(solve_descending(fit.coefficients.mean(axis=0), target_loss)) + fit.origin
     nothing = np.full(len(fit.seeds), np.nan)
     if float(fit.loss_at(fit.low).mean()) < target_loss - _EDGE:
         return nothing, "before"
-    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + _EDGE:
+    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + reach + _EDGE:
         return nothing, "after"
     each = solve_descending(fit.coefficients, target_loss) + fit.origin
-    if np.isnan(each).any() or each.max() > fit.high + SEED_SLACK:
+    if np.isnan(each).any() or each.max() > fit.high + reach + SEED_SLACK:
         return nothing, "after"
     if each.min() < fit.low - SEED_SLACK:
         return nothing, "before"

@@ -189,13 +189,17 @@ def tuned_effects(
     df: float,
     rates: LearningRates,
     weights: Floats,
+    nats_per_unit: float = 1.0,
     confidence: float = 0.95,
 ) -> TunedEffects:
     """Intervals of effects measured at predicted optima: the design's t-interval, widened by missed optima.
 
-    estimate, standard_error: (K,) from the design, in nats; weights: (K, C) of the effect over feasible cells.
+    estimate, standard_error: (K,) from the design; weights: (K, C) of the effect over feasible cells. nats_per_unit: 1
+    for effects in nats, the slope of the loss (`loss_slope`, nats per e-fold) for effects in log cost.
     """
-    extra = missed_optimum_variance(rates, weights)
+    if not nats_per_unit > 0:
+        raise ValueError(f"nats per unit of the effect must be positive, got {nats_per_unit}; it is 1 for nats")
+    extra = missed_optimum_variance(rates, weights) / nats_per_unit**2
     variance = np.asarray(standard_error) ** 2 + extra
     half = t_quantile(0.5 + confidence / 2.0, df) * np.sqrt(variance)
     return TunedEffects(

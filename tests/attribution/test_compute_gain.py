@@ -8,10 +8,10 @@ from scipy import stats
 
 from ablate.attribution.channels import VariantCost, channel_table, channel_values
 from ablate.attribution.compute_gain import (
-    SEED_SLACK,
     DecayedCurve,
     Gain,
     conversion_check,
+    forward_gain,
     log_tokens_to,
     loss_slope,
     nats_gain,
@@ -115,7 +115,10 @@ def test_single_seeds_may_cross_just_beyond_the_range_but_the_mean_may_not() -> 
     target = target_losses(curves)[0].loss
     gain = token_gain(curves["worst"], curves["worst"], target)
     assert gain.estimate == 0.0
-    assert math.isnan(log_tokens_to(quadratic_curve(0, gain=-SEED_SLACK - 0.01), loss_at(0.0)))
+    assert log_tokens_to(quadratic_curve(0, gain=-0.3), loss_at(0.0)) == pytest.approx(math.log(BUDGET) + 0.3)
+    assert math.isnan(log_tokens_to(quadratic_curve(0, gain=-0.5), loss_at(0.0)))
+    stray = [quadratic_curve(s, gain=g) for s, g in enumerate([-0.5, 0.4, 0.4])]
+    assert token_gain(curves["worst"], stray, loss_at(0.0) + 0.001).bound == "at most"
 
 
 def test_targets_are_the_worst_variants_losses_at_its_own_budget() -> None:
@@ -132,6 +135,15 @@ def test_a_constant_gain_is_read_at_every_target() -> None:
     curves = {"none": [quadratic_curve(s) for s in range(3)], "moe": [quadratic_curve(s, gain=0.3) for s in range(3)]}
     for target in target_losses(curves):
         assert token_gain(curves["none"], curves["moe"], target.loss).estimate == pytest.approx(0.3, abs=1e-9)
+
+
+def test_forward_gain_extrapolates_the_baseline_to_twice_its_tokens_and_no_further() -> None:
+    baseline = [quadratic_curve(s) for s in range(3)]
+    gain = forward_gain(baseline, [quadratic_curve(s, gain=0.5) for s in range(3)])
+    assert gain.estimate == pytest.approx(0.5)
+    beyond = forward_gain(baseline, [quadratic_curve(s, gain=0.8) for s in range(3)])
+    assert (beyond.estimate, beyond.bound) == (None, "at least")
+    assert beyond.low == pytest.approx(0.0)
 
 
 def test_nats_at_a_budget_and_their_conversion() -> None:
