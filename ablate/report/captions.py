@@ -1,0 +1,55 @@
+"""What stands under each figure: how it is read, in words that hold for this study."""
+
+from __future__ import annotations
+
+from ablate.report.content import ReportContent
+from ablate.report.figures import MOST_LINES
+from ablate.report.format import percent, short
+from ablate.report.tables import confidence
+
+
+def captions(content: ReportContent) -> dict[str, str]:
+    """Name of the template's variable -> text."""
+    return {
+        "effects_caption": _effects(content),
+        "curves_caption": _curves(content),
+        "gaps_caption": _gaps(content),
+        "cost_caption": _cost(content),
+    }
+
+
+def _effects(content: ReportContent) -> str:
+    margin = content.result.plan.margin_nats
+    band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
+    return (
+        f"Diamond and bar: mean difference with its {confidence(content.result)} interval. Small rings: the difference "
+        f"of each pair of runs that share a seed.{band} Left of zero the loss is lower with the component."
+    )
+
+
+def _curves(content: ReportContent) -> str:
+    said = "Lines are means over the finished runs; the band spans the lowest and the highest of them. "
+    line = next((line for line in content.curves if line.points), None)
+    last = line.points[-1].n_tokens if line else 0
+    if line is not None and line.decay_start_tokens is not None and line.decay_start_tokens < last:
+        share = 1 - line.decay_start_tokens / last
+        said += f"The learning rate decays over the last {percent(round(share, 3))} of a run, so only the marked end "
+        said += "points are finished models. "
+    hidden = len(content.curves) - MOST_LINES
+    if hidden > 0:
+        said += f"The first {MOST_LINES} variants are drawn; {hidden} more are in the table. "
+    return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
+
+
+def _gaps(content: ReportContent) -> str:
+    return (
+        f"Loss with minus loss without at equal shares of the schedule, mean over pairs of runs with its "
+        f"{confidence(content.result)} interval. Below zero the component is ahead. Before the rate has decayed a "
+        "difference may be larger or smaller than that of the finished models."
+    )
+
+
+def _cost(content: ReportContent) -> str:
+    emulated = any("emulated" in v.evidence.get("speed", ()) for v in content.result.variants)
+    hollow = " Hollow marks are emulated; what is of another kind than the reference is left out." if emulated else ""
+    return f"Each quantity as a multiple of {content.result.variants[0].name}, the reference.{hollow}"

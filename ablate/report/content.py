@@ -1,0 +1,114 @@
+"""Everything that a report says, as one value made from a study's folder alone; the renderers only lay it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate.attribution.study import StudyResult, compare
+from ablate.report import facts, sentences, tables
+from ablate.report.curves import Curve, Gap, curves, gaps
+from ablate.report.facts import Fact
+from ablate.report.format import clean
+from ablate.report.tables import Table
+from ablate.runs.store import Store
+
+LONGEST_STUDY = 20_000  # characters of the study's file that are shown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportContent:
+    """A report. Texts are plain: whoever renders them escapes them."""
+
+    folder: Path
+    question: str
+    scale: str  # one line: which study this is
+    complete: bool  # every planned run has a record
+    answer: tuple[str, str]
+    result: StudyResult
+    variants: Table
+    effects: Table
+    effect_notes: tuple[str, ...]
+    speed: Table
+    speed_ratios: Table
+    speed_notes: tuple[str, ...]
+    sizes: Table
+    routing: Table
+    other_metrics: Table
+    curves: tuple[Curve, ...]
+    gaps: tuple[Gap, ...]
+    curve_table: Table
+    held_equal: tuple[Fact, ...]
+    provenance: tuple[Fact, ...]
+    runs: Table
+    lost_runs: Table
+    limits: tuple[str, ...]
+    warnings: tuple[str, ...]
+    repeat: tuple[str, ...]  # commands
+    study_file: str
+
+
+def build(folder: Path) -> ReportContent:
+    """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended."""
+    store = Store(folder)
+    plan = _plan(store)
+    result = compare(plan, list(store), store.failures())
+    ended = [run for run in result.runs if run.status in ("finished", "diverged")]
+    if not ended:
+        failed = [run for run in result.runs if run.status == "failed"]
+        why = f"; {len(failed)} failed, the first because {clean(failed[0].reason)}" if failed else ""
+        raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
+    lines = curves(result)
+    return ReportContent(
+        folder=folder,
+        question=clean(result.plan.question) or "What is each component worth?",
+        scale=sentences.scale(result),
+        complete=all(run.record is not None and run.status != "failed" for run in result.runs),
+        answer=sentences.answer(result),
+        result=result,
+        variants=tables.variants(result),
+        effects=tables.effects(result),
+        effect_notes=sentences.effect_notes(result),
+        speed=tables.speed(result),
+        speed_ratios=tables.speed_ratios(result),
+        speed_notes=sentences.speed_notes(result),
+        sizes=tables.sizes(result),
+        routing=tables.routing(result),
+        other_metrics=tables.other_metrics(result),
+        curves=lines,
+        gaps=gaps(result),
+        curve_table=tables.curve_points(lines),
+        held_equal=facts.held_equal(result),
+        provenance=facts.provenance(result),
+        runs=tables.runs(result),
+        lost_runs=tables.lost_runs(result),
+        limits=sentences.limits(result),
+        warnings=tuple(clean(warning) for warning in (*sentences.unfinished(result), *result.warnings)),
+        repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
+        study_file=_study_file(store),
+    )
+
+
+def _plan(store: Store) -> Mapping[str, Any]:
+    path = store.plan_file
+    if not path.is_file():
+        raise ValueError(f"{store.folder} holds no study (it has no {path.name}); give the folder that a study wrote")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the plan {path}: {error}; run the study again to write it anew") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"the plan {path} is not an object; run the study again to write it anew")
+    return data
+
+
+def _study_file(store: Store) -> str:
+    try:
+        text = store.study_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    kept = "".join(c if c >= " " or c == "\n" else " " for c in text.replace("\r\n", "\n"))
+    return kept.strip()[:LONGEST_STUDY]

@@ -1,0 +1,115 @@
+"""Held-out loss during training: one line per variant, and the paired difference at equal shares of the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ablate.attribution.pairs import mean_interval
+from ablate.attribution.study import LOSS, Comparison, StudyResult, VariantResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """Mean over the finished runs of a variant, and the smallest and largest of them."""
+
+    step: float
+    n_tokens: float
+    flops: float
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """`decay_start_tokens`: from there the learning rate decays; the last point is the only decayed one."""
+
+    variant: str
+    points: tuple[CurvePoint, ...]
+    decay_start_tokens: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GapPoint:
+    """With minus without at one share of the schedule, with its t-interval over seeds."""
+
+    share: float
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gap:
+    name: str
+    variant: str
+    points: tuple[GapPoint, ...]
+
+
+def curves(result: StudyResult) -> tuple[Curve, ...]:
+    """Of the variants with a finished run."""
+    return tuple(_curve(variant) for variant in result.variants if variant.finished)
+
+
+def _curve(variant: VariantResult) -> Curve:
+    by_step: dict[float, list[Mapping[str, float]]] = {}
+    for run in variant.finished:
+        for point in run.record.curve if run.record else ():
+            if LOSS in point and "step" in point:
+                by_step.setdefault(point["step"], []).append(point)
+    points = tuple(_point(step, found, variant) for step, found in sorted(by_step.items()))
+    return Curve(variant=variant.name, points=points, decay_start_tokens=_decay_start(variant))
+
+
+def _point(step: float, found: Sequence[Mapping[str, float]], variant: VariantResult) -> CurvePoint:
+    values = [point[LOSS] for point in found]
+    n_tokens = found[0].get("n_tokens", step * variant.n_tokens / max(variant.n_steps, 1))
+    return CurvePoint(
+        step=step,
+        n_tokens=n_tokens,
+        flops=n_tokens * variant.flops / max(variant.n_tokens, 1),
+        mean=sum(values) / len(values),
+        low=min(values),
+        high=max(values),
+        n=len(values),
+    )
+
+
+def _decay_start(variant: VariantResult) -> float | None:
+    record = variant.finished[0].record
+    share = record.spec.get("trainer", {}).get("decay_share") if record else None
+    return None if share is None else (1 - share) * variant.n_tokens
+
+
+def gaps(result: StudyResult) -> tuple[Gap, ...]:
+    """Of the comparisons whose runs are pairs and all there; a point needs every seed."""
+    found = (_gap(comparison, result) for comparison in result.comparisons)
+    return tuple(gap for gap in found if gap is not None and gap.points)
+
+
+def _gap(comparison: Comparison, result: StudyResult) -> Gap | None:
+    if comparison.loss.low is None or not comparison.pairing_ok:
+        return None
+    by_name = {variant.name: variant for variant in result.variants}
+    on = _losses(by_name[comparison.with_variant])
+    off = _losses(by_name[comparison.without_variant])
+    # Evaluations are spread evenly over the steps of a run, so the k-th of n is at the share k / n in every run.
+    lengths = {len(line) for line in (*on.values(), *off.values())}
+    if len(lengths) != 1 or set(on) != set(off):
+        return None
+    n = lengths.pop()
+    points = []
+    for k in range(n):
+        differences = [on[seed][k] - off[seed][k] for seed in sorted(on)]
+        mean, low, high = mean_interval(differences, comparison.loss.confidence)
+        points.append(GapPoint(share=(k + 1) / n, mean=mean, low=low, high=high))
+    return Gap(name=comparison.name, variant=comparison.variant, points=tuple(points))
+
+
+def _losses(variant: VariantResult) -> dict[int, list[float]]:
+    """Seed -> held-out losses in order."""
+    return {
+        run.seed: [point[LOSS] for point in run.record.curve if LOSS in point] for run in variant.finished if run.record
+    }

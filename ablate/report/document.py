@@ -1,0 +1,116 @@
+"""The report as one JSON document: `report --format json`, `run --json`, and the data inside the HTML file.
+
+Keys: `format`, `format_version`; `question`, `answer` (two sentences), `complete`; `study` (preset, design, match,
+budget, seeds, margin_nats, confidence, corpus); `variants` (name, levels, cost, learning_rate, n_steps, n_tokens,
+flops, evidence, backends, `runs` by seed, `metrics` by name with mean, interval, median, range and the value of each
+seed); `effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
+`differences` by seed, seeds that planning needs); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
+`provenance`; `repeat`. A number that there is not is null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from ablate.attribution.study import TARGET_NATS, Comparison, Metric, Run, VariantResult
+from ablate.attribution.verdicts import Effect
+from ablate.report.content import ReportContent
+
+FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
+
+
+def to_json(content: ReportContent) -> dict[str, Any]:
+    """Plain data: numbers as they are, not as they are printed."""
+    result, plan = content.result, content.result.plan
+    study_keys = ("preset", "preset_title", "design", "match", "budget", "margin_nats", "confidence")
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "question": content.question,
+        "answer": list(content.answer),
+        "complete": content.complete,
+        "study": {key: getattr(plan, key) for key in study_keys}
+        | {"seeds": list(plan.seeds), "corpus": dict(plan.corpus)},
+        "variants": [_variant(v) for v in result.variants],
+        "effects": [_comparison(c) for c in result.comparisons],
+        "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
+        "warnings": list(content.warnings),
+        "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
+        "limits": list(content.limits),
+        "held_equal": {fact.label: fact.value for fact in content.held_equal},
+        "provenance": {fact.label: fact.value for fact in content.provenance},
+        "repeat": list(content.repeat),
+    }
+
+
+def _variant(v: VariantResult) -> dict[str, Any]:
+    return {
+        "name": v.name,
+        "levels": dict(v.levels),
+        "cost": dict(v.cost),
+        "learning_rate": v.learning_rate,
+        "n_steps": v.n_steps,
+        "n_tokens": v.n_tokens,
+        "flops": v.flops,
+        "evidence": {group: list(kinds) for group, kinds in v.evidence.items()},
+        "backends": {slot: list(kinds) for slot, kinds in v.backends.items()},
+        "runs": [_run(run) for run in v.runs],
+        "metrics": {name: _metric(metric) for name, metric in v.metrics.items()},
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {"seed": run.seed, "run_id": run.run_id, "status": run.status, "reason": run.reason}
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    plain = dataclasses.asdict(metric)
+    return plain | {"n": metric.n, "values": {str(seed): value for seed, value in metric.values.items()}}
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "name": c.name,
+        "variant": c.variant,
+        "with": c.with_variant,
+        "without": c.without_variant,
+        "changes": [
+            {"component": change.component, "with": change.with_level, "without": change.without_level}
+            for change in c.changes
+        ],
+        "loss": _effect(c.loss),
+        "held_out_sets": {name: _effect(effect) for name, effect in c.other_sets.items()},
+        "speed": _speed(c),
+        "pairing_ok": c.pairing_ok,
+        "pairing_reason": c.pairing_reason,
+        "differences": {str(seed): value for seed, value in c.differences.items()},
+        "target_nats": TARGET_NATS,
+        "seeds_for_target": c.target_seeds,
+        "seeds_for_margin": c.margin_seeds,
+    }
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    plain = dataclasses.asdict(effect)
+    del plain["name"]
+    return plain
+
+
+def _speed(c: Comparison) -> dict[str, Any]:
+    """The ratio of tokens per second, with over without."""
+    found = c.speed
+    ratio, low, high = (
+        None if found is None or end is None else math.exp(end)
+        for end in ((found.estimate, found.low, found.high) if found else (None, None, None))
+    )
+    return {
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "n": found.n if found else 0,
+        "verdict": found.verdict if found else None,
+        "evidence": list(c.speed_evidence),
+        "reason": c.speed_reason or (found.reason if found else None),
+    }

@@ -1,0 +1,115 @@
+"""What was held equal in a study, and where its numbers come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ablate.attribution.study import StudyResult
+from ablate.attribution.wary import flatten
+from ablate.report.format import clean, listed, plural, scaled, short
+
+MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    label: str
+    value: str
+
+
+def fact(label: object, value: object) -> Fact:
+    return Fact(label=clean(label), value=clean(value))
+
+
+def matched(result: StudyResult) -> str:
+    return MATCHED.get(result.plan.match, clean(result.plan.match))
+
+
+def budget(result: StudyResult) -> str:
+    plan = result.plan
+    if plan.match == "flops":
+        return scaled(plan.budget, "FLOP")
+    return f"{scaled(plan.budget)} tokens" if plan.match == "tokens" else f"{short(plan.budget)} s"
+
+
+def held_equal(result: StudyResult) -> tuple[Fact, ...]:
+    """What all variants of the study have in common, as planned and as recorded."""
+    plan = result.plan
+    found = [
+        fact("Matched", f"{matched(result)}: {budget(result)} a run, rounded to whole optimizer steps"),
+        fact("Design", plan.design),
+        fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
+        fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
+        fact("Tokens and order", _pairs(result)),
+        fact("Learning rate", _rates(result)),
+        *_trainer(result),
+        *(fact(f"Corpus: {key.replace('_', ' ').replace('.', ', ')}", value) for key, value in _corpus(plan.corpus)),
+        fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
+    ]
+    return tuple(found)
+
+
+def _corpus(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:
+    flat = flatten(corpus)
+    return [(key, f"{int(value):,}" if value.isdecimal() and len(value) < 16 else value) for key, value in flat.items()]
+
+
+def _pairs(result: StudyResult) -> str:
+    bad = [c.name for c in result.comparisons if not c.pairing_ok]
+    if bad:
+        return f"not the same for {listed(bad)}: see the warnings"
+    return "runs of one seed saw the same tokens in the same order and began from the same values of shared parameters"
+
+
+def _rates(result: StudyResult) -> str:
+    rates = {v.learning_rate for v in result.variants}
+    if len(rates) == 1:
+        return f"{short(rates.pop())}, shared by all variants"
+    return "each variant's own: " + ", ".join(f"{v.name} {short(v.learning_rate)}" for v in result.variants)
+
+
+def _trainer(result: StudyResult) -> list[Fact]:
+    """Settings of optimisation and evaluation that all finished runs share."""
+    specs = [run.record.spec.get("trainer", {}) for v in result.variants for run in v.finished if run.record]
+    if not specs:
+        return []
+    same = {k: v for k, v in specs[0].items() if all(s.get(k) == v for s in specs) and k != "learning_rate"}
+    found = []
+    if {"n_held_out_windows", "sequence_length"} <= same.keys():
+        windows, length = same.pop("n_held_out_windows"), same["sequence_length"]
+        found.append(
+            fact("Evaluation", f"main-head loss on the first {windows} held-out windows of {length} tokens, or all")
+        )
+    said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items())
+    differing = sorted({k for s in specs for k in s} - set(same) - {"learning_rate", "n_held_out_windows"})
+    found.append(fact("Trainer", said))
+    if differing:
+        found.append(fact("Not equal", f"trainer settings {listed(k.replace('_', ' ') for k in differing)}"))
+    return found
+
+
+def provenance(result: StudyResult) -> tuple[Fact, ...]:
+    """Machine, versions, commit, backends and evidence of the finished runs."""
+    records = [run.record for v in result.variants for run in v.finished if run.record]
+    flat = [flatten(record.environment) for record in records]
+    found = [fact("Runs", ", ".join(plural(n, s) for s, n in _statuses(result).items()))]
+    for key in sorted({k for each in flat for k in each}):
+        counts = Counter(each.get(key, "not recorded") for each in flat)
+        value = next(iter(counts)) if len(counts) == 1 else "; ".join(f"{v} ({n} runs)" for v, n in counts.items())
+        if value:
+            found.append(fact(key.replace("packages.", "").replace(".", " ").replace("_", " "), value))
+    for v in result.variants:
+        ran = ", ".join(f"{slot} {'/'.join(kinds)}" for slot, kinds in v.backends.items())
+        if ran:
+            found.append(fact(f"Backends of {v.name}", ran))
+        kinds = ", ".join(f"{group} {'/'.join(kinds)}" for group, kinds in v.evidence.items())
+        if kinds:
+            found.append(fact(f"Evidence of {v.name}", kinds))
+    return tuple(found)
+
+
+def _statuses(result: StudyResult) -> dict[str, int]:
+    return {f"{status} run": n for status, n in Counter(run.status for run in result.runs).items()}

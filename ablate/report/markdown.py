@@ -1,0 +1,62 @@
+"""The report as one Markdown file: the content of the HTML one, curves as a small table in place of figures."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from ablate.report.captions import captions
+from ablate.report.content import ReportContent
+from ablate.report.html import TEMPLATES
+from ablate.report.tables import Table
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]#|!~$])")
+
+
+class Markup(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def render(content: ReportContent) -> str:
+    """The whole file."""
+    commands = verbatim("\n".join(content.repeat))
+    names = {"table": table, "verbatim": verbatim, "commands": commands} | captions(content)
+    return _environment().get_template("report.md.j2").render(c=content, **names)
+
+
+def escape(value: object) -> str:
+    """Plain text as Markdown that shows it and does nothing: no markup, no HTML, no links."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    # GitHub links bare addresses by their colon or their www.
+    text = text.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+    return SPECIAL.sub(r"\\\1", text)
+
+
+def table(found: Table) -> Markup:
+    """Title, pipe table and note."""
+    rule = ["---:" if column.numeric else ":---" for column in found.columns]
+    rows = [[escape(column.label) for column in found.columns], rule, *([escape(c) for c in r] for r in found.rows)]
+    lines = [f"**{escape(found.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
+    return Markup("\n".join(lines + ["", escape(found.note)] if found.note else lines))
+
+
+def verbatim(text: str) -> Markup:
+    """A code block whose fence is longer than any run of backquotes inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}\n{text}\n{fence}")
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Every expression goes through `escape`, as autoescape does it for HTML.
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), finalize=escape, undefined=StrictUndefined, keep_trailing_newline=True
+    )

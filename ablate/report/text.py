@@ -1,0 +1,96 @@
+"""The report for people at a terminal: three small tables and the answer, within 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablate.attribution.study import LOSS, SPEED, VariantResult
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
+from ablate.report.content import ReportContent
+from ablate.report.format import NONE, clean, plus_minus, scaled, signed, signed_between, whole
+from ablate.report.tables import confidence, further_seeds, kv_bytes, label, peak_memory, ratio
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+
+STYLES = {GAIN: "green", HARM: "red", NO_EFFECT: "cyan"}
+
+
+def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
+    """What `run` prints at its end. `reports`: files that were written."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(content.question, style="bold"), Text(content.scale, style="dim"), Text()]
+    parts += [_variants(content), _effects(content)]
+    notes = [note for note in content.speed_notes if note.startswith("Emulated")]
+    parts += [Text(note, style="dim") for note in notes]
+    lost = content.lost_runs.rows
+    said = "; ".join(f"{row[0]} seed {row[1]} {row[2]}: {row[3]}" for row in lost) if lost else "none"
+    parts.append(Text(f"Failed, diverged and missing runs: {said}", style="yellow" if lost else "dim"))
+    parts += [Text(f"Warning: {warning}", style="yellow") for warning in content.warnings]
+    parts += [Text(), Text(" ".join(content.answer), style="bold")]
+    parts += [Text(f"Report: {clean(path)}", overflow="fold") for path in reports]
+    return Group(*parts)
+
+
+def _table(title: str, heads: Sequence[str], n_texts: int = 1) -> Table:
+    """Columns of text first, then numbers that stay on one line."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for i, head in enumerate(heads):
+        if i < n_texts:
+            table.add_column(Text(head), overflow="fold", min_width=10)
+        else:
+            table.add_column(Text(head), justify="right", no_wrap=True)
+    return table
+
+
+def _variants(content: ReportContent) -> Table:
+    from rich.text import Text
+
+    heads = ("Variant", f"nats/token ({confidence(content.result)})", "seeds", "tokens/s", "FLOP/token", "peak mem.",
+             "KV/token")  # fmt: skip
+    table = _table("Variants", heads)
+    for v in content.result.variants:
+        loss, speed = v.metrics.get(LOSS), v.metrics.get(SPEED)
+        cells = (
+            clean(v.name),
+            plus_minus(loss.mean, loss.high) if loss else NONE,
+            f"{len(v.finished)}/{len(v.runs)}",
+            whole(speed.median if speed else None) + ("*" if _emulated(v) else ""),
+            scaled(v.cost.get("training_flops_per_token")),
+            peak_memory(v),
+            kv_bytes(v),
+        )
+        table.add_row(*map(Text, cells))
+    if any(map(_emulated, content.result.variants)):
+        table.caption = Text("* emulated speed", style="dim")
+    return table
+
+
+def _emulated(v: VariantResult) -> bool:
+    return "emulated" in v.evidence.get("speed", ())
+
+
+def _effects(content: ReportContent) -> Table:
+    from rich.text import Text
+
+    heads = ("Component", "Verdict", f"with − without, nats ({confidence(content.result)})", "more seeds", "speed")
+    table = _table("What each component is worth", heads, n_texts=2)
+    for c in content.result.comparisons:
+        found = f"{signed(c.loss.estimate)} ({signed_between(c.loss.low, c.loss.high)})"
+        table.add_row(
+            Text(clean(label(c))),
+            Text(c.loss.verdict, style=STYLES.get(c.loss.verdict, "")),
+            Text(found if c.loss.low is not None else f"{signed(c.loss.estimate)} (no interval)"),
+            Text(further_seeds(c.loss)),
+            Text(ratio(c.speed)[0]),
+        )
+    return table
