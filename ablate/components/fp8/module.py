@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.components.fp8.observation import Observation
-from ablate.components.fp8.quantise import TILE, Grid, Quantised, SegmentColumns, Tiling, quantise
+from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
 
 
 class GroupedLinear(nn.Module):
@@ -51,17 +51,17 @@ class Recipe:
     @property
     def rows(self) -> Tiling:
         """Of what is multiplied along its last axis: activations forward, output gradients backward."""
-        return Grid(1, TILE) if self.name == "blockwise" else Grid(0, 0)
+        return Strips(-1) if self.name == "blockwise" else Blocks(0)
 
     @property
     def weight(self) -> Tiling:
-        return Grid(TILE, TILE) if self.name == "blockwise" else Grid(0, 0)
+        return Blocks(TILE if self.name == "blockwise" else 0)
 
-    def columns(self, ends: Sequence[int] | None, device: torch.device) -> Tiling:
-        """Of what is multiplied along the tokens, for the weight gradient; `ends` of the experts' segments."""
+    def columns(self, sizes: Sequence[int] | None, device: torch.device) -> Tiling:
+        """Of what is multiplied along the tokens, for the weight gradient; `sizes` of the experts' segments."""
         if self.name == "tensorwise":
-            return Grid(0, 0)
-        return Grid(TILE, 1) if ends is None else SegmentColumns(ends, device)
+            return Blocks(0)
+        return Strips(-2) if sizes is None else SegmentStrips(sizes, device)
 
     def quantise(self, x: Tensor, tiling: Tiling) -> Quantised:
         return quantise(x, tiling, power_of_two_scales=self.power_of_two_scales)
@@ -69,6 +69,16 @@ class Recipe:
     def again(self, x: Tensor, quantised: Quantised, tiling: Tiling) -> Quantised:
         """x in another tiling; what is there already if the tiling is the same."""
         return quantised if tiling == quantised.tiling else self.quantise(x, tiling)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a product is told besides its operands."""
+
+    recipe: Recipe
+    sizes: Sequence[int] | None  # rows of each expert, one after another; None for a single matrix
+    observation: Observation | None
+    differentiable: bool  # whether a backward pass may follow
 
 
 class Fp8Product(torch.autograd.Function):
@@ -81,69 +91,57 @@ class Fp8Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_NI: Tensor,
-        weight: Tensor,  # (O, I), or (E, O, I) with ends
-        ends: Sequence[int] | None,
-        recipe: Recipe,
-        observation: Observation | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight: Tensor, how: Pass) -> Tensor:
+        """`weight`: (O, I), or (E, O, I) with sizes."""
+        recipe = how.recipe
         x, w = recipe.quantise(x_NI, recipe.rows), recipe.quantise(weight, recipe.weight)
-        if observation is not None:
-            observation.add("activation", x_NI, x)
-            observation.add("weight", weight, w)
-        if any(ctx.needs_input_grad):
-            columns = recipe.again(x_NI, x, recipe.columns(ends, x_NI.device))
-            ctx.ends, ctx.recipe, ctx.observation = ends, recipe, observation
-            ctx.dtypes, ctx.tilings = (x_NI.dtype, weight.dtype), (columns.tiling, w.tiling)
+        if how.observation is not None:
+            how.observation.add("activation", x_NI, x)
+            how.observation.add("weight", weight, w)
+        if how.differentiable:
+            columns = recipe.again(x_NI, x, recipe.columns(how.sizes, x_NI.device))
+            ctx.how, ctx.dtypes, ctx.tilings = how, (x_NI.dtype, weight.dtype), (columns.tiling, w.tiling)
             ctx.n_scales = len(columns.scales)
             ctx.save_for_backward(columns.values, *columns.scales, w.values, *w.scales)
-        return _product(x.dequantise(), w.dequantise(), ends).to(x_NI.dtype)
+        return _product(x.dequantise(), w.dequantise(), how.sizes).to(x_NI.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g_NO,), recipe, saved, n = gradients, ctx.recipe, ctx.saved_tensors, ctx.n_scales
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (g_NO,), how, saved, n = gradients, ctx.how, ctx.saved_tensors, ctx.n_scales
+        recipe = how.recipe
         columns = Quantised(saved[0], saved[1 : n + 1], ctx.tilings[0])
         w = Quantised(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
         g = recipe.quantise(g_NO, recipe.rows)
-        if ctx.observation is not None:
-            ctx.observation.add("gradient", g_NO, g)
+        if how.observation is not None:
+            how.observation.add("gradient", g_NO, g)
         x_gradient = w_gradient = None
         with _exactly_float32(g_NO.device):
             if ctx.needs_input_grad[0]:
-                x_gradient = _input_gradient(g.dequantise(), w.dequantise(), ctx.ends).to(ctx.dtypes[0])
+                x_gradient = _product(g.dequantise(), w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
             if ctx.needs_input_grad[1]:
                 g = recipe.again(g_NO, g, columns.tiling)
-                w_gradient = _weight_gradient(g.dequantise(), columns.dequantise(), ctx.ends, w.values.shape)
-                w_gradient = w_gradient.to(ctx.dtypes[1])
-        return x_gradient, w_gradient, None, None, None
+                w_gradient = _weight_gradient(g.dequantise(), columns.dequantise(), how.sizes).to(ctx.dtypes[1])
+        return x_gradient, w_gradient, None
 
 
-def _segments(ends: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    return enumerate(slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _product(x_NI: Tensor, weight: Tensor, ends: Sequence[int] | None) -> Tensor:
-    if ends is None:
+def _product(x_NI: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> Tensor:
+    """x w^T, each segment of x with its own matrix."""
+    if sizes is None:
         return x_NI @ weight.T
     y_NO = x_NI.new_empty(x_NI.shape[0], weight.shape[1])
-    for expert, rows in _segments(ends):
-        torch.mm(x_NI[rows], weight[expert].T, out=y_NO[rows])
+    for x, w, y in zip(x_NI.split(sizes), weight.mT.unbind(), y_NO.split(sizes), strict=True):
+        torch.mm(x, w, out=y)
     return y_NO
 
 
-def _input_gradient(g_NO: Tensor, weight: Tensor, ends: Sequence[int] | None) -> Tensor:
-    return _product(g_NO, weight.mT, ends)
-
-
-def _weight_gradient(g_NO: Tensor, x_NI: Tensor, ends: Sequence[int] | None, shape: torch.Size) -> Tensor:
-    if ends is None:
+def _weight_gradient(g_NO: Tensor, x_NI: Tensor, sizes: Sequence[int] | None) -> Tensor:
+    """g^T x, of each segment."""
+    if sizes is None:
         return g_NO.T @ x_NI
-    gradient = x_NI.new_empty(shape)
-    for expert, rows in _segments(ends):
-        torch.mm(g_NO[rows].T, x_NI[rows], out=gradient[expert])
-    return gradient
+    gradient_EOI = x_NI.new_empty(len(sizes), g_NO.shape[1], x_NI.shape[1])
+    for g, x, gradient in zip(g_NO.split(sizes), x_NI.split(sizes), gradient_EOI.unbind(), strict=True):
+        torch.mm(g.T, x, out=gradient)
+    return gradient_EOI
 
 
 def _exactly_float32(device: torch.device) -> AbstractContextManager[Any]:
@@ -152,15 +150,17 @@ def _exactly_float32(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
-def _fp8_product(
-    x_NI: Tensor, weight: Tensor, ends: Sequence[int] | None, recipe: Recipe, observation: Observation | None
+def fp8_product(
+    x_NI: Tensor, weight: Tensor, sizes: Sequence[int] | None, recipe: Recipe, observation: Observation | None
 ) -> Tensor:
     """Under autocast the input is rounded to its dtype and the output is of that dtype, as of any linear map."""
-    device = x_NI.device.type
-    if torch.is_autocast_enabled(device):
-        x_NI = x_NI.to(torch.get_autocast_dtype(device))
-    with _exactly_float32(x_NI.device):
-        return Fp8Product.apply(x_NI, weight, ends, recipe, observation)
+    device = x_NI.device
+    if torch.is_autocast_enabled(device.type):
+        x_NI = x_NI.to(torch.get_autocast_dtype(device.type))
+    # Function.forward cannot ask for this itself: gradients are always off inside it.
+    differentiable = torch.is_grad_enabled() and (x_NI.requires_grad or weight.requires_grad)
+    with _exactly_float32(device):
+        return Fp8Product.apply(x_NI, weight, Pass(recipe, sizes, observation, differentiable))
 
 
 class Fp8Linear(nn.Module):
@@ -173,7 +173,7 @@ class Fp8Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        y_NO = _fp8_product(x.reshape(-1, x.shape[-1]), self.weight, None, self.recipe, self.observation)
+        y_NO = fp8_product(x.reshape(-1, x.shape[-1]), self.weight, None, self.recipe, self.observation)
         return y_NO.view(*x.shape[:-1], -1)
 
 
@@ -189,4 +189,5 @@ class Fp8GroupedLinear(nn.Module):
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
         ends = offsets_E.tolist()
         assert ends[-1] == x_NI.shape[0]
-        return _fp8_product(x_NI, self.weight, ends, self.recipe, self.observation)
+        sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        return fp8_product(x_NI, self.weight, sizes, self.recipe, self.observation)
