@@ -145,15 +145,9 @@ def coarse(moe: RoutedExperts) -> RoutedExperts:
             f"moe=coarse splits the activated width, {moe.activated_hidden_dim}, between two experts; it must be even"
         )
     total = (moe.n_routed_experts + moe.n_shared_experts) * moe.expert_hidden_dim
-    n_experts = round(total / width)
-    if n_experts < 2:
-        raise ValueError(
-            f"moe=coarse makes {n_experts} expert of width {width} out of {total}; it needs at least 2: "
-            "choose a preset with more routed experts"
-        )
     return replace(
         moe,
-        n_routed_experts=n_experts,
+        n_routed_experts=round(total / width),  # 2 at least: no more is activated than there is
         n_shared_experts=0,
         n_activated_experts=2,
         expert_hidden_dim=width,
