@@ -76,7 +76,7 @@ class Conversion:
     """The same gain from nats at a fixed budget: d ln(cost) = -dL / slope."""
 
     from_nats: float
-    slope: float  # nats per e-fold of tokens at the target
+    slope: float  # nats per e-fold of tokens
     agrees: bool  # from_nats lies inside the interval of the gain read at the target
 
 
@@ -237,7 +237,8 @@ def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
 def conversion_check(gain: Gain, nats: Gain, slope: float) -> Conversion:
     """Whether nats at a fixed budget, divided by the slope, tell the same story as the gain at the target.
 
-    slope: the mean of the two variants' `loss_slope` at the target, nats per e-fold.
+    slope, nats per e-fold: the mean of both variants' `loss_slope`, each at its own loss at that budget; the slope
+    falls with the loss, so the baseline's alone would turn nats into too little cost.
     """
     if gain.estimate is None or nats.estimate is None:
         raise ValueError("a gain that is only a bound cannot be checked against nats; extend the runs until they cross")
