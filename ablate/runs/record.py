@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ablate.codec import decode
-from ablate.spec import SCHEMA_VERSION
+from ablate.spec import FORBID_UNKNOWN, SCHEMA_VERSION
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -36,6 +36,8 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     attempts: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     @property
     def seed(self) -> int:

@@ -1,0 +1,119 @@
+"""Checkpoints read back exactly, tell when they are torn, and are never continued by another program."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ablate.runs.checkpoint import (
+    PROGRAM,
+    checkpoint_path,
+    newest_valid,
+    prune,
+    random_state,
+    read,
+    restore_random_state,
+    write,
+)
+
+PROGRAM_FACTS = {"packages": {"torch": "x"}}
+
+
+def sample() -> dict[str, Any]:
+    return {
+        "weights": {"a": torch.randn(3, 4), "b": torch.arange(5), "empty": torch.empty(0)},
+        "optimizer": {0: {"step": torch.tensor(3.0), "betas": (0.9, 0.95)}, 1: [1, None, "x", True, 0.1]},
+        "nested": [{"!": "a dict with the mark"}, (), {}],
+        "nan": float("nan"),
+    }
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def attempt(folder: Path, name: str, steps: list[int], program: Any = PROGRAM_FACTS) -> Path:
+    made = folder / name
+    made.mkdir(parents=True)
+    (made / PROGRAM).write_text(json.dumps(program))
+    for step in steps:
+        write(checkpoint_path(made, step), {"global_step": step})
+    return made
+
+
+def test_a_checkpoint_reads_back_exactly(tmp_path: Path) -> None:
+    tree = sample()
+    write(tmp_path / "step-1", tree)
+    assert same(tree, read(tmp_path / "step-1"))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="cannot hold /x, a set"):
+        write(tmp_path / "step-1", {"x": {1, 2}})
+
+
+def test_every_flipped_bit_and_cut_is_seen(tmp_path: Path) -> None:
+    write(tmp_path / "step-1", sample())
+    draw = random.Random(0)
+    for name in ("tensors.safetensors", "state.json", "manifest.json"):
+        path = tmp_path / "step-1" / name
+        good = path.read_bytes()
+        for _ in range(20):
+            at = draw.randrange(len(good))
+            path.write_bytes(good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :])
+            with pytest.raises(ValueError, match="torn"):
+                read(tmp_path / "step-1")
+        path.write_bytes(good[: draw.randrange(len(good))])
+        with pytest.raises(ValueError, match="torn"):
+            read(tmp_path / "step-1")
+        path.unlink()
+        with pytest.raises(ValueError, match="torn"):
+            read(tmp_path / "step-1")
+        path.write_bytes(good)
+    assert same(sample()["nested"], read(tmp_path / "step-1")["nested"])
+
+
+def test_the_newest_whole_checkpoint_of_any_attempt_is_found(tmp_path: Path) -> None:
+    attempt(tmp_path, "0000-a", [5, 20])
+    later = attempt(tmp_path, "0001-b", [10])
+    found = newest_valid(tmp_path, PROGRAM_FACTS)
+    assert found is not None
+    assert found.name.endswith("20")
+    (found / "state.json").write_text("{}")
+    assert newest_valid(tmp_path, PROGRAM_FACTS) == checkpoint_path(later, 10)
+
+
+def test_another_program_does_not_continue_it(tmp_path: Path) -> None:
+    attempt(tmp_path, "0000-a", [5], program={"packages": {"torch": "y"}})
+    assert newest_valid(tmp_path, PROGRAM_FACTS) is None
+    assert newest_valid(tmp_path / "absent", PROGRAM_FACTS) is None
+
+
+def test_pruning_leaves_the_last_two(tmp_path: Path) -> None:
+    made = attempt(tmp_path, "0000-a", [5, 10, 100])
+    prune(made)
+    assert sorted(p.name for p in made.glob("step-*")) == [checkpoint_path(made, s).name for s in (10, 100)]
+
+
+def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    write(tmp_path / "step-1", random_state())
+
+    def draw() -> tuple[Any, ...]:
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+    first = draw()
+    restore_random_state(read(tmp_path / "step-1"))
+    assert draw() == first

@@ -1,0 +1,158 @@
+"""Runs repeat bit for bit, also when they are killed and resumed; divergence is a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablate.codec import decode_run, run_id
+from ablate.runs.callbacks import Interrupted
+from ablate.runs.checkpoint import newest_valid, read
+from ablate.runs.environment import program
+from ablate.runs.execute import Job, execute
+from ablate.runs.record import RunRecord, pairing_fault
+from ablate.runs.store import Store
+from ablate.runs.training import TrainingModule, learning_rate_factor
+
+MakeJob = Callable[..., Job]
+
+
+def ignore(step: int, loss: float, tokens_per_s: float) -> bool:
+    return True
+
+
+def store_in(folder: Path) -> Store:
+    store = Store(folder)
+    store.create()
+    return store
+
+
+def finish(job: Job, folder: Path) -> RunRecord:
+    record = execute(job, store_in(folder), ignore)
+    assert record is not None
+    return record
+
+
+def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job()
+    record = finish(job, tmp_path)
+    assert record.status == "finished"
+    assert decode_run(record.spec) == job.run
+    assert record.run_id == run_id(job.run)
+    assert [point["step"] for point in record.curve] == [3, 6, 9, 12]
+    assert record.curve[-1]["n_tokens"] == job.run.n_tokens == record.n_tokens
+    for name in ("nats_per_token", "bits_per_byte", "draft_acceptance", "max_violation", "tokens_per_s"):
+        assert name in record.metrics
+    assert record.evidence == {"loss": "measured", "speed": "emulated", "memory": "emulated"}
+    assert record.environment["packages"]["torch"] == torch.__version__
+    assert execute(job, Store(tmp_path), ignore) is None
+    assert len(list(Store(tmp_path).records.iterdir())) == 1
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not(make_job: MakeJob, tmp_path: Path) -> None:
+    first, again, other = (
+        finish(make_job(seed=seed), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert first.final_parameters_hash == again.final_parameters_hash
+    assert first.curve == again.curve
+    assert first.final_parameters_hash != other.final_parameters_hash
+    assert first.order_hash != other.order_hash
+    assert set(first.initial_parameters.values()).isdisjoint(
+        value for name, value in other.initial_parameters.items() if "norm" not in name
+    )
+
+
+def test_variants_of_a_seed_share_tokens_and_initial_values(make_job: MakeJob, tmp_path: Path) -> None:
+    full, without_mtp = finish(make_job(), tmp_path / "a"), finish(make_job("mtp"), tmp_path / "b")
+    assert pairing_fault(full, without_mtp) == ""
+    shared = full.initial_parameters.keys() & without_mtp.initial_parameters.keys()
+    assert len(shared) == len(without_mtp.initial_parameters)
+    assert full.final_parameters_hash != without_mtp.final_parameters_hash
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
+    make_job: MakeJob, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(micro_batch_size=2)
+    whole = finish(job, tmp_path / "whole")
+    store = store_in(tmp_path / "stopped")
+    train = TrainingModule.training_step
+
+    def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return train(self, batch, batch_idx)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            patched.setattr(TrainingModule, "training_step", interrupted)
+            execute(job, store, ignore, listen=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    saved = newest_valid(store.attempts_folder(run_id(job.run)), program())
+    assert saved is not None
+    assert saved.name.endswith(f"{stop_at:012d}")
+    resumed = execute(job, store, ignore)
+    assert resumed is not None
+    assert resumed.final_parameters_hash == whole.final_parameters_hash
+    assert resumed.curve == whole.curve
+    assert len(resumed.attempts) == 2
+
+
+def test_training_on_unlearnable_rates_is_a_result(make_job: MakeJob, tmp_path: Path) -> None:
+    record = finish(make_job(learning_rate=1e30, gradient_clip=1e30, warmup_share=0.0), tmp_path)
+    assert record.status == "diverged"
+    assert 1 < record.metrics["diverged_step"] <= 12
+    assert 0 < record.metrics["last_finite_loss"]
+    assert "nats_per_token" not in record.metrics
+    assert Store(tmp_path).read(record.run_id) == record
+
+
+def test_accumulation_changes_neither_loads_nor_bias(make_job: MakeJob, tmp_path: Path) -> None:
+    biases = []
+    for size in (4, 2, 1):
+        job = make_job(n_steps=3, micro_batch_size=size)
+        finish(job, tmp_path / str(size))
+        weights = read(Store(tmp_path / str(size)).run_folder(run_id(job.run)) / "weights")["state_dict"]
+        biases.append({name: value for name, value in weights.items() if "bias_E" in name})
+    assert len(biases[0]) == 2
+    for name, bias in biases[0].items():
+        assert bias.abs().max() > 0
+        for other in biases[1:]:
+            # One update a step, of the same size whatever the accumulation.
+            assert torch.equal(bias.abs().max(), other[name].abs().max())
+
+
+def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
+    trainer = dataclasses.replace(make_job().run.trainer, warmup_share=0.1, decay_share=0.2)
+    factors = [learning_rate_factor(trainer, 100, step) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert set(factors[10:80]) == {1.0}
+    assert factors[80] == pytest.approx(1 - (1 / 21) ** 0.5)
+    assert factors[-1] == pytest.approx(1 - (20 / 21) ** 0.5)
+    assert all(a > b for a, b in zip(factors[79:], factors[80:], strict=False))
+
+
+def test_every_part_of_the_loss_reaches_the_gradient(make_job: MakeJob, corpus: Any) -> None:
+    """Main, multi-token and balance terms: taking one away changes the gradient of what it alone touches."""
+    module = TrainingModule(make_job().run)
+    module.configure_model()
+    window = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(random.Random(0).randrange(99)))
+    module.training_step({"window_BT1": window}, 0).backward()
+    gradients = {name: p.grad for name, p in module.model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    assert gradients["objective.layers.0.projection.weight"].abs().max() > 0
+    assert gradients["layers.1.feed_forward.router.weight"].abs().max() > 0
+    assert len(module.expert_load) == 2
+    assert {int(load.sum()) for load in module.expert_load.values()} == {4 * 32 * 3, 4 * 31 * 3}
