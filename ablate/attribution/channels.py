@@ -14,6 +14,7 @@ import numpy as np
 from ablate.attribution.compute_gain import Conversion, DecayedCurve, log_tokens_to
 from ablate.attribution.estimates import Estimates, Observations, estimate
 from ablate.attribution.games import Floats, Lattice
+from ablate.attribution.games import lattice as make_lattice
 from ablate.attribution.indices import index_weights, total_weights
 from ablate.attribution.verdicts import t_quantile
 
@@ -113,14 +114,18 @@ def measured_table(
     *,
     index: str = "owen",
     order: int | None = None,
+    loss_neutral: Sequence[str] = (),
 ) -> ChannelTable:
     """The channel table of a finished study: each run's curve inverted at the target, and every variant's speed.
 
     runs: any design; order: interactions above it are assumed away, as in `estimate`. speeds: every feasible variant.
+    loss_neutral: components proven to leave loss and gradients alone; runs need not vary them, and their tokens channel
+    is exactly zero.
     ValueError names a run that does not reach the target, a variant without a speed, or why an effect has no interval.
     """
     functionals = _efficient_weights(lattice, index)
     named = dict(zip(lattice.components, functionals, strict=True))
+    losses, of_loss = _loss_lattice(lattice, loss_neutral)
     lacking = [lattice.label(cell) for cell in lattice.cells if cell not in speeds]
     if lacking:
         raise ValueError(f"{lacking[0]} has no FLOPs per token and rate; price and time every feasible variant")
@@ -132,7 +137,7 @@ def measured_table(
                 "inside its measured range; choose the target by the worst variant, or report bounds with token_gain"
             )
     seen = Observations(
-        cells=tuple(run.cell for run in runs),
+        cells=tuple(of_loss[run.cell] for run in runs),
         values=tuple(-value for value in logs),
         clusters=tuple(run.cluster for run in runs),
     )
@@ -143,7 +148,14 @@ def measured_table(
         clusters=(None,) * len(restarts),
     )
     flops = -np.log([speeds[cell].flops_per_token for cell in lattice.cells])
-    columns = [_column(estimate(lattice, seen, named, order=order)), _column(estimate(lattice, timed, named))]
+    folded = np.zeros((len(functionals), len(losses.cells)))
+    np.add.at(folded.T, losses.index([of_loss[cell] for cell in lattice.cells]), functionals.T)
+    moving = {name: row for name, row in zip(lattice.components, folded, strict=True) if name in losses.components}
+    columns = [_column(estimate(losses, seen, moving, order=order)), _column(estimate(lattice, timed, named))]
+    for k, name in enumerate(lattice.components):
+        if name in loss_neutral:
+            for values, neutral in zip(columns[0], (0.0, 0.0, np.inf), strict=True):
+                values.insert(k, neutral)
     zero = np.zeros(len(named))
     return ChannelTable(
         components=lattice.components,
@@ -151,6 +163,22 @@ def measured_table(
         errors=np.column_stack([columns[0][1], zero, columns[1][1]]),
         dfs=np.column_stack([columns[0][2], zero + np.inf, columns[1][2]]),
     )
+
+
+def _loss_lattice(lattice: Lattice, neutral: Sequence[str]) -> tuple[Lattice, dict[int, int]]:
+    """The lattice without the components that cannot move the loss, and the cell there of every cell here."""
+    off = lattice.mask(neutral)
+    for i, name in enumerate(lattice.components):
+        if lattice.needs[i] & off and not off >> i & 1:
+            needed = lattice.names(lattice.needs[i] & off)[0]
+            raise ValueError(f"{needed} is said to leave the loss alone, but {name} requires it and is not")
+    kept = [i for i in range(len(lattice.components)) if not off >> i & 1]
+    small = make_lattice(
+        [lattice.components[i] for i in kept],
+        {lattice.components[i]: lattice.names(lattice.needs[i]) for i in kept},
+        [names for names in (lattice.names(block & ~off) for block in lattice.blocks) if names],
+    )
+    return small, {cell: sum(1 << at for at, i in enumerate(kept) if cell >> i & 1) for cell in lattice.cells}
 
 
 def _column(estimates: Estimates) -> tuple[list[float], list[float], list[float]]:
