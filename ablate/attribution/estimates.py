@@ -266,7 +266,7 @@ def _independent_line(
     used = np.unique(cells[np.abs(weights) > 1e-12])
     value = float(weights @ y)
     if exact and len(used) == 2:
-        plus, minus = (y[(cells == c)] for c in sorted(used, key=lambda c: -weights[cells == c].sum()))
+        plus, minus = (y[cells == cell] for cell in used)
         _, error, df, _ = welch(plus.tolist(), minus.tolist())
         if error is not None and np.isclose(weights[weights > 0].sum(), 1.0):
             method = f"Welch t, {len(plus)} and {len(minus)} runs"

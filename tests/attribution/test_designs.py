@@ -126,6 +126,17 @@ def test_the_lattice_comes_in_twelve_blocks_of_four_seeds_and_pairs_of_ends():
     assert len(lattice_design(LOSS, extra_runs=0).runs) == 48
 
 
+def test_blocks_are_dealt_better_than_at_random():
+    blocks = np.repeat(range(12), 4)
+    generator = np.random.default_rng(0)
+    random = []
+    for _ in range(10):
+        shuffled = generator.permutation(LOSS.cells).tolist()
+        runs = [Run(cell=cell, block=int(block)) for cell, block in zip(shuffled, blocks, strict=True)]
+        random.append(sum(make_design("random", LOSS, runs, index="owen", order=2).variance_multiplier))
+    assert sum(lattice_design(LOSS, extra_runs=0, order=2).variance_multiplier) < 0.97 * min(random)
+
+
 def test_multipliers_are_those_of_the_analysis():
     """Noise of one run through the estimator itself has the variance the design announced."""
     for design in (lattice_design(LOSS), optimal(LOSS, 30), lattice_design(LOSS, block_size=1), first_last(LOSS, 3)):

@@ -96,6 +96,20 @@ def test_repeated_unshared_lattices_use_the_pure_error():
     assert (line.df, found.residual_df) == (8, 8)
     assert found.residual_sd == pytest.approx(pooled)
     assert found.warnings == ()
+    twice = observed(LOSS.cells * 2, [None] * 96, np.random.default_rng(5).normal(0, 1, 96))
+    assert estimate(LOSS, twice, OWEN).residual_df == 48
+
+
+def test_one_missing_variant_leaves_exact_what_does_not_need_it():
+    parts = lattice("abc")
+    cells = [cell for cell in parts.cells if cell != 1]
+    values = np.random.default_rng(15).normal(0, 1, (3, 7))
+    runs = observed(cells * 3, np.repeat(range(3), 7), values.ravel())
+    found = estimate(parts, runs, functionals(parts, "first", "last", "owen"))
+    by_cell = dict(zip(cells, values.mean(0), strict=True))
+    assert found.lines["last:a"].value == pytest.approx(by_cell[7] - by_cell[6])
+    assert found.lines["first:b"].value == pytest.approx(by_cell[2] - by_cell[0])
+    assert "no run of a (of 8 feasible variants)" in found.warnings[0]
 
 
 def test_the_lattice_run_once_takes_its_noise_from_high_interactions_and_says_so():
