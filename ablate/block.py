@@ -56,7 +56,7 @@ class Block(nn.Module):
         context = build_context(model)
         feed_forward, balance = model.layer_feed_forward(layer)
         self.attention_norm = RMSNorm(model.dim, model.norm_eps)
-        self.attention = model.attention.build(context)
+        self.attention: Any = model.attention.build(context)
         self.feed_forward_norm = RMSNorm(model.dim, model.norm_eps)
         self.feed_forward = feed_forward.build(context, balance)
 

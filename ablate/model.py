@@ -29,10 +29,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
-        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
+        self.layers: Any = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
         self.norm = RMSNorm(spec.dim, spec.norm_eps)
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
-        self.objective = spec.objective.build(spec, build_context(spec))
+        self.objective: Any = spec.objective.build(spec, build_context(spec))
         self._rotation: Rotation | None = None
 
     def rotation(self, length: int) -> Rotation:

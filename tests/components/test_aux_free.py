@@ -130,9 +130,7 @@ def test_nodes_apply_their_weight_and_scope() -> None:
 def test_the_micro_batch_must_fit_the_trainers() -> None:
     settings = replace(NANO.settings["aux-free"], micro_batch_sequences=3)
     sizes = replace(NANO, settings={**NANO.settings, "aux-free": settings})
-    with pytest.raises(
-        ValueError, match="over 3 sequences; that must divide the trainer's micro_batch_size, which is 4"
-    ):
+    with pytest.raises(ValueError, match=r"over 3 sequences; that must divide .* micro_batch_size, which is 4"):
         resolve(sizes, FULL | {"aux-free": "micro-batch-aux"})
 
 

@@ -24,6 +24,7 @@ LATENT = LatentAttention(
     n_heads=3, q_lora_rank=10, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6)
+QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
 CONTEXT = replace(build_context(NANO.model), dim=DIM, norm_eps=EPS)
 
 

@@ -260,3 +260,9 @@ def test_the_first_layers_are_dense_in_every_variant() -> None:
 def test_impossible_sizes_are_refused(changed: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(NODE, **changed)
+
+
+def test_sizes_that_the_grouped_product_cannot_take_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 x 20; the grouped product needs multiples of 8"):
+        module_of(replace(NODE, expert_hidden_dim=20), backend="library")
+    module_of(replace(NODE, expert_hidden_dim=20), backend="reference")(inputs())

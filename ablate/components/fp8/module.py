@@ -20,6 +20,12 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, n_groups: int, in_features: int, out_features: int, *, backend: str) -> None:
         super().__init__()
+        if backend == "library" and (in_features % 8 or out_features % 8):
+            # torch asks for rows of a multiple of 16 bytes: 8 numbers of bfloat16.
+            raise ValueError(
+                f"an expert's matrix is {out_features} x {in_features}; the grouped product needs multiples of 8, "
+                "so give dim and the expert's hidden width such sizes, or set linear.backend to reference"
+            )
         self.backend = backend
         self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
 

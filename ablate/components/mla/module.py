@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,10 @@ from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
 from ablate.components.mla.spec import LatentAttention as LatentNode
 from ablate.spec import BuildContext
 
-ATTENTION = {"library": F.scaled_dot_product_attention, "reference": reference.attention}
+ATTENTION: dict[str, Callable[..., Tensor]] = {
+    "library": F.scaled_dot_product_attention,
+    "reference": reference.attention,
+}
 
 
 @dataclass(slots=True)
@@ -92,10 +96,9 @@ class LatentAttention(nn.Module):
         return self.output(y_BHTV.transpose(1, 2).flatten(2))
 
     def new_cache(self, batch: int, capacity: int) -> LatentCache:
-        options = {"device": self.kv_down.weight.device, "dtype": self.kv_norm.weight.dtype}
+        like, node = self.kv_norm.weight, self.node
         return LatentCache(
-            torch.empty(batch, capacity, self.node.kv_lora_rank, **options),
-            torch.empty(batch, capacity, self.node.qk_rope_head_dim, **options),
+            like.new_empty(batch, capacity, node.kv_lora_rank), like.new_empty(batch, capacity, node.qk_rope_head_dim)
         )
 
     def decode(self, x_BTD: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
@@ -106,7 +109,7 @@ class LatentAttention(nn.Module):
         cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = latent_BTR, key_BTP
         cache.length = start + t
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
-        up_HXR = self.kv_up.weight.unflatten(0, (node.n_heads, -1))
+        up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (node.n_heads, -1))
         up_key, up_value = up_HXR.split([node.qk_nope_head_dim, node.v_head_dim], dim=1)
         scores = torch.einsum("bthk,hkr,bsr->bhts", q_nope, up_key, past_BSR)
         scores = (scores + torch.einsum("bthp,bsp->bhts", q_rope, keys_BSP)) * self.scale
@@ -142,11 +145,8 @@ class GroupedQueryAttention(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
         shape = (batch, capacity, self.node.n_kv_heads, self.node.head_dim)
-        like = self.k.weight
-        return KeyValueCache(
-            torch.empty(shape, device=like.device, dtype=like.dtype),
-            torch.empty(shape, device=like.device, dtype=like.dtype),
-        )
+        like = self.k.get_parameter("weight")
+        return KeyValueCache(like.new_empty(shape), like.new_empty(shape))
 
     def decode(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValueCache) -> Tensor:
         """Attention of new tokens to the cache and themselves."""

@@ -130,9 +130,8 @@ def off(spec: Spec, alternative: str) -> Spec:
     """`dense` has equal activated FLOPs; `coarse` equal activated and total parameters up to whole experts."""
     moe = spec.preset.settings.get("moe")
     if alternative == "dense":
-        hidden_dim = moe.activated_hidden_dim if moe else spec.preset.model.first_feed_forward.hidden_dim
-        model = replace(spec.model, feed_forward=SwiGLU(hidden_dim=hidden_dim), balance=None)
-        return replace(spec, model=model)
+        dense = SwiGLU(hidden_dim=moe.activated_hidden_dim) if moe else spec.preset.model.first_feed_forward
+        return replace(spec, model=replace(spec.model, feed_forward=dense, balance=None))
     moe = setting(spec, "moe")
     return _fill(spec, {"coarse": coarse, "no-shared": no_shared, "unlimited": unlimited}[alternative](moe))
 

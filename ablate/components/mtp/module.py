@@ -57,7 +57,7 @@ class MultiToken(nn.Module):
     def __init__(self, node: MultiTokenNode, model: ModelSpec, context: BuildContext) -> None:
         super().__init__()
         self.node = node
-        self.layers = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(  # of MultiTokenModule
             MultiTokenModule(model, model.n_layers + k, context, joins_embedding=self.joins_embedding)
             for k in range(node.mtp_depth)
         )
