@@ -16,22 +16,31 @@ class UnderflowMonitor(Callback):
     """Observes one micro-batch, forward and backward, in `SAMPLES_PER_RUN` steps of a run; changes nothing."""
 
     def __init__(self) -> None:
-        self._latest = Observation()
-        self._observed_step = -1
+        self._sample: Observation | None = None  # the one being taken
+        self._sampled_step = -1
+        self._metrics: dict[str, float] = {}
 
     def metrics(self) -> dict[str, float]:
         """Of the newest sample; empty before the first."""
-        return self._latest.metrics()
+        return dict(self._metrics)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         every = max(1, trainer.max_steps // SAMPLES_PER_RUN)
-        if step % every == 0 and step != self._observed_step:
-            self._observed_step, self._latest = step, Observation()
-            observe(pl_module, self._latest)
+        if step % every == 0 and step != self._sampled_step:
+            self._sampled_step, self._sample = step, Observation()
+            observe(pl_module, self._sample)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        observe(pl_module, None)
+        if self._sample is not None:
+            self._metrics, self._sample = self._sample.metrics(), None
+            observe(pl_module, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampled_step": self._sampled_step, "metrics": self._metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sampled_step, self._metrics = state_dict["sampled_step"], state_dict["metrics"]
 
 
 def observe(model: Any, observation: Observation | None) -> None:
