@@ -124,11 +124,29 @@ def measured_table(
     ValueError names a run that does not reach the target, a variant without a speed, or why an effect has no interval.
     """
     functionals = _efficient_weights(lattice, index)
-    named = dict(zip(lattice.components, functionals, strict=True))
-    losses, of_loss = _loss_lattice(lattice, loss_neutral)
     lacking = [lattice.label(cell) for cell in lattice.cells if cell not in speeds]
     if lacking:
         raise ValueError(f"{lacking[0]} has no FLOPs per token and rate; price and time every feasible variant")
+    flops = -np.log([speeds[cell].flops_per_token for cell in lattice.cells])
+    known = np.column_stack([functionals @ flops, np.zeros(len(functionals)), np.full(len(functionals), np.inf)])
+    tokens = _tokens_column(lattice, functionals, runs, target_loss, order, loss_neutral)
+    columns = np.stack([tokens, known, _rate_column(lattice, functionals, speeds)], axis=1)
+    return ChannelTable(
+        components=lattice.components, gains=columns[:, :, 0], errors=columns[:, :, 1], dfs=columns[:, :, 2]
+    )
+
+
+def _tokens_column(
+    lattice: Lattice,
+    functionals: Floats,
+    runs: Sequence[MeasuredRun],
+    target_loss: float,
+    order: int | None,
+    neutral: Sequence[str],
+) -> Floats:
+    """(K, 3) value, standard error and degrees of freedom of ln(tokens saved); neutral components are exactly zero."""
+    lattice.index([run.cell for run in runs])
+    losses, of_loss = _loss_lattice(lattice, neutral)
     logs = [log_tokens_to(run.curve, target_loss) for run in runs]
     for run, log_tokens in zip(runs, logs, strict=True):
         if not math.isfinite(log_tokens):
@@ -141,28 +159,23 @@ def measured_table(
         values=tuple(-value for value in logs),
         clusters=tuple(run.cluster for run in runs),
     )
+    folded = np.zeros((len(functionals), len(losses.cells)))
+    np.add.at(folded.T, losses.index([of_loss[cell] for cell in lattice.cells]), functionals.T)
+    moving = [k for k, name in enumerate(lattice.components) if name in losses.components]
+    out = np.tile([0.0, 0.0, np.inf], (len(functionals), 1))
+    out[moving] = _column(estimate(losses, seen, {lattice.components[k]: folded[k] for k in moving}, order=order))
+    return out
+
+
+def _rate_column(lattice: Lattice, functionals: Floats, speeds: Mapping[int, VariantSpeed]) -> Floats:
+    """(K, 3) value, standard error and degrees of freedom of ln(FLOP/s); restarts are independent."""
     restarts = [(cell, rate) for cell in lattice.cells for rate in speeds[cell].log_flops_per_s]
     timed = Observations(
         cells=tuple(cell for cell, _ in restarts),
         values=tuple(rate for _, rate in restarts),
         clusters=(None,) * len(restarts),
     )
-    flops = -np.log([speeds[cell].flops_per_token for cell in lattice.cells])
-    folded = np.zeros((len(functionals), len(losses.cells)))
-    np.add.at(folded.T, losses.index([of_loss[cell] for cell in lattice.cells]), functionals.T)
-    moving = {name: row for name, row in zip(lattice.components, folded, strict=True) if name in losses.components}
-    columns = [_column(estimate(losses, seen, moving, order=order)), _column(estimate(lattice, timed, named))]
-    for k, name in enumerate(lattice.components):
-        if name in loss_neutral:
-            for values, neutral in zip(columns[0], (0.0, 0.0, np.inf), strict=True):
-                values.insert(k, neutral)
-    zero = np.zeros(len(named))
-    return ChannelTable(
-        components=lattice.components,
-        gains=np.column_stack([columns[0][0], functionals @ flops, columns[1][0]]),
-        errors=np.column_stack([columns[0][1], zero, columns[1][1]]),
-        dfs=np.column_stack([columns[0][2], zero + np.inf, columns[1][2]]),
-    )
+    return _column(estimate(lattice, timed, dict(zip(lattice.components, functionals, strict=True))))
 
 
 def _loss_lattice(lattice: Lattice, neutral: Sequence[str]) -> tuple[Lattice, dict[int, int]]:
@@ -181,16 +194,12 @@ def _loss_lattice(lattice: Lattice, neutral: Sequence[str]) -> tuple[Lattice, di
     return small, {cell: sum(1 << at for at, i in enumerate(kept) if cell >> i & 1) for cell in lattice.cells}
 
 
-def _column(estimates: Estimates) -> tuple[list[float], list[float], list[float]]:
-    """Values, standard errors and degrees of freedom of one channel. ValueError where one has no interval."""
-    values, errors, dfs = [], [], []
+def _column(estimates: Estimates) -> Floats:
+    """(k, 3) value, standard error and degrees of freedom of one channel. ValueError where one has no interval."""
     for line in estimates.lines.values():
         if line.value is None or line.standard_error is None or line.df is None:
             raise ValueError(f"{line.name}: {line.reason}")
-        values.append(line.value)
-        errors.append(line.standard_error)
-        dfs.append(line.df)
-    return values, errors, dfs
+    return np.array([[line.value, line.standard_error, line.df] for line in estimates.lines.values()], dtype=np.float64)
 
 
 def _quantiles(dfs: Floats, confidence: float) -> Floats:
