@@ -8,12 +8,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ablate.components.distill.spec import RawText
 from ablate.registry import COMPONENTS, nearest
 from ablate.spec import Init, ModelSpec, RunSpec, TrainerSpec
 
 T = TypeVar("T")
-ALWAYS = {"text": (RawText,)}
 MODEL_SLOTS = ("attention", "feed_forward", "first_feed_forward", "balance", "objective", "linear")
 
 
@@ -30,7 +28,7 @@ def decode(cls: type[T], data: Any, path: str) -> T:
 def _sentence(error: Any, path: str, cls: type) -> str:
     where = ".".join([path, *(str(part) for part in error["loc"])]).strip(".")
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(cls)]
         return f"{where} is unknown; {nearest(str(error['loc'][-1]), names)}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{where} is missing"
@@ -42,8 +40,13 @@ def _sentence(error: Any, path: str, cls: type) -> str:
 def node_types(slot: str) -> dict[str, type]:
     """Nodes that may fill a slot, by kind."""
     slot = "feed_forward" if slot == "first_feed_forward" else slot
-    types = [t for c in COMPONENTS for t in c.nodes.get(slot, ())] + list(ALWAYS.get(slot, ()))
-    return {t.__dataclass_fields__["kind"].default: t for t in types}
+    types = [t for c in COMPONENTS for t in c.nodes.get(slot, ())]
+    return {_kind(t): t for t in types}
+
+
+def _kind(node: Any) -> str:
+    """The kind of a node's class: the default of its field `kind`."""
+    return next(str(f.default) for f in dataclasses.fields(node) if f.name == "kind")
 
 
 def decode_node(slot: str, data: Any, path: str) -> Any:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ablate.component import ON, Component
 from ablate.components.aux_free import COMPONENT as AUX_FREE
+from ablate.components.distill import COMPONENT as DISTILL
 from ablate.components.fp8 import COMPONENT as FP8
 from ablate.components.mla import COMPONENT as MLA
 from ablate.components.moe import COMPONENT as MOE
 from ablate.components.mtp import COMPONENT as MTP
 from ablate.spec import Preset, Spec
 
-COMPONENTS: tuple[Component, ...] = (MLA, MOE, AUX_FREE, MTP, FP8)
+COMPONENTS: tuple[Component, ...] = (MLA, MOE, AUX_FREE, MTP, FP8, DISTILL)
 NAMES = tuple(component.name for component in COMPONENTS)
 
 Variant = Mapping[str, str]  # component name -> "on" or the name of an alternative

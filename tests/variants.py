@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import tempfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
+from teacher_checkpoint import write_weights
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +28,15 @@ def _distinct_heads(nano: Preset) -> Preset:
     return replace(nano, model=replace(nano.model, attention=replace(attention, n_heads=4, n_kv_heads=2, head_dim=8)))
 
 
-NANO = _distinct_heads(preset("nano"))
+def _with_teacher(nano: Preset) -> Preset:
+    """With a checkpoint to learn from, `distill=logits` means something."""
+    folder = tempfile.TemporaryDirectory(prefix="teacher-")
+    atexit.register(folder.cleanup)
+    weights = write_weights(Path(folder.name) / "weights")
+    return replace(nano, settings={**nano.settings, "distill": replace(nano.settings["distill"], teacher=str(weights))})
+
+
+NANO = _with_teacher(_distinct_heads(preset("nano")))
 FULL = full_variant(NANO)
 
 

@@ -1,11 +1,16 @@
-"""Nodes of the text slot: what a run is trained on."""
+"""Nodes of the text slot: raw text and soft targets (off), a share of teacher-written text (on)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ablate.component import setting
 from ablate.spec import FORBID_UNKNOWN, RunSpec, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +26,172 @@ class RawText:
 
         return Batches(run, corpus)
 
+    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        return cross_entropy
+
+    def charged_flops_per_token(self, bytes_per_token: float) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherText:
+    """A share of the training sequences is the teacher's text; every other one is the raw variant's, in its place.
+
+    `text` names a ready-made text or the folder of one; `text_hash` is the sha256 of its content, and `temperature`
+    the one it was written at. `charge_teacher`: the teacher's FLOPs count against the variant's budget.
+    """
+
+    kind: Literal["teacher"] = "teacher"
+    share: float
+    temperature: float
+    text: str
+    text_hash: str
+    charge_teacher: bool = False
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"text.share is {self.share}; it is a share of the training sequences, 0 to 1")
+
+    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+        from ablate.components.distill.batches import TeacherTextBatches
+
+        return TeacherTextBatches(run, corpus, self)
+
+    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        return cross_entropy
+
+    def charged_flops_per_token(self, bytes_per_token: float) -> float:
+        """Teacher's FLOPs for each training token of the variant, tokens that the filters dropped included."""
+        if not self.charge_teacher:
+            return 0.0
+        from ablate.components.distill.text import writing_flops_per_byte
+
+        return self.share * bytes_per_token * writing_flops_per_byte(self.text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherLogits:
+    """Raw text with soft targets: `weight` of the main loss is the divergence from a teacher's distribution.
+
+    `teacher` is the folder of a checkpoint, `teacher_hash` the sha256 of its weights. Both distributions are taken at
+    `temperature`; of the teacher's the `n_soft_tokens` likeliest tokens are kept, the others as one.
+    """
+
+    kind: Literal["teacher-logits"] = "teacher-logits"
+    teacher: str
+    teacher_hash: str
+    weight: float
+    temperature: float
+    n_soft_tokens: int
+    charge_teacher: bool = False
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"text.weight is {self.weight}; it is a share of the main loss, above 0 and at most 1")
+        if not self.temperature > 0:
+            raise ValueError(f"text.temperature is {self.temperature}; soft targets need one above 0")
+        if self.n_soft_tokens < 1:
+            raise ValueError(f"text.n_soft_tokens is {self.n_soft_tokens}; it must be at least 1")
+
+    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+        from ablate.components.distill.batches import SoftTargetBatches
+
+        return SoftTargetBatches(run, corpus, self)
+
+    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        from ablate.components.distill.batches import soft_target_loss
+
+        soft = soft_target_loss(logits_BTC, batch, self.temperature)
+        return (1 - self.weight) * cross_entropy + self.weight * soft
+
+    def charged_flops_per_token(self, bytes_per_token: float) -> float:
+        """The teacher reads every token once."""
+        if not self.charge_teacher:
+            return 0.0
+        from ablate.components.distill.checkpoint import read_checkpoint
+
+        return read_checkpoint(self.teacher).flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a preset says of distillation. `teacher`: the checkpoint of the alternative `logits`; none by default."""
+
+    share: float
+    text: str
+    temperature: float
+    charge_teacher: bool = False
+    teacher: str | None = None
+    logits_weight: float = 0.5
+    logits_temperature: float = 1.0
+    n_soft_tokens: int = 64
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"distill.share is {self.share}; it is a share of the training sequences, above 0 and at most 1 "
+                "(disable distill for none)"
+            )
+
+
+def on(spec: Spec) -> Spec:
+    from ablate.components.distill.text import read_manifest
+
+    settings: Settings = setting(spec, "distill")
+    manifest = read_manifest(settings.text)
+    if manifest.corpus_source != spec.data.source:
+        raise ValueError(
+            f"the teacher text {settings.text} continues documents of {manifest.corpus_source}, and this corpus is "
+            f"{spec.data.source}; write one for it with `dsv3-ablate distill` and name it in distill.text, "
+            "or leave distill off"
+        )
+    if manifest.temperature != settings.temperature:
+        raise ValueError(
+            f"distill.temperature is {settings.temperature}, but the teacher text {settings.text} was written at "
+            f"{manifest.temperature}; write another with `dsv3-ablate distill`, or give that temperature"
+        )
+    node = TeacherText(
+        share=settings.share,
+        temperature=settings.temperature,
+        text=settings.text,
+        text_hash=manifest.text_hash,
+        charge_teacher=settings.charge_teacher,
+    )
+    return replace(spec, data=replace(spec.data, text=node))
+
 
 def off(spec: Spec, alternative: str) -> Spec:
-    return replace(spec, data=replace(spec.data, text=RawText()))
+    text = _soft_targets(spec) if alternative == "logits" else RawText()
+    return replace(spec, data=replace(spec.data, text=text))
+
+
+def _soft_targets(spec: Spec) -> TeacherLogits:
+    from ablate.components.distill.checkpoint import read_checkpoint
+
+    settings: Settings = setting(spec, "distill")
+    if settings.teacher is None:
+        raise ValueError(
+            "distill=logits needs a teacher model, and distill.teacher names none; give it the folder of a run's "
+            "weights (`dsv3-ablate distill` trains a teacher), or choose another alternative"
+        )
+    checkpoint = read_checkpoint(settings.teacher)
+    vocab_size = checkpoint.run.model.vocab_size
+    if vocab_size != spec.model.vocab_size:
+        raise ValueError(
+            f"the teacher {settings.teacher} has a vocabulary of {vocab_size} tokens and the model one of "
+            f"{spec.model.vocab_size}; soft targets need the same tokens, so train a teacher with this preset"
+        )
+    return TeacherLogits(
+        teacher=settings.teacher,
+        teacher_hash=checkpoint.weights_hash,
+        weight=settings.logits_weight,
+        temperature=settings.logits_temperature,
+        n_soft_tokens=settings.n_soft_tokens,
+        charge_teacher=settings.charge_teacher,
+    )

@@ -1,0 +1,19 @@
+"""Distillation: a share of the training text written by a teacher, against the raw corpus."""
+
+from ablate.component import Alternative, Component
+from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, off, on
+
+COMPONENT = Component(
+    name="distill",
+    title="distillation from a teacher's text",
+    source="DeepSeek-V3, arXiv:2412.19437, section 5.4.1; sequence-level distillation, arXiv:1606.07947",
+    alternatives=(
+        Alternative(name="raw", summary="the corpus as it is"),
+        Alternative(name="logits", summary="raw text with a teacher model's distribution as soft targets"),
+    ),
+    on=on,
+    off=off,
+    settings=Settings,
+    nodes={"text": (RawText, TeacherText, TeacherLogits)},
+    affects=("loss",),
+)

@@ -1,0 +1,125 @@
+"""Training data of the text nodes that have a teacher: mixed windows; soft targets and the loss that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablate.components.distill.checkpoint import load_model, read_checkpoint
+from ablate.components.distill.spec import TeacherLogits, TeacherText
+from ablate.components.distill.text import read_manifest, training_texts
+from ablate.data.batches import Batch, Batches
+from ablate.data.corpus import Corpus
+from ablate.data.prepare import encode_documents
+from ablate.data.tokens import TokenFile
+from ablate.data.windows import Windows, batch_indices
+from ablate.spec import RunSpec
+
+
+def teacher_slots(*, seed: int, step: int, batch_size: int, share: float) -> np.ndarray:
+    """Which slots of a step's batch the teacher fills, bool (batch_size,): each with probability `share`.
+
+    A pure function of its arguments, and those of a smaller share are among those of a larger one.
+    """
+    digest = hashlib.sha256(f"teacher slots, seed {seed}, step {step}".encode()).digest()
+    bits = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(batch_size)
+    # 53 bits fit a float exactly, so that no draw rounds up to 1 and a share of 1 takes every slot.
+    return (bits >> np.uint64(11)) * 2.0**-53 < share
+
+
+def teacher_indices(*, n_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """The teacher's window for every slot of a step, in an order of its own; slots that stay raw pass theirs by."""
+    digest = hashlib.sha256(f"teacher text, seed {seed}".encode()).digest()
+    return batch_indices(
+        n_windows=n_windows, seed=int.from_bytes(digest[:8], "little"), step=step, batch_size=batch_size
+    )
+
+
+class TeacherTextBatches(Batches):
+    """Raw batches in which the teacher's windows take some slots; the others are the raw variant's, in its order."""
+
+    def __init__(self, run: RunSpec, corpus: Corpus, node: TeacherText) -> None:
+        super().__init__(run, corpus, self.mixed)
+        self.share = node.share
+        self.teacher_windows = Windows(_teacher_stream(corpus, node), run.trainer.sequence_length)
+
+    def mixed(self, step: int) -> np.ndarray:
+        """The step's windows, int64 (batch_size, T + 1)."""
+        place: dict[str, Any] = {"seed": self.run.seed, "step": step, "batch_size": self.run.trainer.batch_size}
+        indices = teacher_indices(n_windows=len(self.teacher_windows), **place)
+        taken = teacher_slots(**place, share=self.share)
+        windows = self.raw(step)
+        windows[taken] = self.teacher_windows[indices[taken]]
+        return windows
+
+
+def _teacher_stream(corpus: Corpus, node: TeacherText) -> TokenFile:
+    found = read_manifest(node.text).text_hash
+    if found != node.text_hash:
+        raise ValueError(
+            f"the run was planned with another teacher text: {node.text} has sha256 {found[:12]}, "
+            f"the run asks for {node.text_hash[:12]}; put that text back, or plan the study again"
+        )
+    return encode_documents(corpus, training_texts(node), name="teacher")
+
+
+class SoftTargetBatches(Batches):
+    """Raw batches with the teacher's distribution at every position, computed where the batch is trained on."""
+
+    def __init__(self, run: RunSpec, corpus: Corpus, node: TeacherLogits) -> None:
+        super().__init__(run, corpus)
+        checkpoint = read_checkpoint(node.teacher)
+        if checkpoint.weights_hash != node.teacher_hash:
+            raise ValueError(
+                f"the run was planned with another teacher: the weights in {node.teacher} have sha256 "
+                f"{checkpoint.weights_hash[:12]}, the run asks for {node.teacher_hash[:12]}; plan the study again"
+            )
+        if checkpoint.run.corpus_hash != run.corpus_hash:
+            raise ValueError(
+                f"the teacher {node.teacher} was trained on another corpus (hash {checkpoint.run.corpus_hash[:12]}, "
+                f"not {run.corpus_hash[:12]}): its tokens mean something else, and it may have seen this held-out "
+                "text; train a teacher on this corpus"
+            )
+        self.node = node
+        self.teacher = load_model(checkpoint)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        window_BT1 = batch["window_BT1"]
+        logp_BTK, ids_BTK = soft_targets(
+            self.teacher.to(window_BT1.device)(window_BT1[:, :-1]), self.node.temperature, self.node.n_soft_tokens
+        )
+        return batch | {"soft_ids_BTK": ids_BTK, "soft_logp_BTK": logp_BTK}
+
+
+@torch.no_grad()
+def soft_targets(logits_BTC: Tensor, temperature: float, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities at `temperature` of the likeliest tokens, (B, T, K), and their ids; K at most C."""
+    logp_BTC = torch.log_softmax(logits_BTC.float() / temperature, dim=-1)
+    found = logp_BTC.topk(min(n_tokens, logp_BTC.shape[-1]), dim=-1)
+    return found.values, found.indices
+
+
+def soft_target_loss(logits_BTC: Tensor, batch: Mapping[str, Any], temperature: float) -> Tensor:
+    """Mean of temperature^2 KL(teacher || model) over positions (arXiv:1503.02531), in nats a token.
+
+    The tokens beside the K that the batch holds count as one, so this is at most the full divergence and its
+    gradient still moves their joint probability.
+    """
+    logp_BTK, ids_BTK = batch["soft_logp_BTK"], batch["soft_ids_BTK"]
+    logq_BTC = torch.log_softmax(logits_BTC / temperature, dim=-1)
+    logq_BTK = logq_BTC.gather(-1, ids_BTK)
+    divergence_BT = (logp_BTK.exp() * (logp_BTK - logq_BTK)).sum(-1)
+    if ids_BTK.shape[-1] < logits_BTC.shape[-1]:
+        rest_BT = _rest(logp_BTK)
+        divergence_BT = divergence_BT + rest_BT * (rest_BT.log() - _rest(logq_BTK).log())
+    return temperature**2 * divergence_BT.mean()
+
+
+def _rest(logp_BTK: Tensor) -> Tensor:
+    """Probability of all other tokens; above zero, since a teacher may be certain to the last bit."""
+    return (1 - logp_BTK.exp().sum(-1)).clamp_min(1e-7)
