@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ablate.attribution.designs import Design, Run, make_design
-from ablate.attribution.games import Floats, Lattice, model_matrix, model_terms
+from ablate.attribution.games import Floats, Lattice, model_matrix, model_terms, term_orders
 from ablate.attribution.indices import index_weights
 
 RIDGE = 1e-7  # keeps the information matrix of a still deficient design invertible; far below one run's information
@@ -13,6 +13,7 @@ BLOCK_SIZE = 4
 EXTRA_RUNS = 6
 SWAPS = 3000
 STARTS = 20
+NEARLY = 1.02  # designs this close to the best in variance are told apart by their bias
 SEARCH = 30_000
 
 
@@ -22,9 +23,9 @@ def optimal_cells(
     """Cells (repeats allowed) that keep the variances of the Owen-precedence values small, and the largest variance.
 
     A-optimality under a model with interactions up to `order`, feasible cells only, by Fedorov exchange from seeded
-    random starts; each result is improved by exchanges in which the worse determined values weigh more, and the design
-    with the smallest worst variance is kept. Variances in units of the noise variance of one run. ValueError below one
-    run per model term.
+    random starts; each result is improved by exchanges in which the worse determined values weigh more. Of the designs
+    whose worst variance is the smallest or nearly so, the one that interactions of the next order bias least is kept.
+    Variances in units of the noise variance of one run. ValueError below one run per model term.
     """
     terms = len(model_terms(lattice, order))
     if runs <= terms:
@@ -37,17 +38,26 @@ def optimal_cells(
     wanted = index_weights(lattice, "owen") @ rows
     # Large problems have flatter optima, and an exchange costs cells * terms^2.
     effort = max(SEARCH // rows.size, 1)
-    best, best_worst = np.zeros(0, dtype=np.int64), np.inf
+    found: dict[tuple[int, ...], float] = {}
     for _ in range(starts or min(effort, STARTS)):
         chosen = _random_start(len(rows), runs, generator)
         weights = np.ones(len(wanted))
         for _ in range(min(effort, 3) + 2):
             variances = _variances(rows[chosen], wanted)
-            if variances.max() < best_worst:
-                best, best_worst = chosen, float(variances.max())
+            found[tuple(sorted(chosen.tolist()))] = float(variances.max())
             weights = weights * variances / variances.mean() if np.isfinite(variances).all() else weights
             chosen = _exchange(rows, (wanted.T * weights) @ wanted, chosen)
-    return tuple(lattice.cells[c] for c in sorted(best.tolist())), best_worst
+    best_worst = min(found.values())
+    finalists = [chosen for chosen, worst in found.items() if worst <= NEARLY * best_worst]
+    best = min(finalists, key=lambda chosen: _bias(lattice, rows[list(chosen)], wanted, chosen, order))
+    return tuple(lattice.cells[c] for c in best), found[best]
+
+
+def _bias(lattice: Lattice, design: Floats, wanted: Floats, chosen: tuple[int, ...], order: int) -> float:
+    """Squared bias by interactions of the next order, with random signs and (as in saturation) all of one sign."""
+    ignored = model_matrix(lattice, None)[:, term_orders(lattice) == order + 1]
+    alias = wanted @ np.linalg.pinv(design) @ ignored[list(chosen)] - index_weights(lattice, "owen") @ ignored
+    return float((alias**2).sum() + (alias.sum(axis=1) ** 2).sum())
 
 
 def _variances(rows: Floats, wanted: Floats) -> Floats:
