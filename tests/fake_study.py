@@ -30,8 +30,9 @@ def record(variant: str, seed: int, loss: float, levels: Mapping[str, str] | Non
     """A finished run that ends at `loss`."""
     levels = levels or FULL
     mtp = levels.get("mtp") == "on"
+    n_tokens = N_TOKENS if mtp else 375_000
     metrics = {
-        "step": 300.0, "n_tokens": float(N_TOKENS), "learning_rate": 0.0, "train_loss": loss - 0.05,
+        "step": 300.0, "n_tokens": float(n_tokens), "learning_rate": 0.0, "train_loss": loss - 0.05,
         "nats_per_token": loss, "bits_per_byte": loss / 2.2, "step_s": 0.11 + 0.001 * seed + 0.02 * mtp,
         "tokens_per_s": 1000 / (0.11 + 0.001 * seed + 0.02 * mtp), "peak_memory_bytes": 3.2e8 + 1e6 * seed,
         "seconds": 42.0 + seed, "evaluation_s": 1.5, "max_violation": 0.4 + 0.01 * seed, "load_entropy": 0.98,
@@ -40,8 +41,8 @@ def record(variant: str, seed: int, loss: float, levels: Mapping[str, str] | Non
     if mtp:
         metrics["draft_acceptance"] = 0.31 + 0.004 * seed
     curve = tuple(
-        {"step": 15.0 * k, "n_tokens": 15_000.0 * k, "learning_rate": 3e-3, "train_loss": loss + 3 / k,
-         "nats_per_token": loss + 4.2 * (1 / k - 1 / N_POINTS) + 0.02 * (N_POINTS - k) / N_POINTS * (seed % 3)}
+        {"step": 15.0 * k, "n_tokens": n_tokens * k / N_POINTS, "learning_rate": 3e-3, "train_loss": loss + 3 / k,
+         "nats_per_token": loss + 4.2 * (1 / k - 1 / N_POINTS) + (1 - k / N_POINTS) * ((seed * 2 + mtp) % 5) / 50}
         for k in range(1, N_POINTS + 1)
     )  # fmt: skip
     trainer = {"sequence_length": 256, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3,

@@ -30,7 +30,7 @@ class PlannedRuns:
 
     name: str
     levels: Mapping[str, str]
-    cost: Mapping[str, float]
+    cost: Mapping[str, int | float]
     learning_rate: float
     n_steps: int
     n_tokens: int
@@ -91,7 +91,7 @@ class VariantResult:
 
     name: str
     levels: Mapping[str, str]
-    cost: Mapping[str, float]
+    cost: Mapping[str, int | float]
     learning_rate: float
     n_steps: int
     n_tokens: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ablate.report.content import ReportContent
 from ablate.report.figures import MOST_LINES
-from ablate.report.format import percent, short
+from ablate.report.format import clean, percent, short
 from ablate.report.tables import confidence
 
 
@@ -52,4 +52,7 @@ def _gaps(content: ReportContent) -> str:
 def _cost(content: ReportContent) -> str:
     emulated = any("emulated" in v.evidence.get("speed", ()) for v in content.result.variants)
     hollow = " Hollow marks are emulated; what is of another kind than the reference is left out." if emulated else ""
-    return f"Each quantity as a multiple of {content.result.variants[0].name}, the reference.{hollow}"
+    return (
+        f"Each quantity as a multiple of {clean(content.result.variants[0].name)}, the reference; what is equal for "
+        f"all is left out.{hollow}"
+    )

@@ -32,6 +32,7 @@ class ReportContent:
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
+    noise: Table
     speed: Table
     speed_ratios: Table
     speed_notes: tuple[str, ...]
@@ -71,6 +72,7 @@ def build(folder: Path) -> ReportContent:
         result=result,
         variants=tables.variants(result),
         effects=tables.effects(result),
+        noise=tables.noise(result),
         effect_notes=sentences.effect_notes(result),
         speed=tables.speed(result),
         speed_ratios=tables.speed_ratios(result),

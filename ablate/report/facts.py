@@ -11,6 +11,7 @@ from ablate.attribution.study import StudyResult
 from ablate.attribution.wary import flatten
 from ablate.report.format import clean, listed, plural, scaled, short
 
+FIRST = ("device", "processor", "n_cores", "n_threads", "system", "python", "commit")  # of the environment
 MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
 
 
@@ -96,7 +97,7 @@ def provenance(result: StudyResult) -> tuple[Fact, ...]:
     records = [run.record for v in result.variants for run in v.finished if run.record]
     flat = [flatten(record.environment) for record in records]
     found = [fact("Runs", ", ".join(plural(n, s) for s, n in _statuses(result).items()))]
-    for key in sorted({k for each in flat for k in each}):
+    for key in sorted({k for each in flat for k in each}, key=_place):
         counts = Counter(each.get(key, "not recorded") for each in flat)
         value = next(iter(counts)) if len(counts) == 1 else "; ".join(f"{v} ({n} runs)" for v, n in counts.items())
         if value:
@@ -109,6 +110,11 @@ def provenance(result: StudyResult) -> tuple[Fact, ...]:
         if kinds:
             found.append(fact(f"Evidence of {v.name}", kinds))
     return tuple(found)
+
+
+def _place(key: str) -> tuple[int, str]:
+    first = key.split(".")[0]
+    return (FIRST.index(first) if first in FIRST else len(FIRST), key)
 
 
 def _statuses(result: StudyResult) -> dict[str, int]:

@@ -33,8 +33,8 @@ WIDTH = 5.2  # inches; 1 inch is 72 units of the SVG
 
 
 def all_figures(content: ReportContent) -> dict[str, str]:
-    """Name -> SVG of every figure that the content has data for."""
-    drawn: dict[str, str] = {}
+    """Name -> SVG of every figure; empty where the content has no data for it."""
+    drawn = dict.fromkeys(("effects", "tokens", "flops", "gaps", "cost"), "")
     result = content.result
     if any(c.loss.estimate is not None for c in result.comparisons):
         drawn["effects"] = _effects(result.comparisons)
@@ -43,10 +43,10 @@ def all_figures(content: ReportContent) -> dict[str, str]:
         drawn["tokens"] = _loss(lines, "tokens")
         drawn["flops"] = _loss(lines, "flops")
     if content.gaps:
-        drawn["gaps"] = _gaps(content.gaps[:MOST_LINES], result.plan.margin_nats)
-    if any(c.speed is not None for c in result.comparisons) or len(result.variants) > 1:
+        drawn["gaps"] = _gaps(content.gaps, [v.name for v in result.variants], result.plan.margin_nats)
+    if len(result.variants) > 1:
         drawn["cost"] = _cost(result)
-    return {name: svg for name, svg in drawn.items() if svg}
+    return drawn
 
 
 def _effects(comparisons: Sequence[Comparison]) -> str:
@@ -64,12 +64,16 @@ def _effects(comparisons: Sequence[Comparison]) -> str:
                 seeds = [c.differences[s] for s in sorted(c.differences)]
                 axes.plot(seeds, [y - 0.24] * len(seeds), ls="", marker="o", ms=3.4, mfc="none", mec=color, mew=0.8)
             if c.loss.low is not None and c.loss.high is not None:
-                axes.plot([c.loss.low, c.loss.high], [y, y], color=color, lw=2.2, solid_capstyle="butt")
-            axes.plot([c.loss.estimate], [y], ls="", marker="D", ms=6.5, mfc=color, mec=PAPER, mew=0.8)
+                ends: list[float] = [c.loss.low, c.loss.high]
+                axes.plot(ends, [y, y], color=color, lw=2.2, solid_capstyle="butt")
+            centre = c.loss.estimate or 0.0
+            axes.plot([centre], [y], ls="", marker="D", ms=6.5, mfc=color, mec=PAPER, mew=0.8)
         axes.set_yticks(range(len(shown)), [shortened(clean(c.name), LABEL) for c in reversed(shown)], color=INK)
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.tick_params(axis="y", length=0, labelsize=9)
-        axes.set_xlabel("loss with − loss without, nats per token        ← gain   harm →")
+        axes.set_xlabel("loss with − loss without, nats per token")
+        axes.set_title("← gain", loc="left", fontsize=8.5, color=GOOD)
+        axes.set_title("harm →", loc="right", fontsize=8.5, color=BAD)
         axes.grid(axis="y", visible=False)
         _symmetric(axes)
     return out[0]
@@ -113,23 +117,21 @@ def _loss(lines: Sequence[Curve], against: str) -> str:
     return out[0]
 
 
-def _gaps(gaps: Sequence[Gap], margin: float) -> str:
+def _gaps(gaps: Sequence[Gap], variants: Sequence[str], margin: float) -> str:
     """Paired difference over the schedule with its interval."""
     with _canvas("gaps", height=2.7) as (figure, out):
         axes = figure.subplots()
         if margin:
             axes.axhspan(-margin, margin, color=GRID, alpha=0.55, lw=0, zorder=0)
         axes.axhline(0, color=INK, lw=0.9)
-        for i, gap in enumerate(gaps):
+        for gap in gaps:
+            # A comparison has the colour, dashes and marker that its variant has in the other figures.
+            i = variants.index(gap.variant) % MOST_LINES
             x = [100 * p.share for p in gap.points]
-            # The reference has the first colour everywhere, so comparisons begin with the second.
-            color = SERIES[(i + 1) % len(SERIES)]
-            axes.fill_between(
-                x, [p.low for p in gap.points], [p.high for p in gap.points], color=color, alpha=0.2, lw=0
-            )
-            axes.plot(x, [p.mean for p in gap.points], color=color, ls=DASHES[(i + 1) % len(DASHES)], lw=1.6)
-            axes.plot([x[-1]], [gap.points[-1].mean], ls="", marker=MARKERS[(i + 1) % len(MARKERS)], ms=6, mfc=color,
-                      mec=PAPER, mew=0.8)  # fmt: skip
+            low, high = [p.low for p in gap.points], [p.high for p in gap.points]
+            axes.fill_between(x, low, high, color=SERIES[i], alpha=0.2, lw=0)
+            axes.plot(x, [p.mean for p in gap.points], color=SERIES[i], ls=DASHES[i], lw=1.6)
+            axes.plot([x[-1]], [gap.points[-1].mean], ls="", marker=MARKERS[i], ms=6, mfc=SERIES[i], mec=PAPER, mew=0.8)
         axes.set_xlabel("share of the run, %")
         axes.set_ylabel("with − without, nats")
         axes.set_xlim(0, 102)
@@ -138,24 +140,25 @@ def _gaps(gaps: Sequence[Gap], margin: float) -> str:
 
 def _cost(result: StudyResult) -> str:
     """Speed, arithmetic and memory of each variant as multiples of the reference; emulated figures are hollow."""
-    rows = [(name, values) for name, values in _relative(result) if len(values) > 1]
+    shown = [v.name for v in result.variants][:MOST_LINES]
+    rows = [(name, values) for name, values in _relative(result) if any(x != 1 for x, _ in values.values())]
     if not rows:
         return ""
-    shown = [v.name for v in result.variants][:MOST_LINES]
-    with _canvas("cost", height=0.9 + 0.42 * len(rows)) as (figure, out):
+    with _canvas("cost", height=0.8 + (0.22 + 0.12 * len(shown)) * len(rows)) as (figure, out):
         axes = figure.subplots()
         axes.axvline(1, color=INK, lw=0.9)
         for y, (_, values) in enumerate(reversed(rows)):
-            present = [v for v in shown if v in values]
-            for i, variant in enumerate(present):
-                value, hollow = values[variant]
-                offset = 0.32 * (i / max(len(present) - 1, 1) - 0.5) if len(present) > 1 else 0
-                color = SERIES[shown.index(variant)]
-                axes.plot([value], [y - offset], ls="", marker=MARKERS[shown.index(variant)], ms=7,
-                          mfc="none" if hollow else color, mec=color if hollow else PAPER,
-                          mew=1.5 if hollow else 0.8)  # fmt: skip
+            for i, variant in enumerate(shown):
+                if variant in values:
+                    value, hollow = values[variant]
+                    offset = 0.62 * (i / (len(shown) - 1) - 0.5)
+                    axes.plot([value], [y - offset], ls="", marker=MARKERS[i], ms=6.5,
+                              mfc="none" if hollow else SERIES[i], mec=SERIES[i] if hollow else PAPER,
+                              mew=1.4 if hollow else 0.8)  # fmt: skip
+        for y in range(1, len(rows)):
+            axes.axhline(y - 0.5, color=GRID, lw=0.7)
         axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], color=INK)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_ylim(-0.5, len(rows) - 0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("multiple of the reference")
@@ -231,6 +234,8 @@ def _inline(svg: str, name: str) -> str:
     """SVG for use inside HTML: no prolog or metadata, colours from the style sheet, identifiers of this figure only."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Its style rule is for every element of a page; report.css has it for figures.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

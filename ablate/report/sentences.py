@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ablate.attribution.study import TARGET_NATS, Comparison, StudyResult, VariantResult
-from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED, Effect
+from ablate.attribution.study import MISSING, Comparison, StudyResult, VariantResult
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.report.facts import budget, matched
 from ablate.report.format import (
     between,
@@ -60,8 +60,8 @@ def unfinished(result: StudyResult) -> tuple[str, ...]:
     if not waiting:
         return ()
     return (
-        f"this study is not finished: {len(waiting)} of {len(result.runs)} runs are to be done; "
-        "the same command goes on with them",
+        f"this study is not finished: {len(waiting)} of {plural(len(result.runs), 'run')} still to be done; "
+        "the same command goes on with what is left",
     )
 
 
@@ -108,7 +108,7 @@ def _single(c: Comparison, result: StudyResult) -> tuple[str, str]:
     return (
         f"Whether {subject(c)} {'change' if many else 'changes'} the held-out loss at equal {matched(result)} is not "
         f"resolved: {found}.",
-        _what_resolves(effect),
+        _what_resolves(c, result),
     )
 
 
@@ -116,15 +116,26 @@ def _units(c: Comparison) -> str:
     return plural(c.loss.n, "paired seed") if c.pairing_ok else f"{plural(c.loss.n, 'run')}, unpaired"
 
 
-def _what_resolves(effect: Effect) -> str:
+def _what_resolves(c: Comparison, result: StudyResult) -> str:
+    effect = c.loss
     if effect.reason is not None:
-        return f"No interval is given: {clean(effect.reason)}."
+        return f"No interval is given, because {why_none(c, result)}."
     if not effect.seeds_to_resolve:
         return "The estimate is so near the margin that no practical number of seeds would resolve it."
     return (
         f"About {plural(effect.seeds_to_resolve, 'more seed')} of each variant would resolve it "
         "(80 % power, if the estimate is the truth)."
     )
+
+
+def why_none(c: Comparison, result: StudyResult) -> str:
+    """Why a comparison has no interval: the runs that it lacks, by name."""
+    lost = [
+        f"seed {run.seed} of {clean(run.variant)} {'is missing' if run.status == MISSING else run.status}"
+        for run in result.runs
+        if run.variant in (c.with_variant, c.without_variant) and run.status != "finished"
+    ]
+    return listed(lost) or clean(c.loss.reason)
 
 
 def _price(c: Comparison, result: StudyResult) -> str:
@@ -166,14 +177,15 @@ def _several(result: StudyResult) -> tuple[str, str]:
     first = f"Of {n} effects on the held-out loss at equal {matched(result)}, {n - len(open_)} are resolved"
     first += f" (with minus without, nats per token; {'; '.join(parts)})." if parts else "."
     if not open_:
-        return first, "None is left open."
-    return first, f"Not resolved: {listed(f'{clean(c.name)} ({_more(c.loss)})' for c in open_)}."
+        return first, "None of them is left open."
+    return first, f"Not resolved: {listed(f'{clean(c.name)} ({_more(c, result)})' for c in open_)}."
 
 
-def _more(effect: Effect) -> str:
-    if effect.reason is not None:
-        return "no interval, since a run is missing" if effect.n else "no finished pair"
-    return f"about {plural(effect.seeds_to_resolve, 'more seed')}" if effect.seeds_to_resolve else "too near the margin"
+def _more(c: Comparison, result: StudyResult) -> str:
+    if c.loss.reason is not None:
+        return f"no interval, because {why_none(c, result)}"
+    n = c.loss.seeds_to_resolve
+    return f"about {plural(n, 'more seed')}" if n else "too near the margin for any number of seeds"
 
 
 def effect_notes(result: StudyResult) -> tuple[str, ...]:
@@ -184,7 +196,8 @@ def effect_notes(result: StudyResult) -> tuple[str, ...]:
         f"Verdicts: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats; no effect "
         f"within the margin where the {percent(2 * result.plan.confidence - 1)} interval lies inside ±{margin}; "
         "not resolved otherwise.",
-        "Seeds to resolve: further seeds of both variants that decide with 80 % power if the estimate is the truth.",
+        "More seeds to resolve: further seeds of both variants that decide with 80 % power if the estimate is the "
+        "truth.",
     ]
     if len(result.comparisons) > 1:
         notes.append(
@@ -192,27 +205,18 @@ def effect_notes(result: StudyResult) -> tuple[str, ...]:
         )
     if any(len(c.changes) > 1 for c in result.comparisons):
         notes.append("Components named together were turned off together: their shares are not told apart here.")
-    notes += [f"{clean(c.name)}: {clean(c.loss.reason)}." for c in result.comparisons if c.loss.reason]
-    return (*notes, *_noise(result))
-
-
-def _noise(result: StudyResult) -> tuple[str, ...]:
-    if result.noise is None:
-        return (f"Noise: {clean(result.noise_reason)}.",)
-    notes = [
-        f"Noise: runs of one variant differ from seed to seed with standard deviation {number(result.noise.sd)} nats "
-        f"per token (pooled, {plural(result.noise.df, 'degree')} of freedom)."
+    if result.plan.design == "add-one-in":
+        notes.append("Each component is added alone to the variant without any of them.")
+    notes += [
+        f"{clean(c.name)}: no interval, because {why_none(c, result)}." for c in result.comparisons if c.loss.reason
     ]
-    for c in result.comparisons:
-        target = f"{c.target_seeds} resolve a true difference of {TARGET_NATS} nats" if c.target_seeds else ""
-        margin = "" if not c.margin_seeds else (
-            f"{c.margin_seeds} show a true difference of zero to lie within the margin of "
-            f"{short(result.plan.margin_nats)} nats"
-        )  # fmt: skip
-        said = listed(filter(None, (target, margin)))
-        if said:
-            notes.append(f"Seeds for {clean(c.name)} with this noise: {said} (80 % power).")
-    return tuple(notes)
+    if result.noise is None:
+        return (*notes, f"Noise: {clean(result.noise_reason)}.")
+    return (
+        *notes,
+        f"Noise: runs of one variant differ from seed to seed with standard deviation {number(result.noise.sd)} nats "
+        f"per token (pooled, {plural(result.noise.df, 'degree')} of freedom).",
+    )
 
 
 def speed_notes(result: StudyResult) -> tuple[str, ...]:
@@ -220,12 +224,12 @@ def speed_notes(result: StudyResult) -> tuple[str, ...]:
         "Speed is the median optimizer step of each run, without evaluation and checkpoints; memory is the peak of the "
         "device, or of the process where there is none. FLOPs and KV bytes are exact closed forms."
     ]
-    emulated = [v.name for v in result.variants if "emulated" in v.evidence.get("speed", ())]
+    emulated = [clean(v.name) for v in result.variants if "emulated" in v.evidence.get("speed", ())]
     if emulated:
         notes.insert(
             0,
-            f"Emulated: {listed(map(clean, emulated))} computes exact numerics on hardware without the arithmetic, at "
-            "no speed. These speed and memory figures say nothing of hardware that has it, and are not set against "
+            f"Emulated speed and memory: {listed(emulated)}. This machine lacks part of their arithmetic, which was "
+            "computed exactly but not fast; the figures say nothing of hardware that has it, and are not set against "
             "measured ones.",
         )
     return tuple(notes)

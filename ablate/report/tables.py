@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ablate.attribution.study import LOSS, SPEED, Comparison, Metric, Run, StudyResult, VariantResult
+from ablate.attribution.study import LOSS, SPEED, TARGET_NATS, Comparison, Metric, Run, StudyResult, VariantResult
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
 from ablate.report.curves import Curve
 from ablate.report.format import (
@@ -45,7 +46,10 @@ class Table:
     note: str = ""
 
 
-def _table(title: str, columns: Sequence[Column | str], rows: Iterable[Sequence[str]], note: str = "") -> Table:
+Columns: TypeAlias = list[Column | str]  # a text is a column of numbers
+
+
+def _table(title: str, columns: Columns, rows: Iterable[Sequence[str]], note: str = "") -> Table:
     heads = tuple(c if isinstance(c, Column) else Column(label=c) for c in columns)
     lines = tuple(tuple(clean(cell) for cell in row) for row in rows)
     assert all(len(row) == len(heads) for row in lines)
@@ -63,7 +67,7 @@ def confidence(result: StudyResult) -> str:
 def variants(result: StudyResult) -> Table:
     """Loss of every variant."""
     sets = result.held_out_sets
-    columns = [text("Variant"), "Loss, nats/token", f"{confidence(result)} interval", "Bits/byte"]
+    columns: Columns = [text("Variant"), "Loss, nats/token", f"{confidence(result)} interval", "Bits/byte"]
     columns += [clean(f"{name}, nats/token") for name in sets] + ["Seeds", "Tokens", "Learning rate"]
     rows = []
     for v in result.variants:
@@ -107,25 +111,42 @@ def further_seeds(effect: Effect) -> str:
 
 def effects(result: StudyResult) -> Table:
     """What each component is worth in loss; further held-out sets have rows of their own."""
-    columns = [text("Component"), "With − without, nats/token", f"{confidence(result)} interval", text("Verdict"),
-               "Seeds", "More seeds to resolve"]  # fmt: skip
+    columns: Columns = [text("Component"), text("Verdict"), "With − without, nats/token",
+                        f"{confidence(result)} interval", "Seeds", "More seeds to resolve"]  # fmt: skip
     rows = []
     for c in result.comparisons:
         rows.append([label(c), *_effect(c.loss, c)])
-        rows += [[f"{label(c)} (on {name})", *_effect(effect, c)] for name, effect in c.other_sets.items()]
-    return _table("What each component is worth", columns, rows)
+        rows += [[f"{label(c)} (on held-out set {name})", *_effect(e, c)] for name, e in c.other_sets.items()]
+    return _table("Effects on the held-out loss", columns, rows)
 
 
 def _effect(effect: Effect, c: Comparison) -> list[str]:
     verdict = effect.verdict if effect.reason is None else f"{effect.verdict} (no interval)"
     n = str(effect.n) if c.pairing_ok else f"{effect.n} runs, unpaired"
     interval = signed_between(effect.low, effect.high)
-    return [signed(effect.estimate), interval, verdict, n, further_seeds(effect)]
+    return [verdict, signed(effect.estimate), interval, n, further_seeds(effect)]
+
+
+def noise(result: StudyResult) -> Table:
+    """How many seeds this study's noise asks for."""
+    margin = short(result.plan.margin_nats)
+    columns: Columns = [text("Component"), "Sd of the difference of a pair, nats", f"Seeds to resolve {TARGET_NATS}",
+                        f"Seeds to show 0 within ±{margin}"]  # fmt: skip
+    rows = [
+        [label(c), number(c.loss.sd if c.pairing_ok else None), seeds(c.target_seeds), seeds(c.margin_seeds)]
+        for c in result.comparisons
+    ]
+    note = "Seeds in all, of both variants, that decide with 80 % power if the true difference is the one named."
+    return _table("How many seeds the noise asks for", columns, rows, note)
+
+
+def seeds(n: int | None) -> str:
+    return NONE if n is None else whole(n)
 
 
 def speed(result: StudyResult) -> Table:
     """Speed, memory and arithmetic."""
-    columns = [text("Variant"), "Tokens/s, median", "Range over seeds", "ms/step", text("Evidence"),
+    columns: Columns = [text("Variant"), "Tokens/s, median", "Range over seeds", "ms/step", text("Evidence"),
                "Training FLOP/token", "Peak memory", "KV cache/token"]  # fmt: skip
     rows = []
     for v in result.variants:
@@ -140,7 +161,7 @@ def speed(result: StudyResult) -> Table:
             peak_memory(v),
             kv_bytes(v),
         ])  # fmt: skip
-    return _table("Speed and memory", columns, rows)
+    return _table("Speed, memory and arithmetic", columns, rows)
 
 
 def evidence(v: VariantResult, group: str) -> str:
@@ -170,19 +191,20 @@ def speed_verdict(effect: Effect | None) -> str:
 
 
 def speed_ratios(result: StudyResult) -> Table:
-    columns = [text("Component"), "Tokens/s with / without", f"{confidence(result)} interval", text("Verdict"),
-               text("Evidence"), text("Remark")]  # fmt: skip
+    """Speed with over without; why there is none stands in the note."""
+    columns: Columns = [text("Component"), text("Verdict"), "Tokens/s, with over without",
+                        f"{confidence(result)} interval", text("Evidence")]  # fmt: skip
     rows = [
-        [label(c), *ratio(c.speed), speed_verdict(c.speed), " and ".join(c.speed_evidence) or NONE,
-         c.speed_reason or (c.speed.reason if c.speed else None) or ""]
+        [label(c), speed_verdict(c.speed), *ratio(c.speed), " and ".join(c.speed_evidence) or NONE]
         for c in result.comparisons
-    ]  # fmt: skip
-    return _table("Speed with over speed without", columns, rows)
+    ]
+    why = "; ".join(f"{c.name}: {c.speed_reason}" for c in result.comparisons if c.speed_reason)
+    return _table("Speed with each component over speed without it", columns, rows, clean(why))
 
 
 def sizes(result: StudyResult) -> Table:
     """What each variant is, and what it was given."""
-    columns = [text("Variant"), "Parameters", "Activated", "Trained", "Steps", "Tokens a run", "FLOP a run",
+    columns: Columns = [text("Variant"), "Parameters", "Activated", "Trained", "Steps", "Tokens a run", "FLOP a run",
                "Learning rate", text("Levels")]  # fmt: skip
     rows = []
     for v in result.variants:
@@ -206,7 +228,7 @@ def routing(result: StudyResult) -> Table:
         for v in result.variants
         if any(name in v.metrics for name in shown)
     ]
-    columns = [text("Variant"), *(names[name][0] for name in shown)]
+    columns: Columns = [text("Variant"), *(names[name][0] for name in shown)]
     note = f"mean over seeds ± half of the {confidence(result)} interval, on the held-out windows at the end of the run"
     return _table("Drafting and expert loads", columns, rows, note)
 
@@ -221,20 +243,17 @@ def other_metrics(result: StudyResult) -> Table:
     """Whatever else the records hold, a row for each figure."""
     shown = SHOWN_ELSEWHERE | {f"{name}_{LOSS}" for name in result.held_out_sets}
     names = sorted({name for v in result.variants for name in v.metrics} - shown)
-    columns = [text("Figure"), *(v.name for v in result.variants)]
+    columns: Columns = [text("Figure"), *(clean(v.name) for v in result.variants)]
     rows = [
         [name, *(_with_interval(v.metrics.get(name), lambda x: f"{x:.4g}") for v in result.variants)] for name in names
     ]
-    return (
-        _table("Everything else that was recorded", [columns[0], *map(clean, columns[1:])], rows)
-        if rows
-        else _table("Everything else that was recorded", columns[:1], [])
-    )
+    note = f"mean over seeds ± half of the {confidence(result)} interval" if rows else ""
+    return _table("Everything else that was recorded", columns, rows, note)
 
 
 def curve_points(lines: Sequence[Curve]) -> Table:
     """A few points of each curve, the last always."""
-    columns = [text("Variant"), "Tokens", "FLOP", "Loss, nats/token", "Range over seeds", "Seeds"]
+    columns: Columns = [text("Variant"), "Tokens", "FLOP", "Loss, nats/token", "Range over seeds", "Seeds"]
     rows = []
     for line in lines:
         step = max(math.ceil(len(line.points) / CURVE_ROWS), 1)
@@ -246,7 +265,7 @@ def curve_points(lines: Sequence[Curve]) -> Table:
 
 def runs(result: StudyResult) -> Table:
     """Every planned run."""
-    columns = [text("Variant"), "Seed", text("Status"), "Loss, nats/token", "Tokens/s", "Seconds", "Attempts",
+    columns: Columns = [text("Variant"), "Seed", text("Status"), "Loss, nats/token", "Tokens/s", "Seconds", "Attempts",
                text("Run")]  # fmt: skip
     return _table("Every run", columns, [_run(run) for run in result.runs])
 
@@ -262,6 +281,6 @@ def lost_runs(result: StudyResult) -> Table:
     """Runs that are in no mean, with why."""
     lost = [run for run in result.runs if run.status != "finished"]
     rows = [[run.variant, str(run.seed), run.status, run.reason or "no reason was given", run.run_id] for run in lost]
-    columns = [text("Variant"), "Seed", text("Status"), text("Why"), text("Run")]
+    columns: Columns = [text("Variant"), "Seed", text("Status"), text("Why"), text("Run")]
     note = f"{plural(len(lost), 'run')} of {len(result.runs)}; none of them is in any mean" if lost else "none"
-    return _table("Failed, diverged and missing runs", columns, rows, note)
+    return _table("Runs that are in no mean", columns, rows, note)

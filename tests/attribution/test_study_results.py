@@ -1,0 +1,181 @@
+"""A study's plan and records as comparisons: the textbook interval, its direction, and every way to refuse one."""
+
+import dataclasses
+import math
+
+import fake_study as fake
+import pytest
+from scipy import stats
+
+from ablate.attribution.study import LOSS, compare
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
+
+
+def only(plan=None, records=None, failures=()):
+    result = compare(plan or fake.plan(), fake.records() if records is None else records, list(failures))
+    (comparison,) = result.comparisons
+    return result, comparison
+
+
+def test_the_effect_is_the_textbook_paired_interval():
+    _, c = only()
+    expected = stats.ttest_rel(fake.WITH_LOSSES, fake.WITHOUT_LOSSES)
+    interval = expected.confidence_interval(0.95)
+    mean = sum(a - b for a, b in zip(fake.WITH_LOSSES, fake.WITHOUT_LOSSES, strict=True)) / 5
+    assert c.loss.estimate == pytest.approx(mean, rel=1e-12)
+    assert (c.loss.low, c.loss.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert c.loss.n == 5
+    assert c.loss.verdict == GAIN
+    assert c.differences[3] == pytest.approx(3.1990 - 3.2361)
+
+
+def test_a_component_whose_absence_raises_the_loss_is_a_gain_and_the_reverse_is_a_harm():
+    _, c = only(records=fake.records(fake.WITH_LOSSES, fake.WITHOUT_LOSSES))
+    assert (c.with_variant, c.without_variant, c.loss.verdict) == ("full", "-mtp", GAIN)
+    assert c.loss.high < 0
+    _, c = only(records=fake.records(fake.WITHOUT_LOSSES, fake.WITH_LOSSES))
+    assert c.loss.verdict == HARM
+    assert c.loss.low > 0
+
+
+def test_a_reference_without_the_component_is_the_side_without():
+    none = dict.fromkeys(fake.FULL, "off") | {"mtp": "next-token"}
+    added = none | {"mtp": "on"}
+    variants = [fake.variant("none", none, range(5)), fake.variant("+mtp", added, range(5))]
+    records = [fake.record("none", s, x, none) for s, x in enumerate(fake.WITHOUT_LOSSES)]
+    records += [fake.record("+mtp", s, x, added) for s, x in enumerate(fake.WITH_LOSSES)]
+    _, c = only(fake.plan(variants, design="add-one-in"), records)
+    assert (c.variant, c.with_variant, c.without_variant, c.loss.verdict) == ("+mtp", "+mtp", "none", GAIN)
+
+
+def test_identical_records_have_an_effect_of_exactly_zero():
+    _, c = only(records=fake.records(fake.WITH_LOSSES, fake.WITH_LOSSES))
+    assert (c.loss.estimate, c.loss.low, c.loss.high) == (0, 0, 0)
+    assert c.loss.verdict == NO_EFFECT
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda r: fake.without(r, "-mtp", 2),
+        lambda r: fake.without(r, "full", 2),
+        lambda r: fake.changed(r, "-mtp", 2, status="diverged", reason="not finite", metrics={"diverged_step": 7.0}),
+        lambda r: fake.without(fake.without(r, "full", 4), "-mtp", 4),
+    ],
+)
+def test_a_lost_run_is_in_no_mean_and_refuses_the_interval(fault):
+    result, c = only(records=fault(fake.records()))
+    assert c.loss.verdict == NOT_RESOLVED
+    assert c.loss.low is None
+    assert c.loss.n == 4
+    assert c.loss.reason
+    lost = [run for run in result.runs if run.status != "finished"]
+    assert lost
+    for variant in result.variants:
+        losses = variant.metrics[LOSS]
+        assert losses.n == len(variant.finished)
+        assert set(losses.values) == {run.seed for run in variant.finished}
+
+
+def test_a_failure_counts_until_its_run_has_a_record():
+    broken = fake.record("-mtp", 2, 3.0, status="failed", reason="out of memory", metrics={})
+    result, c = only(records=fake.without(fake.records(), "-mtp", 2), failures=[broken])
+    assert [(r.seed, r.reason) for r in result.runs if r.status == "failed"] == [(2, "out of memory")]
+    assert c.loss.verdict == NOT_RESOLVED
+    result, c = only(failures=[broken])
+    assert all(run.status == "finished" for run in result.runs)
+    assert c.loss.verdict == GAIN
+
+
+def test_runs_that_began_differently_are_not_paired_and_that_is_said():
+    records = fake.changed(fake.records(), "-mtp", 1, initial_parameters={"embedding.weight": "512x64:other"})
+    result, c = only(records=records)
+    assert not c.pairing_ok
+    assert "seed 1" in c.pairing_reason
+    assert "embedding.weight" in c.pairing_reason
+    expected = stats.ttest_ind(fake.WITH_LOSSES, fake.WITHOUT_LOSSES, equal_var=False).confidence_interval(0.95)
+    assert (c.loss.low, c.loss.high) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert any("not pairs" in warning for warning in result.warnings)
+
+
+def test_speed_is_a_paired_ratio_on_the_log_scale():
+    _, c = only()
+    on = [math.log(1000 / (0.13 + 0.001 * seed)) for seed in range(5)]
+    off = [math.log(1000 / (0.11 + 0.001 * seed)) for seed in range(5)]
+    interval = stats.ttest_rel(on, off).confidence_interval(0.95)
+    assert (c.speed.low, c.speed.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert c.speed.verdict == HARM  # slower
+
+
+def test_emulated_and_measured_speeds_are_never_compared():
+    emulated = {"loss": "measured", "speed": "emulated", "memory": "emulated"}
+    mixed = [dataclasses.replace(r, evidence=emulated) if i < 5 else r for i, r in enumerate(fake.records())]
+    _, c = only(records=mixed)
+    assert c.speed is None
+    assert "different kinds" in c.speed_reason
+    _, c = only(records=[dataclasses.replace(r, evidence=emulated) for r in fake.records()])
+    assert c.speed is not None
+    assert c.speed_evidence == ("emulated",)
+
+
+def test_a_further_held_out_set_has_its_own_effect():
+    records = [
+        dataclasses.replace(r, metrics={**r.metrics, "teacher_nats_per_token": r.metrics[LOSS] / 2})
+        for r in fake.records()
+    ]
+    result, c = only(records=records)
+    assert result.held_out_sets == ("teacher",)
+    assert c.other_sets["teacher"].estimate == pytest.approx(c.loss.estimate / 2)
+    partly = fake.changed(records, "full", 0, metrics=fake.records()[0].metrics)
+    assert only(records=partly)[1].other_sets["teacher"].verdict == NOT_RESOLVED
+
+
+def test_the_noise_floor_pools_the_variants_and_plans_seeds():
+    result, c = only()
+    sd = [stats.tstd(fake.WITH_LOSSES), stats.tstd(fake.WITHOUT_LOSSES)]
+    assert result.noise.sd == pytest.approx(math.sqrt((sd[0] ** 2 + sd[1] ** 2) / 2))
+    assert result.noise.df == 8
+    assert 2 <= c.target_seeds < c.margin_seeds
+    _, c = only(fake.plan(margin_nats=0.0))
+    assert c.margin_seeds is None
+
+
+def test_different_environments_and_uncommitted_changes_are_flagged():
+    records = fake.records()
+    other = {**records[0].environment, "packages": {**records[0].environment["packages"], "torch": "2.12.0"}}
+    result, _ = only(records=fake.changed(records, "full", 0, environment=other))
+    assert any("packages.torch" in w and "2.12.0 (1 run)" in w and "2.13.0 (9 runs)" in w for w in result.warnings)
+    dirty = {**records[0].environment, "commit": {"hash": "0", "dirty": True, "diff_hash": "1"}}
+    result, _ = only(records=[dataclasses.replace(r, environment=dirty) for r in records])
+    assert result.warnings == ("10 of 10 runs were made by a checkout with uncommitted changes",)
+    backends = {"attention": "triton", "linear": "reference", "device": "cpu"}
+    result, _ = only(records=fake.changed(records, "full", 0, backends=backends))
+    assert any("different backends for attention" in w for w in result.warnings)
+    assert only()[0].warnings == ()
+
+
+def test_records_that_the_plan_does_not_name_are_left_out_and_named():
+    result, c = only(records=[*fake.records(), fake.record("stranger", 0, 1.0)])
+    assert c.loss.n == 5
+    assert any(fake.run_name("stranger", 0) in warning for warning in result.warnings)
+
+
+def test_one_seed_gives_an_estimate_and_no_interval():
+    plan = fake.plan(seeds=[0])
+    result, c = only(plan, [r for r in fake.records() if r.seed == 0])
+    assert c.loss.estimate == pytest.approx(3.2110 - 3.2533)
+    assert (c.loss.low, c.loss.verdict, result.noise) == (None, NOT_RESOLVED, None)
+    assert "two seeds" in result.noise_reason
+
+
+def test_a_plan_that_is_none_is_refused_with_the_path():
+    plan = fake.plan()
+    del plan["variants"][1]["run_ids"]
+    with pytest.raises(ValueError, match=r"plan\.variants\.1\.run_ids is missing"):
+        compare(plan, [], [])
+    plan = fake.plan()
+    plan["variants"][1]["run_ids"].pop()
+    with pytest.raises(ValueError, match="4 runs for 5 seeds"):
+        compare(plan, [], [])
+    with pytest.raises(ValueError, match="at least one variant"):
+        compare(fake.plan() | {"variants": []}, [], [])

@@ -1,0 +1,216 @@
+"""What a report says: the two sentences, what is missing, the tables against the numbers, the terminal's width."""
+
+import dataclasses
+import io
+import json
+import math
+
+import fake_study as fake
+import pytest
+from rich.console import Console
+
+from ablate.report import build, to_json
+from ablate.report.format import between, clean, memory, number, scaled, signed
+from ablate.report.text import render
+
+WINNERS = ("gain", "harm", "lower", "raise", "better", "worse", "wins", "winner")
+
+
+def content_of(tmp_path, plan=None, records=None, failures=()):
+    records = fake.records() if records is None else records
+    return build(fake.write_study(tmp_path / "study", plan or fake.plan(), records, failures))
+
+
+def printed(content, width=100):
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(render(content, [content.folder / "report.html"]))
+    return out.getvalue()
+
+
+def test_a_gain_is_said_with_size_interval_seeds_and_price(tmp_path):
+    first, second = content_of(tmp_path).answer
+    assert "multi-token prediction (mtp) lowers the held-out loss by 0.0415 nats per token" in first
+    assert "95 % interval 0.0364 to 0.0465, 5 paired seeds" in first
+    assert "a gain beyond the margin of 0.005" in first
+    assert "1.250× the training FLOPs per token" in second
+    assert "on this machine" in second
+
+
+def test_a_harm_is_said_as_one(tmp_path):
+    first, _ = content_of(tmp_path, records=fake.records(fake.WITHOUT_LOSSES, fake.WITH_LOSSES)).answer
+    assert "raises the held-out loss by 0.0415" in first
+    assert "a harm beyond" in first
+
+
+def test_identical_runs_have_no_winner(tmp_path):
+    content = content_of(tmp_path, records=fake.records(fake.WITH_LOSSES, fake.WITH_LOSSES))
+    assert content.result.comparisons[0].loss.estimate == 0
+    assert "no effect within the margin of 0.005" in content.answer[0]
+    assert not any(word in " ".join(content.answer) for word in WINNERS)
+    assert "+0" not in content.answer[0]
+
+
+def test_an_open_question_names_no_winner_and_says_what_would_decide(tmp_path):
+    off = [a + d for a, d in zip(fake.WITH_LOSSES, (0.03, -0.02, 0.025, -0.01, 0.01), strict=True)]
+    content = content_of(tmp_path, records=fake.records(fake.WITH_LOSSES, off))
+    effect = content.result.comparisons[0].loss
+    assert "is not resolved" in content.answer[0]
+    assert f"About {effect.seeds_to_resolve} more seeds of each variant" in content.answer[1]
+    assert not any(word in " ".join(content.answer) for word in WINNERS)
+    assert f"+{effect.seeds_to_resolve}" in content.effects.rows[0]
+
+
+def test_emulated_speed_is_said_beside_the_number(tmp_path):
+    emulated = {"loss": "measured", "speed": "emulated", "memory": "emulated"}
+    content = content_of(tmp_path, records=[dataclasses.replace(r, evidence=emulated) for r in fake.records()])
+    assert "in emulation, which says nothing of real speed" in content.answer[1]
+    assert content.speed_notes[0].startswith("Emulated speed and memory: full and -mtp")
+    assert "* emulated speed" in printed(content)
+
+
+def test_an_unfinished_study_says_what_is_missing(tmp_path):
+    records = fake.changed(fake.records(), "full", 3, status="diverged", reason="the loss was not finite at step 9",
+                           metrics={"diverged_step": 9.0, "last_finite_loss": 5.25}, curve=())  # fmt: skip
+    records = fake.without(fake.without(records, "-mtp", 1), "-mtp", 2)
+    failure = fake.record("-mtp", 1, 3.0, status="failed", reason="out of memory", metrics={}, curve=())
+    content = content_of(tmp_path, records=records, failures=[failure])
+    assert not content.complete
+    rows = {(row[0], row[1]): row[2:4] for row in content.lost_runs.rows}
+    assert rows["full", "3"] == ("diverged", "the loss was not finite at step 9 (last finite training loss 5.25)")
+    assert rows["-mtp", "1"] == ("failed", "out of memory")
+    assert rows["-mtp", "2"][0] == "missing"
+    assert "2 of 10 runs still to be done" in content.warnings[0]
+    assert "seed 3 of full diverged, seed 1 of -mtp failed and seed 2 of -mtp is missing" in content.answer[1]
+    assert "out of memory" in printed(content)
+    assert content.variants.rows[1][4] == "3 of 5"
+
+
+def test_no_study_and_nothing_finished_are_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="holds no study"):
+        build(tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot read the plan"):
+        build(tmp_path)
+    (tmp_path / "plan.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not an object"):
+        build(tmp_path)
+    failure = fake.record("full", 1, 3.0, status="failed", reason="out of memory", metrics={}, curve=())
+    with pytest.raises(ValueError, match="has finished; 1 failed, the first because out of memory; run it"):
+        content_of(tmp_path, records=[], failures=[failure])
+
+
+def test_a_study_whose_runs_all_diverged_is_a_report(tmp_path):
+    lost = [dataclasses.replace(r, status="diverged", metrics={}, curve=(), reason="x") for r in fake.records()]
+    content = content_of(tmp_path, records=lost)
+    assert "no pair of runs has finished" in content.answer[0]
+    assert len(content.lost_runs.rows) == 10
+    assert printed(content)
+
+
+def test_every_number_of_the_tables_is_the_value_it_stands_for(tmp_path):
+    content = content_of(tmp_path)
+    result = content.result
+    for row, v in zip(content.variants.rows, result.variants, strict=True):
+        loss = v.metrics["nats_per_token"]
+        assert row[:4] == (v.name, f"{loss.mean:.4f}", f"{loss.low:.4f} to {loss.high:.4f}",
+                           f"{v.metrics['bits_per_byte'].mean:.4f}")  # fmt: skip
+    (row,), (c,) = content.effects.rows, result.comparisons
+    assert row[1] == c.loss.verdict
+    assert [float(x.replace("−", "-")) for x in (row[2], *row[3].split(" to "))] == pytest.approx(
+        [c.loss.estimate, c.loss.low, c.loss.high], abs=5e-5
+    )
+    (row,) = content.speed_ratios.rows
+    assert float(row[2].rstrip("×")) == pytest.approx(math.exp(c.speed.estimate), abs=5e-4)
+    for row, v in zip(content.speed.rows, result.variants, strict=True):
+        assert row[1] == f"{v.metrics['tokens_per_s'].median:,.0f}"
+        assert row[7] == f"{v.cost['kv_cache_bytes_per_token']} B"
+    assert [row[7] for row in content.runs.rows] == [run.run_id for run in result.runs]
+    text = printed(content)
+    assert "3.2090 ± 0.0205" in text
+    assert "−0.0415 (−0.0465 to −0.0364)" in text
+
+
+def test_the_document_has_the_raw_numbers(tmp_path):
+    content = content_of(tmp_path)
+    document = json.loads(json.dumps(to_json(content), allow_nan=False))
+    assert set(document) == {
+        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "noise",
+        "warnings", "lost_runs", "limits", "held_equal", "provenance", "repeat",
+    }  # fmt: skip
+    (effect,), (c,) = document["effects"], content.result.comparisons
+    assert effect["loss"]["estimate"] == c.loss.estimate
+    assert (effect["with"], effect["without"], effect["loss"]["verdict"]) == ("full", "-mtp", "gain")
+    assert effect["changes"] == [{"component": "mtp", "with": "on", "without": "next-token"}]
+    assert effect["speed"]["ratio"] == pytest.approx(math.exp(c.speed.estimate))
+    assert document["variants"][0]["metrics"]["nats_per_token"]["values"]["2"] == fake.WITH_LOSSES[2]
+    assert document["variants"][0]["runs"][0]["run_id"] == fake.run_name("full", 0)
+    assert document["study"]["corpus"]["hash"] == "c0ffee" * 8
+
+
+@pytest.mark.parametrize("length", [8, 60, 300])
+def test_the_terminal_is_never_wider_than_100_columns(tmp_path, length):
+    name = "x" * length
+    levels = fake.FULL | {"mtp": "next-token"}
+    variants = [fake.variant("full", fake.FULL, range(5)), fake.variant(name, levels, range(5))]
+    records = fake.records()[:5] + [fake.record(name, s, x, levels) for s, x in enumerate(fake.WITHOUT_LOSSES)]
+    lines = printed(content_of(tmp_path, fake.plan(variants), records)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.count("x") for line in lines) >= length
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path):
+    plan = fake.plan(question="[red]no[/red] \x1b[31m\x07 question‮")
+    text = printed(content_of(tmp_path, plan))
+    assert "[red]no[/red] [31m question" in text
+    assert "\x1b" not in text
+    assert "‮" not in text
+
+
+def test_scale_and_shared_rate_are_among_the_limits(tmp_path):
+    limits = " ".join(content_of(tmp_path).limits)
+    assert "812 k parameters and 300 k tokens" in limits
+    assert "671 B" in limits
+    assert "sign of an effect" in limits
+    assert "one learning rate" in limits
+    assert "accepted drafts" in limits
+    plan = fake.plan()
+    plan["variants"][1]["learning_rate"] = 2e-3
+    assert "one learning rate" not in " ".join(content_of(tmp_path / "tuned", plan).limits)
+
+
+def test_a_component_that_this_program_does_not_know_is_shown_by_its_name(tmp_path):
+    on, off = {"future": "on"}, {"future": "off"}
+    variants = [fake.variant("full", on, range(5)), fake.variant("-future", off, range(5))]
+    records = [fake.record("full", s, x, on) for s, x in enumerate(fake.WITH_LOSSES)]
+    records += [fake.record("-future", s, x, off) for s, x in enumerate(fake.WITHOUT_LOSSES)]
+    assert "future lowers the held-out loss" in content_of(tmp_path, fake.plan(variants), records).answer[0]
+
+
+def test_curves_and_gaps_are_over_seeds(tmp_path):
+    content = content_of(tmp_path)
+    full, off = content.curves
+    assert len(full.points) == fake.N_POINTS
+    assert full.points[-1].mean == pytest.approx(sum(fake.WITH_LOSSES) / 5)
+    assert (full.points[-1].low, full.points[-1].high, full.points[-1].n) == (
+        min(fake.WITH_LOSSES), max(fake.WITH_LOSSES), 5,
+    )  # fmt: skip
+    assert full.points[-1].flops == off.points[-1].flops == pytest.approx(1.8e12)
+    assert full.decay_start_tokens == pytest.approx(0.8 * fake.N_TOKENS)
+    (gap,) = content.gaps
+    effect = content.result.comparisons[0].loss
+    last = gap.points[-1]
+    assert (last.share, last.mean, last.low, last.high) == pytest.approx((1, effect.estimate, effect.low, effect.high))
+
+
+def test_numbers_are_printed_one_way():
+    assert (number(-0.00001), signed(0.0), signed(-0.00001), signed(0.00012)) == (
+        "0.0000",
+        "0.0000",
+        "0.0000",
+        "+0.0001",
+    )
+    assert (number(-1234.5, 1), between(1.0, 2.0, 1), between(None, 2.0)) == ("−1,234.5", "1.0 to 2.0", "–")
+    assert (scaled(671e9), scaled(999_999), scaled(14.8e12), scaled(0)) == ("671 B", "1.00 M", "14.8 T", "0")
+    assert (scaled(2.5e11, "FLOP"), scaled(1e12, "FLOP"), scaled(12)) == ("250 GFLOP", "1.00 TFLOP", "12")
+    assert (memory(1536), memory(3 * 2**30), memory(12)) == ("1.50 KiB", "3.00 GiB", "12 B")
+    assert clean("a\n\tb\x00 c") == "a b c"

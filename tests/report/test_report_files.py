@@ -1,0 +1,208 @@
+"""The files of a report: nothing in them executes or loads, the same bytes each time, the same cells in each form."""
+
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_study as fake
+import pytest
+
+from ablate.report import as_text, build, write
+
+PARTS = (
+    "<script>alert(1)</script>",
+    '"><img src=http://evil.example/x onerror=alert(1)>',
+    "</style></script><script>alert(2)</script>",
+    "</pre><iframe src='javascript:alert(3)'></iframe>",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\frac{1}{$ ]]> <!-- -->",
+    "[link](javascript:alert(4)) ![i](http://evil.example/i.png) `code` | cell",
+    "<svg onload=alert(5)>",
+)
+# All of them in every field, each time with another in front: a figure shows the beginning of a name only.
+PAYLOADS = tuple(" ".join(PARTS[i:] + PARTS[:i]) for i in (0, 1, 6))
+
+
+class Page(HTMLParser):
+    """Every element, and the text of every table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.tables, self.ids = [], [], []
+        self.cell = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.cell = ""
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self.cell)
+            self.cell = None
+
+
+def hostile(tmp_path, payload):
+    """A study with the payload in every field that comes from outside."""
+    name, part = f"-mtp {payload}", payload.replace("/", "-")
+    off = fake.FULL | {"mtp": f"next {payload}"}
+    variants = [fake.variant("full", fake.FULL, range(5)), fake.variant(name, off, range(5))]
+    plan = fake.plan(variants, question=payload, preset=payload, preset_title=payload, design=payload,
+                     corpus={"source": payload, payload: payload})  # fmt: skip
+    records = fake.records()[:5] + [fake.record(name, s, x, off) for s, x in enumerate(fake.WITHOUT_LOSSES)]
+    environment = {**records[0].environment, "packages": {"torch": payload, payload: "1"}, "device": payload}
+    records = [
+        dataclasses.replace(
+            r, environment=environment, backends={payload: payload}, evidence={"speed": payload, payload: payload},
+            metrics={**r.metrics, part: 1.0, f"{part}_nats_per_token": 2.0 + r.seed},
+            spec={**r.spec, "trainer": {**r.spec["trainer"], payload: payload}},
+        )
+        for r in records
+    ]  # fmt: skip
+    records = fake.changed(records, name, 4, status="diverged", reason=payload, metrics={}, curve=())
+    failure = fake.record("full", 3, 3.0, status="failed", reason=payload, metrics={}, curve=())
+    folder = fake.write_study(tmp_path / "study", plan, fake.without(records, "full", 3), [failure])
+    (folder / "study.toml").write_text(f"question = '''{payload}'''\n````\n", encoding="utf-8")
+    return build(folder)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    return build(fake.write_study(tmp_path_factory.mktemp("reports") / "study", fake.plan(), fake.records()))
+
+
+@pytest.fixture(scope="module")
+def html(content):
+    return as_text(content, "html")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "markdown"))
+def test_html_shows_a_payload_and_does_nothing_of_it(tmp_path, payload):
+    text = as_text(hostile(tmp_path, payload), "html")
+    page = Page(text)
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "report-data"}]
+    assert not {"img", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in page.elements}
+    for _, attrs in page.elements:
+        assert not [name for name in attrs if name.startswith("on") or name in ("src", "xlink:href", "action")]
+        assert attrs.get("href", "#").startswith("#")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert text.count("<style") == 1
+    assert text.count("</script>") == 1
+    assert PARTS[0] in "".join(cell for table in page.tables for row in table for cell in row)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "markdown"))
+def test_markdown_is_inert(tmp_path, payload):
+    text = as_text(hostile(tmp_path, payload), "md")
+    # The study's file is in a fence that it cannot close; a fence shows everything as it is.
+    before, fenced, after = re.split(r"^`````\n", text, flags=re.MULTILINE)
+    assert PARTS[0] in fenced
+    prose = before + after
+    assert "<" not in prose
+    assert "http://" not in prose
+    assert not re.search(r"(?<!\\)(\[link|\[i|`code|!\[|\{%)", prose.replace("```\n", ""))
+    tables = re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE)
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_page_forbids_everything_but_its_own_style(html):
+    page = Page(html)
+    policies = [a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:;")
+    assert "script-src" not in policies[0]
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(html):
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    targets = {a["href"][1:] for t, a in page.elements if t in ("a", "use") and "href" in a}
+    assert targets
+    assert targets <= set(page.ids)
+    headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
+
+
+def test_figures_are_labelled_and_take_their_colours_from_the_theme(html):
+    page = Page(html)
+    labels = [a["aria-label"] for t, a in page.elements if a.get("role") == "img"]
+    assert len(labels) == sum(t == "figure" for t, _ in page.elements) == 5
+    assert all(labels)
+    for drawing in re.findall(r"<svg aria-hidden.*?</svg>", html, flags=re.DOTALL):
+        colours = set(re.findall(r"#[0-9a-f]{6}", drawing)) - {"#000000"}
+        assert not colours
+
+
+def test_html_has_the_cells_of_the_content(content, html):
+    tables = Page(html).tables
+    for table in (content.effects, content.variants, content.speed, content.speed_ratios, content.routing,
+                  content.sizes, content.runs, content.noise, content.curve_table):  # fmt: skip
+        head = [c.label for c in table.columns]
+        assert [head, *map(list, table.rows)] in tables
+
+
+def test_markdown_has_the_cells_of_the_content(content):
+    text = as_text(content, "md")
+    for table in (content.effects, content.variants, content.speed, content.runs):
+        for row in table.rows:
+            assert "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" in text
+    assert content.answer[0] in text
+    assert all(limit.replace("_", "\\_") in text for limit in content.limits)
+    assert "<" not in text.replace("&lt;", "")
+
+
+def test_written_files_are_whole_and_the_same_each_time(tmp_path):
+    folder = fake.write_study(tmp_path / "a", fake.plan(), fake.records())
+    paths = write(folder, ("html", "md", "json"))
+    assert [path.name for path in paths] == ["report.html", "report.md", "report.json"]
+    first = [path.read_bytes() for path in paths]
+    assert not list(folder.glob(".*"))
+    other = fake.write_study(tmp_path / "b", fake.plan(), fake.records()[::-1])
+    program = (
+        "import sys, pathlib; from ablate.report import write; "
+        "write(pathlib.Path(sys.argv[1]), ('html', 'md', 'json')); assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(tmp_path / "mpl")}
+    (tmp_path / "mpl").mkdir()
+    (tmp_path / "mpl" / "matplotlibrc").write_text("font.size: 33\naxes.facecolor: red\n")
+    subprocess.run([sys.executable, "-c", program, str(other)], check=True, env=environment, cwd=tmp_path)
+    assert [(other / path.name).read_bytes() for path in paths] == first
+
+
+def test_an_unknown_format_is_one_sentence(content):
+    with pytest.raises(ValueError, match="format 'pdf' is unknown; there are: html, md, json"):
+        as_text(content, "pdf")
+
+
+def test_many_variants_are_all_in_the_tables(tmp_path):
+    variants, records = [], []
+    for i in range(9):
+        levels = fake.FULL if i == 0 else fake.FULL | {"mtp": f"other-{i}"}
+        variants.append(fake.variant(f"v{i}" * 20, levels, range(3)))
+        records += [fake.record(f"v{i}" * 20, s, 3.2 + 0.01 * i + 0.002 * ((s * i) % 3), levels) for s in range(3)]
+    content = build(fake.write_study(tmp_path / "s", fake.plan(variants, seeds=[0, 1, 2]), records))
+    text = as_text(content, "html")
+    assert all(f"v{i}" * 20 in text for i in range(9))
+    assert "3 more are in the table" in text
+    assert Path(content.folder / "plan.json").exists()
