@@ -106,11 +106,14 @@ def estimate(
     warnings = list(plan.warnings)
     residual = _independent_residual(lattice, runs, y, plan.order) if kind != "complete" else _seed_residual(runs, y)
     sharing: dict[frozenset[Hashable], list[int]] = {}
+    everyone: frozenset[Hashable] = frozenset(runs.clusters)
     for k, name in enumerate(names):
         if plan.reasons[k] is not None:
             lines[name] = Estimate(name=name, value=None, reason=plan.reasons[k])
             continue
-        seeds, reason = _shared_seeds(lattice, runs, plan.weights[k])
+        seeds, reason = everyone, None
+        if kind != "complete":
+            seeds, reason = _shared_seeds(lattice, runs, plan.weights[k])
         if reason is not None:
             lines[name] = Estimate(name=name, value=float(values[k]), reason=reason)
         elif seeds:
@@ -240,7 +243,8 @@ def _seed_lines(
     order = sorted(seeds, key=str)
     inside = np.array([[cluster == seed for cluster in runs.clusters] for seed in order], dtype=float)
     scores = len(order) * (plan.weights[list(members)] * y) @ inside.T
-    cells = len({runs.cells[r] for k in members for r in np.flatnonzero(np.abs(plan.weights[k]) > 1e-12)})
+    used = np.flatnonzero((np.abs(plan.weights[list(members)]) > 1e-12).any(axis=0))
+    cells = len({runs.cells[r] for r in used})
     out = {}
     n = len(order)
     if n > 1:
