@@ -10,6 +10,7 @@ The split of a gain in its three channels is in channels.py.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -97,8 +98,13 @@ class _Fit:
 
 def quadratic_coefficients(log_tokens: FloatArray, loss: FloatArray) -> FloatArray:
     """Least-squares quadratics through `loss` (..., k) at shared `log_tokens` (k,), already centred: (..., 3)."""
-    basis = np.vander(log_tokens, 3, increasing=True)
-    return np.asarray(loss @ np.linalg.pinv(basis).T)
+    return np.asarray(loss @ _inverse_basis(tuple(log_tokens.tolist())).T)
+
+
+@lru_cache(maxsize=256)
+def _inverse_basis(log_tokens: tuple[float, ...]) -> FloatArray:
+    """(3, k) pseudo-inverse of the quadratic basis; runs of a study share their branch points."""
+    return np.asarray(np.linalg.pinv(np.vander(np.array(log_tokens), 3, increasing=True)))
 
 
 def solve_descending(coefficients: FloatArray, loss: float | FloatArray) -> FloatArray:
