@@ -46,6 +46,7 @@ def run(
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
+    without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
@@ -53,7 +54,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Compare the full recipe with the full recipe without a component, and report."""
-    from ablate.runs.study import Study, question
+    from ablate.runs.study import Study, question, unavailable
 
     alternatives = _pairs(alternative or [])
     study = Study(
@@ -61,6 +62,7 @@ def run(
         preset=preset or _default_preset(),
         disable=tuple(disable or ()),
         enable=tuple(enable or ()),
+        without=tuple(dict.fromkeys((*(without or ()), *unavailable(data)))),
         alternatives=alternatives,
         match=match,
         budget=_number(budget, "--budget") if budget else None,
@@ -120,15 +122,13 @@ def _report(folder: Path, formats: tuple[str, ...], *, json: bool) -> None:
     from rich.console import Console
 
     import ablate.report as reports
-    from ablate.report import content, text
+    from ablate.report import text
 
-    result = content.build(folder)
-    paths = reports.write(folder, tuple(f for f in formats if f != "json"))
-    Console(stderr=True, highlight=False).print(text.render(result))
-    for path in paths:
-        typer.echo(f"report: {path}", err=True)
+    content = reports.build(folder)
+    paths = reports.write(folder, tuple(form for form in formats if form != "json"))
+    Console(stderr=True, highlight=False).print(text.render(content, paths))
     if json:
-        _print_json(content.to_json(result))
+        _print_json(reports.to_json(content))
 
 
 @app.command()

@@ -34,6 +34,8 @@ class Component:
     nodes: Mapping[str, tuple[type, ...]]  # slot -> nodes that this component may put there
     requires: tuple[str, ...] = ()
     affects: tuple[str, ...] = ()
+    tied_to_corpus: bool = False  # its settings hold for the preset's own corpus and for no other
+    held_out_texts: Callable[[Any], list[str]] | None = None  # from the settings: a second set to evaluate on
     evidence: Literal["measured", "emulated", "simulated"] = "measured"
 
     @property

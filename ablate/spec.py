@@ -85,14 +85,20 @@ class LinearNode(Protocol):
         """Whether seconds of these products are "measured" or those of an emulation ("emulated")."""
 
 
-
 class TextNode(Protocol):
     """Where training text comes from."""
 
     @property
     def kind(self) -> str: ...
 
-    def datamodule(self, run: RunSpec, corpus: Any) -> Any: ...
+    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+        """The LightningDataModule of a run on a corpus."""
+
+    def loss(self, cross_entropy: Any, logits_BTC: Any, batch: Any) -> Any:
+        """The main head's term of the training loss, from its next-token cross-entropy."""
+
+    def charged_flops_per_token(self, bytes_per_token: float) -> float:
+        """FLOPs spent elsewhere (by a teacher) for each training token, as far as they are charged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

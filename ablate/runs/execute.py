@@ -7,8 +7,8 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from lightning.pytorch import Trainer
 
 from ablate.codec import encode, run_id
-from ablate.data.corpus import Corpus, token_bytes
-from ablate.data.tokens import TokenFile
+from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows, order_hash
 from ablate.model import parameter_hashes
 from ablate.runs import environment
 from ablate.runs.callbacks import Clock, Curve, Diverged, Keeper, Progress
 from ablate.runs.checkpoint import PROGRAM, FolderCheckpoint, newest_valid, state_hash, write
 from ablate.runs.evaluation import HeldOut
+from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store, replace_file, to_json
 from ablate.runs.training import TrainingModule
@@ -33,19 +33,6 @@ CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS = 6
 
 Tell = Callable[[int, float, float], bool]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A run and what surrounds it: nothing here changes its result but where it is written."""
-
-    run: RunSpec
-    variant: Mapping[str, str]
-    corpus: Corpus
-    held_out_texts: Mapping[str, TokenFile] = field(default_factory=dict)  # beside the corpus's own
-    n_threads: int = 1
-    wandb_project: str = ""
-    keep_weights: bool = True
 
 
 def device() -> str:
@@ -154,8 +141,6 @@ class Session:
 
 def probe(job: Job, attempt: Path) -> float:
     """Seconds of one optimizer step of a run on this machine, from a few steps that leave nothing."""
-    from dataclasses import replace
-
     run = replace(job.run, n_steps=PROBE_STEPS)
     torch.set_num_threads(job.n_threads)
     quiet()

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablate.codec import encode, run_id
+from ablate.runs import worker as target
+from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
-
-if TYPE_CHECKING:
-    from ablate.runs.execute import Job
 
 N_KILLED_RETRIES = 2  # of a run whose process was killed from outside: it goes on from its checkpoint
 POLL_S = 0.2
@@ -83,11 +82,9 @@ def execute_all(jobs: Sequence[Job], store: Store, *, n_parallel: int, listener:
 def measure_all(jobs: Mapping[str, Job]) -> dict[str, float]:
     """Seconds of an optimizer step of each job, one after the other. RuntimeError if one cannot run."""
     context, seconds = _context(), {}
-    from ablate.runs import worker
-
     for name, job in jobs.items():
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=worker.measure, args=(job, theirs))
+        process = context.Process(target=target.measure, args=(job, theirs))
         process.start()
         theirs.close()
         try:
@@ -104,7 +101,7 @@ def measure_all(jobs: Mapping[str, Job]) -> dict[str, float]:
 def _context() -> Any:
     # A server that has imported torch once and forks: a run then starts in milliseconds, with a peak memory of its own.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ablate.runs.worker"])
+    context.set_forkserver_preload([target.HEAVY])
     return context
 
 
@@ -121,10 +118,8 @@ def _stopping() -> Iterator[Callable[[], bool]]:
 
 
 def _start(context: Any, job: Job, n_killed: int, store: Store) -> _Worker:
-    from ablate.runs import worker
-
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=worker.run, args=(job, store.folder, theirs), name=run_id(job.run))
+    process = context.Process(target=target.run, args=(job, store.folder, theirs), name=run_id(job.run))
     process.start()
     theirs.close()
     return _Worker(job, process, mine, n_killed)

@@ -21,7 +21,7 @@ class PlannedVariant:
     learning_rate: float
     n_steps: int
     n_tokens: int
-    flops: int  # training FLOPs of one run
+    flops: int  # training FLOPs of one run, with what is charged of a teacher's
     runs: tuple[RunSpec, ...]  # one a seed
     step_s: float | None = None
 
@@ -59,8 +59,12 @@ class Plan:
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 
-def make_plan(study: Study, corpus_hash: str, step_s: Mapping[str, float] | None = None) -> Plan:
+def make_plan(
+    study: Study, corpus_hash: str, step_s: Mapping[str, float] | None = None, bytes_per_token: float = 0.0
+) -> Plan:
     """The plan of a study on a corpus. `step_s`: seconds of a step of each variant, by name.
+
+    `bytes_per_token` of the corpus prices text that is charged by length.
 
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
     `step_s`. ValueError if a budget does not reach one step, or what a match needs is missing.
@@ -79,7 +83,10 @@ def make_plan(study: Study, corpus_hash: str, step_s: Mapping[str, float] | None
             budget *= costs[named[0].name].training_flops_per_token
     n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
     seeds = tuple(range(study.first_seed, study.first_seed + n_seeds))
-    planned = tuple(_planned(v, costs[v.name], study, budget, corpus_hash, seeds, step_s.get(v.name)) for v in named)
+    planned = tuple(
+        _planned(v, costs[v.name], study, budget, corpus_hash, seeds, step_s.get(v.name), bytes_per_token)
+        for v in named
+    )
     return Plan(study=study, preset=base, corpus_hash=corpus_hash, variants=planned, seeds=seeds, budget=budget)
 
 
@@ -91,11 +98,11 @@ def _planned(
     corpus_hash: str,
     seeds: tuple[int, ...],
     step_s: float | None,
+    bytes_per_token: float,
 ) -> PlannedVariant:
     trainer = named.spec.trainer
-    steps = _steps(
-        study, budget, cost.training_flops_per_token * trainer.tokens_per_step, trainer.tokens_per_step, step_s
-    )
+    flops_per_token = cost.training_flops_per_token + named.spec.data.text.charged_flops_per_token(bytes_per_token)
+    steps = _steps(study, budget, flops_per_token, trainer.tokens_per_step, step_s)
     n_steps = round(steps)
     if n_steps < 1:
         raise ValueError(
@@ -121,17 +128,17 @@ def _planned(
         learning_rate=trainer.learning_rate,
         n_steps=n_steps,
         n_tokens=n_tokens,
-        flops=n_tokens * cost.training_flops_per_token,
+        flops=round(n_tokens * flops_per_token),
         runs=runs,
         step_s=step_s,
     )
 
 
-def _steps(study: Study, budget: float, step_flops: int, step_tokens: int, step_s: float | None) -> float:
+def _steps(study: Study, budget: float, flops_per_token: float, tokens_per_step: int, step_s: float | None) -> float:
     if study.match == "flops":
-        return budget / step_flops
+        return budget / (flops_per_token * tokens_per_step)
     if study.match == "tokens":
-        return budget / step_tokens
+        return budget / tokens_per_step
     if step_s is None:
         raise ValueError("match is seconds, and the speed of this machine was not measured")
     return budget / step_s

@@ -13,6 +13,7 @@ from ablate.codec import decode
 from ablate.component import ON
 from ablate.presets import preset, preset_file
 from ablate.registry import (
+    COMPONENTS,
     NAMES,
     component,
     describe,
@@ -38,6 +39,7 @@ class Study:
     design: Design = "one"
     disable: tuple[str, ...] = ()  # what the design turns off: all together with `one`, each with the others
     enable: tuple[str, ...] = ()  # the same, starting from nothing on
+    without: tuple[str, ...] = ()  # off in every variant, and not part of the question
     alternatives: Mapping[str, str] = field(default_factory=dict)
     match: Match = "flops"
     budget: float | None = None  # of a run: training FLOPs, tokens or seconds, as `match` says
@@ -53,7 +55,7 @@ class Study:
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def __post_init__(self) -> None:
-        for name in (*self.disable, *self.enable):
+        for name in (*self.disable, *self.enable, *self.without):
             component(name)
         for name, alternative in self.alternatives.items():
             component(name).alternative(alternative)
@@ -94,7 +96,7 @@ class NamedVariant:
 
 def variants(study: Study, base: Preset) -> list[NamedVariant]:
     """The variants of a study's design, the reference first; ValueError where it has none or one is impossible."""
-    full = full_variant(base)
+    full = without(full_variant(base), study.without, study.alternatives)
     targets = study.disable or study.enable
     levels: list[dict[str, str]]
     if study.design == "one":
@@ -123,8 +125,9 @@ def _one(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:
     for name in study.disable:
         if full[name] != ON:
             raise ValueError(
-                f"preset {study.preset} has no sizes for {name}, so it is off already; choose another preset, "
-                f"or disable one of: {', '.join(n for n in full if full[n] == ON) or 'nothing'}"
+                f"{name} is off in every variant of this study already (preset {study.preset}, "
+                f"without {', '.join(study.without) or 'nothing'}); "
+                f"disable one of: {', '.join(n for n in full if full[n] == ON) or 'nothing, choose another preset'}"
             )
     other = without(full, study.disable, study.alternatives)
     return [dict(full), other]
@@ -220,6 +223,11 @@ def _toml(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
     return "[" + ", ".join(_toml(item) for item in value) + "]"
+
+
+def unavailable(data: str) -> tuple[str, ...]:
+    """Components that a corpus other than the preset's own leaves off in every variant."""
+    return tuple(c.name for c in COMPONENTS if data and c.tied_to_corpus)
 
 
 def question(disable: Sequence[str], enable: Sequence[str], alternatives: Mapping[str, str]) -> str:

@@ -67,7 +67,7 @@ class TrainingModule(LightningModule):
         prediction = self.model.predict(inputs_BT)
         logits_BTC = self.model.head(prediction.hidden_BTD).float()
         main = F.cross_entropy(logits_BTC.flatten(0, 1), targets_BT.flatten())
-        loss = main
+        loss = self.run.text.loss(main, logits_BTC, batch)
         weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
         if weight:
             loss = loss + weight * self.model.objective.loss(prediction.ahead, targets_BT, self.model.head)

@@ -9,13 +9,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ablate.runs.callbacks import Interrupted
-from ablate.runs.execute import Job, execute, probe
+from ablate.runs.job import Job
 from ablate.runs.store import Store
+
+# torch is imported inside, so that the parent, which only names these functions, never loads it
+HEAVY = "ablate.runs.execute"
 
 
 def run(job: Job, folder: Path, connection: Connection) -> None:
-    """Messages: ("progress", step, loss, tokens per second), then ("done", status, seconds) or what went wrong."""
+    """Messages: ("progress", step, loss, tokens per second), then ("done", status) or what went wrong."""
+    from ablate.runs.callbacks import Interrupted
+    from ablate.runs.execute import execute
 
     def tell(step: int, loss: float, tokens_per_s: float) -> bool:
         try:
@@ -37,6 +41,8 @@ def run(job: Job, folder: Path, connection: Connection) -> None:
 
 def measure(job: Job, connection: Connection) -> None:
     """Messages: ("step_s", seconds of an optimizer step), or ("failed", reason, traceback)."""
+    from ablate.runs.execute import probe
+
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with tempfile.TemporaryDirectory() as scratch:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ablate.codec import canonical, encode
+from ablate.component import ON
 from ablate.cost import ModelCost
+from ablate.doctor import has_gpu
+from ablate.registry import COMPONENTS
+from ablate.runs.executor import Event, Outcome, execute_all, measure_all
+from ablate.runs.job import Job
 from ablate.runs.plan import Plan, make_plan, summary
 from ablate.runs.store import Store, replace_file, to_json
 from ablate.runs.study import NamedVariant, Study, to_toml, variants
@@ -20,8 +25,6 @@ from ablate.spec import Preset, RunSpec
 if TYPE_CHECKING:
     from ablate.data.corpus import Corpus
     from ablate.data.tokens import TokenFile
-    from ablate.runs.execute import Job
-    from ablate.runs.executor import Event, Outcome
 
 TRAINING_BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two moments
 SMALL_PARAMETERS = (
@@ -62,25 +65,21 @@ def conduct(study: Study, options: Options, display: Display) -> Conducted:
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
     n_parallel, n_threads = parallel(costs, options.n_parallel)
     fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)
-    corpus, texts = (
-        _prepare(base.data.source, base.data.max_bytes, base.model.vocab_size, display),
-        dict[str, "TokenFile"](),
-    )
-    for v in named:
-        texts |= _held_out_texts(v, corpus)
+    for name in study.without:
+        display.say(f"{name} is off in every variant of this study")
+    corpus = _prepare(base.data.source, base.data.max_bytes, base.model.vocab_size, display)
+    texts = _held_out_texts(named, corpus)
     folder = options.out or Path("results") / _slug(study, base, named, corpus.hash)
     step_s = _known_speeds(Store(folder), study)
     if step_s is None:
         step_s = _measure(named, corpus, n_threads, display) if fits else {}
-    plan = make_plan(study, corpus.hash, step_s)
+    plan = make_plan(study, corpus.hash, step_s, corpus.bytes_per_token)
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return Conducted(folder=folder, plan=plan, outcome=None)
     store = Store(folder)
     _claim(store, plan, corpus, texts)
     jobs = _jobs(plan, corpus, texts, n_threads, options.wandb_project)
-    from ablate.runs.executor import execute_all
-
     listener = display.follow(plan, n_parallel)
     try:
         outcome = execute_all(jobs, store, n_parallel=n_parallel, listener=listener)
@@ -91,12 +90,10 @@ def conduct(study: Study, options: Options, display: Display) -> Conducted:
 
 def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> tuple[int, int]:
     """Runs at a time, and threads of each. Small models on a CPU run side by side, one thread each."""
-    import torch
-
     if asked is not None and asked < 1:
         raise ValueError(f"--jobs is {asked}; it must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
+    if has_gpu():
         return asked or 1, max(1, cores // (asked or 1))
     small = max(cost.trained_parameters for cost in costs.values()) < SMALL_PARAMETERS
     n_parallel = asked or (cores if small else 1)
@@ -105,11 +102,11 @@ def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> tuple[int, in
 
 def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
     """Whether the largest variant can be trained here; ValueError if it is to be and cannot."""
-    import torch
-
     name, cost = max(costs.items(), key=lambda item: item[1].trained_parameters)
     needed = TRAINING_BYTES_PER_PARAMETER * cost.trained_parameters * n_parallel
-    if torch.cuda.is_available():
+    if has_gpu():
+        import torch
+
         available = torch.cuda.get_device_properties(0).total_memory
     else:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -129,23 +126,19 @@ def _prepare(source: str, max_bytes: int | None, vocab_size: int, display: Displ
     return prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=display.say)
 
 
-def _held_out_texts(variant: NamedVariant, corpus: Corpus) -> dict[str, TokenFile]:
-    """Further held-out sets that the preset's components bring: evaluated for every variant alike."""
+def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, TokenFile]:
+    """Further held-out sets that components bring which are on somewhere: evaluated for every variant alike."""
     from ablate.data.prepare import encode_documents
 
     found = {}
-    for settings in variant.spec.preset.settings.values():
-        held_out = getattr(settings, "held_out_texts", None)
-        if held_out is not None:
-            name, texts = held_out()
-            found[name] = encode_documents(corpus, texts, name=name)
+    for c in COMPONENTS:
+        if c.held_out_texts is not None and any(v.levels[c.name] == ON for v in named):
+            texts = c.held_out_texts(named[0].spec.preset.settings[c.name])
+            found[c.name] = encode_documents(corpus, texts, name=f"{c.name} held-out")
     return found
 
 
 def _measure(named: list[NamedVariant], corpus: Corpus, n_threads: int, display: Display) -> dict[str, float]:
-    from ablate.runs.execute import Job
-    from ablate.runs.executor import measure_all
-
     display.say("measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
@@ -163,8 +156,6 @@ def _measure(named: list[NamedVariant], corpus: Corpus, n_threads: int, display:
 
 def _jobs(plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile], n_threads: int, wandb_project: str) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
-    from ablate.runs.execute import Job
-
     jobs = []
     for i in range(len(plan.seeds)):
         for v in plan.variants:

@@ -15,7 +15,7 @@ from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
 from ablate.presets import preset
 from ablate.registry import full_variant, resolve, without
-from ablate.runs.execute import Job
+from ablate.runs.job import Job
 from ablate.spec import RunSpec
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ablate.codec import decode_run, run_id
 from ablate.runs.callbacks import Interrupted
 from ablate.runs.checkpoint import newest_valid, read
 from ablate.runs.environment import program
-from ablate.runs.execute import Job, execute
+from ablate.runs.execute import execute
+from ablate.runs.job import Job
 from ablate.runs.record import RunRecord, pairing_fault
 from ablate.runs.store import Store
 from ablate.runs.training import TrainingModule, learning_rate_factor
@@ -94,12 +96,13 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
 
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        with monkeypatch.context() as patched, pytest.raises(Interrupted):
-            patched.setattr(TrainingModule, "training_step", interrupted)
+        monkeypatch.setattr(TrainingModule, "training_step", interrupted)
+        with pytest.raises(Interrupted):
             execute(job, store, ignore, listen=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    monkeypatch.undo()
     saved = newest_valid(store.attempts_folder(run_id(job.run)), program())
     assert saved is not None
     assert saved.name.endswith(f"{stop_at:012d}")
@@ -114,7 +117,7 @@ def test_training_on_unlearnable_rates_is_a_result(make_job: MakeJob, tmp_path: 
     record = finish(make_job(learning_rate=1e30, gradient_clip=1e30, warmup_share=0.0), tmp_path)
     assert record.status == "diverged"
     assert 1 < record.metrics["diverged_step"] <= 12
-    assert 0 < record.metrics["last_finite_loss"]
+    assert record.metrics["last_finite_loss"] > 0
     assert "nats_per_token" not in record.metrics
     assert Store(tmp_path).read(record.run_id) == record
 
@@ -141,7 +144,7 @@ def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
     assert set(factors[10:80]) == {1.0}
     assert factors[80] == pytest.approx(1 - (1 / 21) ** 0.5)
     assert factors[-1] == pytest.approx(1 - (20 / 21) ** 0.5)
-    assert all(a > b for a, b in zip(factors[79:], factors[80:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[79:]))
 
 
 def test_every_part_of_the_loss_reaches_the_gradient(make_job: MakeJob, corpus: Any) -> None:
