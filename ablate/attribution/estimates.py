@@ -13,7 +13,7 @@ import numpy as np
 
 from ablate.attribution.blocked import blocked_fit
 from ablate.attribution.functionals import RunWeights, run_weights
-from ablate.attribution.games import Floats, Lattice, model_matrix
+from ablate.attribution.games import Floats, Ints, Lattice, model_matrix
 from ablate.attribution.pairs import welch
 
 LEAST_DF = 5  # of a residual without interactions of more than three components; below, two are assumed
@@ -170,7 +170,7 @@ def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order
     cells = np.asarray(runs.cells)
     repeats = len(cells) - len(set(runs.cells))
     if order is None and repeats >= len(set(runs.cells)):
-        return _fit_residual(np.asarray(cells[:, None] == np.unique(cells)[None, :], dtype=float), y)
+        return _pure_error(cells, y)
     found = _Residual(sd=None, df=0)
     for limit in [3, 2] if order is None else [order]:
         found = _fit_residual(model_matrix(lattice, limit, cells), y)
@@ -185,6 +185,12 @@ def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order
         if found.df:
             return found
     return found
+
+
+def _pure_error(cells: Ints, y: Floats) -> _Residual:
+    at, counts = np.unique(cells, return_inverse=True, return_counts=True)[1:]
+    df = len(y) - len(counts)
+    return _Residual(sd=_root_mean(y - (np.bincount(at, y) / counts)[at], df), df=df)
 
 
 def _fit_residual(design: Floats, y: Floats) -> _Residual:

@@ -35,10 +35,12 @@ def run_weights(lattice: Lattice, cells: Sequence[int], functionals: Floats, ord
     the row's cells are present, by the model where it determines the row, else a reason.
     """
     observed = np.asarray(cells, dtype=np.int64)
-    means = _cell_means(lattice, observed)
-    present: Bools = np.asarray(means.any(axis=1))
+    at = lattice.index(observed)
+    counts = np.bincount(at, minlength=len(lattice.cells))
+    present: Bools = counts > 0
+    direct = functionals[:, at] / counts[at]
     if present.all() and order is None:
-        return RunWeights(weights=functionals @ means, exact=(True,) * len(functionals),
+        return RunWeights(weights=direct, exact=(True,) * len(functionals),
                           reasons=(None,) * len(functionals), order=None, warnings=())  # fmt: skip
     limit = DEFAULT_ORDER if order is None else order
     design = model_matrix(lattice, limit, observed)
@@ -49,21 +51,13 @@ def run_weights(lattice: Lattice, cells: Sequence[int], functionals: Floats, ord
     if determined.all() and (spare > 0 or order is not None) and np.linalg.matrix_rank(design) == design.shape[1]:
         return RunWeights(weights=fitted, exact=(False,) * len(functionals), reasons=(None,) * len(functionals),
                           order=limit, warnings=(model_warning(lattice, present, limit),))  # fmt: skip
-    return _row_by_row(lattice, functionals, means, fitted, determined, limit)
-
-
-def _cell_means(lattice: Lattice, observed: np.ndarray) -> Floats:
-    """(C, R) matrix that averages the runs of each feasible cell; zero rows for cells without a run."""
-    member = np.asarray(lattice.cells)[:, None] == observed[None, :]
-    counts = member.sum(axis=1, keepdims=True)
-    return member / np.maximum(counts, 1)
+    return _row_by_row(lattice, functionals, present, direct, fitted, determined, limit)
 
 
 def _row_by_row(
-    lattice: Lattice, functionals: Floats, means: Floats, fitted: Floats, determined: Bools, limit: int
+    lattice: Lattice, functionals: Floats, present: Bools, direct: Floats, fitted: Floats, determined: Bools, limit: int
 ) -> RunWeights:
-    present: Bools = np.asarray(means.any(axis=1))
-    weights = np.zeros((len(functionals), means.shape[1]))
+    weights = np.zeros_like(direct)
     exact: list[bool] = []
     reasons: list[str | None] = []
     modelled = False
@@ -72,7 +66,7 @@ def _row_by_row(
         exact.append(not len(lacking))
         reasons.append(None)
         if not len(lacking):
-            weights[k] = row @ means
+            weights[k] = direct[k]
         elif determined[k]:
             weights[k] = fitted[k]
             modelled = True

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ablate.attribution.exchange import lattice_design
 from ablate.attribution.games import lattice
 from ablate.attribution.indices import index_weights
 from ablate.attribution.reading import guess_direction
@@ -204,6 +205,25 @@ def test_a_seed_missing_on_one_side_refuses_the_interval(tmp_path):
     effect = attribute_csv(write(tmp_path, lines_of("mtp,seed,loss", rows))).to_json()["effects"]["mtp"]
     assert (effect["owen"]["low"], effect["verdict"]) == (None, "not resolved")
     assert "seed 3 has no run of none" in effect["owen"]["reason"]
+
+
+def test_a_lattice_in_blocks_of_seeds_is_read_as_such():
+    parts = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
+    generator = np.random.default_rng(6)
+    design = lattice_design(parts)
+    level = generator.normal(0, 0.1, design.blocks)
+    rows = [
+        {**{name: int(name in parts.names(run.cell)) for name in parts.components}, "seed": run.block,
+         "loss": 3 + level[run.block] - 0.05 * (run.cell & 1) + generator.normal(0, 0.003)}
+        for run in design.runs
+    ]  # fmt: skip
+    document = attribute(pd.DataFrame(rows), requires=["aux-free=moe"], margin=0.005).to_json()
+    assert document["design"] | {"kind": "lattice", "seed_layout": "blocked", "seeds": 15} == document["design"]
+    verdicts = {name: effect["verdict"] for name, effect in document["effects"].items()}
+    assert verdicts.pop("mla") == "gain"
+    assert set(verdicts.values()) <= {"no effect within the margin", "not resolved"}
+    assert document["effects"]["mla"]["owen"]["estimate"] == pytest.approx(-0.05, abs=0.005)
+    assert document["residual_sd"] == pytest.approx(0.003, rel=0.5)
 
 
 def test_identical_records_have_no_effect_and_no_winner():
