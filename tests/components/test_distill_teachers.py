@@ -1,0 +1,418 @@
+"""Teachers and the text they write: prompts, sampling, filters, endpoints and their secrets."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teacher_checkpoint import write_weights
+
+from ablate.components.distill.endpoint import EndpointTeacher
+from ablate.components.distill.filters import Filters, Sieve, repeated_share
+from ablate.components.distill.generate import Recipe, prompts, whole_lines, write_teacher_text
+from ablate.components.distill.huggingface import HuggingFaceTeacher
+from ablate.components.distill.teacher import CheckpointTeacher, Completion, draws, pick
+from ablate.components.distill.text import read_manifest, read_text
+from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
+from ablate.data.prepare import prepare
+from ablate.presets import preset
+from ablate.registry import full_variant, resolve
+
+NANO = preset("nano")
+WORDS = [
+    a + b + c for a in ("lo", "to", "ex", "qu", "va") for b in ("ss", "ken", "per", "er") for c in ("", "ia", "um")
+]
+KEY = "sk-secret-4711"
+
+
+def paragraph(number: int, n_words: int = 90) -> str:
+    draw = np.random.Generator(np.random.Philox(number))
+    words = [WORDS[i] for i in draw.integers(0, len(WORDS), n_words)]
+    return "".join(word + ("\n" if k % 9 == 8 else " ") for k, word in enumerate(words))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(paragraph(number) + f"document {number}\n", encoding="utf-8")
+    return prepare(str(folder), vocab_size=NANO.model.vocab_size, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def weights(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A teacher with latent attention and experts, so that every kind of cache and router decodes."""
+    model = resolve(NANO, full_variant(NANO) | {"fp8": "bf16", "distill": "raw"}).model
+    return str(write_weights(tmp_path_factory.mktemp("teacher") / "weights", corpus_hash=corpus.hash, model=model))
+
+
+class FakeTeacher:
+    """Writes what a function makes of each prompt's number, and remembers the prompts."""
+
+    flops_per_token: float | None = 10.0
+
+    def __init__(self, write: Callable[[int], str], nats: Callable[[int], float | None] = lambda _: None) -> None:
+        self.write, self.nats, self.seen = write, nats, list[str]()
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "fake"}
+
+    def complete(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> list[Completion]:
+        first = len(self.seen)
+        self.seen += prompts
+        return [
+            Completion(text=self.write(n), n_forward_tokens=7, nats_per_token=self.nats(n))
+            for n in range(first, first + len(prompts))
+        ]
+
+
+class TestFilters:
+    sieve = staticmethod(lambda **limits: Sieve(Filters(**limits), [paragraph(900)]))
+
+    def test_ordinary_text_passes(self) -> None:
+        sieve = self.sieve()
+        assert all(sieve.keeps(paragraph(n), 2.0) for n in range(20))
+        assert not any(sieve.dropped.values())
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("too short\n", "short"),
+            (" \n" * 200, "short"),
+            (paragraph(1, 5000), "long"),
+            ("the same line again and again\n" * 10, "repetitive"),
+            (paragraph(1) + paragraph(900) + paragraph(2), "held-out"),
+            # Case and punctuation hide no copy, and 13 words are enough.
+            (paragraph(1) + ", ".join(paragraph(900).upper().split()[20:33]) + ".\n", "held-out"),
+        ],
+    )
+    def test_planted_faults_are_found(self, text: str, name: str) -> None:
+        sieve = self.sieve()
+        assert not sieve.keeps(text, None)
+        assert sieve.dropped == dict.fromkeys(sieve.dropped, 0) | {name: 1}
+
+    def test_twelve_words_are_no_copy(self) -> None:
+        assert self.sieve().keeps(paragraph(1) + "\nHERE " + " ".join(paragraph(900).split()[20:32]) + " THERE\n", None)
+
+    def test_a_second_copy_is_dropped(self) -> None:
+        sieve = self.sieve()
+        assert sieve.keeps(paragraph(1), None)
+        assert not sieve.keeps(paragraph(1).upper(), None)
+        assert sieve.dropped["duplicate"] == 1
+
+    def test_perplexity(self) -> None:
+        sieve = self.sieve(max_nats_per_token=3.0)
+        assert sieve.keeps(paragraph(1), 3.0)
+        assert not sieve.keeps(paragraph(2), 3.1)
+        assert not sieve.keeps(paragraph(3), float("nan"))
+        assert sieve.keeps(paragraph(4), None), "a teacher that does not tell is not judged"
+        assert sieve.dropped["perplexity"] == 2
+        assert self.sieve(max_nats_per_token=None).keeps(paragraph(5), 99.0)
+
+    def test_repeated_share(self) -> None:
+        assert repeated_share("a b c d e f", 2) == 0
+        assert repeated_share("a b a b a b", 2) == pytest.approx(1 - 2 / 5)
+        assert repeated_share("a", 4) == 0
+
+
+class TestWriting:
+    recipe = Recipe(n_tokens=2_000, prompt_tokens=12, max_tokens=100)
+
+    def write(self, corpus: Corpus, out: Path, teacher: Any, **options: Any) -> Any:
+        return write_teacher_text(
+            corpus, teacher, recipe=options.get("recipe", self.recipe), filters=Filters(), out=out,
+            progress=options.get("progress"),
+        )  # fmt: skip
+
+    def test_prompts_come_from_training_documents_alone(self, corpus: Corpus, tmp_path: Path) -> None:
+        teacher = FakeTeacher(lambda n: paragraph(1000 + n))
+        self.write(corpus, tmp_path / "text", teacher)
+        held_out = [d.text for d in held_out_documents(corpus)]
+        training = {d.name: d.text for d in train_documents(corpus)}
+        assert len(teacher.seen) > 16
+        assert all(any(p in text for text in training.values()) for p in teacher.seen)
+        assert not any(p in text for text in held_out for p in teacher.seen if len(p.split()) > 4)
+        assert {d.document for d in read_text(str(tmp_path / "text"))} <= set(training)
+
+    def test_prompts_are_short_whole_lines_spread_over_the_text(self, corpus: Corpus) -> None:
+        tokenizer, documents = load_tokenizer(corpus), train_documents(corpus)
+        found = prompts(documents, tokenizer, self.recipe, n_round=0, n=200)
+        assert found == prompts(documents, tokenizer, self.recipe, n_round=0, n=200)
+        assert found != prompts(documents, tokenizer, self.recipe, n_round=1, n=200)
+        assert len({p.document for p in found}) == len(documents)
+        texts = {d.name: d.text for d in documents}
+        for prompt in found:
+            assert len(tokenizer.encode(prompt.text).ids) <= self.recipe.prompt_tokens
+            place = texts[prompt.document].index(prompt.text)
+            assert place == 0 or texts[prompt.document][place - 1] == "\n"
+
+    def test_manifest_counts_everything(self, corpus: Corpus, tmp_path: Path) -> None:
+        def written(n: int) -> str:
+            return "short\n" if n % 4 == 0 else paragraph(1000 + n) + "cut of"
+
+        seen: list[tuple[int, int]] = []
+        out = tmp_path / "text"
+        teacher = FakeTeacher(written, nats=lambda n: 9.0 if n % 4 == 1 else 1.0)
+        manifest = self.write(corpus, out, teacher, progress=lambda *n: seen.append(n))
+        assert read_manifest(str(out)) == manifest
+        assert manifest.dropped["short"] > 0
+        assert manifest.dropped["perplexity"] > 0
+        assert manifest.n_prompts == len(teacher.seen) == manifest.n_kept + sum(manifest.dropped.values())
+        assert manifest.n_forward_tokens == 7 * manifest.n_prompts
+        assert manifest.writing_flops == 70.0 * manifest.n_prompts
+        documents = read_text(str(out))
+        assert len(documents) == manifest.n_kept
+        assert manifest.n_tokens == sum(len(load_tokenizer(corpus).encode(d.text).ids) + 1 for d in documents)
+        assert manifest.n_tokens >= self.recipe.n_tokens
+        assert not any("cut of" in d.text for d in documents)
+        assert seen[-1] == (2_000, 2_000)
+        assert (manifest.corpus_hash, manifest.temperature) == (corpus.hash, 0.8)
+
+    def test_nothing_is_overwritten(self, corpus: Corpus, tmp_path: Path) -> None:
+        teacher = FakeTeacher(paragraph)
+        with pytest.raises(ValueError, match="exists already"):
+            self.write(corpus, tmp_path, teacher)
+        (tmp_path / "file").touch()
+        with pytest.raises(ValueError, match="cannot write"):
+            self.write(corpus, tmp_path / "file" / "text", teacher)
+        assert not teacher.seen, "found out before the teacher is asked"
+
+    def test_a_teacher_that_writes_nothing_usable_ends_with_a_sentence(self, corpus: Corpus, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"filters keep 0 of the last .*short \d+"):
+            self.write(corpus, tmp_path / "text", FakeTeacher(lambda _: ""))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_whole_lines(self) -> None:
+        assert whole_lines("a\nb\nc") == "a\nb\n"
+        assert whole_lines("one long line") == "one long line"
+
+    def test_impossible_recipes(self) -> None:
+        with pytest.raises(ValueError, match="at least 1"):
+            Recipe(max_tokens=0)
+
+
+class TestCheckpointTeacher:
+    some = (
+        "loss token expert\n",
+        "gate",
+        "warm cold bias head value key query latent\nexpert token loss gate\n",
+        "gate",
+    )
+
+    def complete(self, weights: str, corpus: Corpus, seed: int = 0, *, use_cache: bool = True, **options: Any) -> Any:
+        teacher = CheckpointTeacher(weights, corpus, use_cache=use_cache)
+        return teacher.complete(self.some, **{"max_tokens": 70, "temperature": 0.8, "seed": seed} | options)
+
+    def test_a_seed_decides_the_text(self, weights: str, corpus: Corpus) -> None:
+        first = self.complete(weights, corpus)
+        assert first == self.complete(weights, corpus)
+        assert [c.text for c in first] != [c.text for c in self.complete(weights, corpus, seed=1)]
+        assert first[1] == first[3], "equal prompts, wherever they stand"
+        assert len({c.text for c in first}) == 3
+
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    def test_the_cache_changes_nothing(self, weights: str, corpus: Corpus, temperature: float) -> None:
+        # 70 tokens are more than the context of 32, so that the context also begins anew.
+        with_cache, without = (
+            self.complete(weights, corpus, use_cache=use, temperature=temperature) for use in (True, False)
+        )
+        for a, b in zip(with_cache, without, strict=True):
+            assert (a.text, a.n_forward_tokens) == (b.text, b.n_forward_tokens)
+            assert a.nats_per_token == pytest.approx(b.nats_per_token, rel=1e-4)
+
+    def test_forward_tokens_are_those_read_and_written(self, weights: str, corpus: Corpus) -> None:
+        teacher = CheckpointTeacher(weights, corpus)
+        (short,) = teacher.complete(["gate"], max_tokens=5, temperature=0, seed=0)
+        n_prompt = len(load_tokenizer(corpus).encode("gate").ids)
+        assert short.n_forward_tokens == n_prompt + 4
+        # From a full context of 32 on, 16 tokens are read again, of which the last is new.
+        (long,) = teacher.complete(["gate"], max_tokens=40, temperature=0, seed=0)
+        assert long.n_forward_tokens == n_prompt + 39 + 15
+
+    def test_another_corpus_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="trained on another corpus"):
+            CheckpointTeacher(str(write_weights(tmp_path / "weights", corpus_hash="other")), corpus)
+
+    def test_describe_is_the_whole_specification(self, weights: str, corpus: Corpus) -> None:
+        described = json.loads(json.dumps(CheckpointTeacher(weights, corpus).describe()))
+        assert described["spec"]["corpus_hash"] == corpus.hash
+        assert described["training_tokens"] == NANO.trainer.tokens_per_step
+        assert described["training_flops"] > 0
+
+    def test_pick_follows_the_distribution(self) -> None:
+        logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(20_000, 1)
+        draw = torch.from_numpy(draws(0, "any prompt", 20_000))
+        share = pick(logits, 1.0, draw).bincount(minlength=4) / 20_000
+        assert torch.allclose(share, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.02)
+        assert (pick(logits, 0.0, draw) == 3).all()
+        assert (pick(logits, 0.5, draw) == 3).float().mean() > 0.45
+        assert int(pick(logits[:1], 1.0, torch.tensor([1.0], dtype=torch.float64))) == 3
+
+
+class Server:
+    """An endpoint on this machine. `answers` are (status, body, headers); the last one is repeated."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any, dict[str, str]]] = []
+        self.requests: list[tuple[str, dict[str, Any], str | None]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.requests.append((self.path, body, self.headers["Authorization"]))
+                status, answer, headers = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    found = Server()
+    thread = threading.Thread(target=found.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    found.http.shutdown()
+    thread.join()
+    found.http.server_close()
+
+
+def completion(text: Any) -> tuple[int, Any, dict[str, str]]:
+    return 200, {"choices": [{"text": text}], "usage": {"total_tokens": 12}}, {}
+
+
+class TestEndpoint:
+    def teacher(self, server: Server, **options: Any) -> tuple[EndpointTeacher, list[float]]:
+        pauses: list[float] = []
+        fixed = {"base_url": server.url, "model": "some/model", "key_variable": "TEACHER_KEY", "n_retries": 2}
+        return EndpointTeacher(**{**fixed, "pause": pauses.append, "n_parallel": 1, **options}), pauses
+
+    def ask(self, teacher: EndpointTeacher, *texts: str) -> list[Completion]:
+        return teacher.complete(texts or ("once",), max_tokens=9, temperature=0.8, seed=1)
+
+    def test_completions(self, server: Server) -> None:
+        server.answers = [completion("and one"), completion("")]
+        teacher, _ = self.teacher(server, n_parameters=3.0)
+        found = self.ask(teacher, "first", "second")
+        assert found == [Completion(text="and one", n_forward_tokens=12), Completion(text="", n_forward_tokens=12)]
+        path, body, authorization = server.requests[0]
+        assert (path, authorization) == ("/v1/completions", f"Bearer {KEY}")
+        assert body == {"model": "some/model", "prompt": "first", "max_tokens": 9, "temperature": 0.8, "seed": 1}
+        assert teacher.flops_per_token == 6.0
+
+    def test_chat(self, server: Server) -> None:
+        server.answers = [(200, {"choices": [{"message": {"content": "x\0y"}}]}, {})]
+        teacher, _ = self.teacher(server, style="chat")
+        assert self.ask(teacher)[0].text == "xy"
+        path, body, _ = server.requests[0]
+        assert path == "/v1/chat/completions"
+        assert body["messages"][0]["content"].endswith("\n\nonce")
+        assert teacher.flops_per_token is None
+
+    def test_passing_faults_are_repeated_and_waits_are_bounded(self, server: Server) -> None:
+        server.answers = [(503, {}, {}), (429, {}, {"Retry-After": "99999"}), completion("at last")]
+        teacher, pauses = self.teacher(server)
+        assert self.ask(teacher)[0].text == "at last"
+        assert pauses == [1.0, 30.0]
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (500, {"error": f"bad key {KEY}"}, {}),
+            (200, b"<html>not JSON", {}),
+            (200, {"choices": []}, {}),
+            (200, {"choices": [{"text": 7}]}, {}),
+            (200, {"choices": "text"}, {}),
+            (200, ["choices"], {}),
+            (200, b'{"choices": [{"text": "\\ud800"}]}', {}),
+        ],
+    )
+    def test_lasting_faults_end_with_a_sentence(self, server: Server, answer: Any) -> None:
+        server.answers = [answer]
+        teacher, pauses = self.teacher(server)
+        with pytest.raises(ValueError, match=r"gave no text after 3 attempts.*check its address") as caught:
+            self.ask(teacher)
+        assert len(server.requests) == 3
+        assert len(pauses) == 2
+        assert KEY not in str(caught.value)
+
+    def test_a_refusal_is_not_repeated_and_never_shows_the_key(self, server: Server) -> None:
+        server.answers = [(401, f"invalid key {KEY}\x1b[31m".encode(), {})]
+        with pytest.raises(
+            ValueError, match=r"after 1 attempts \(it answered 401 invalid key \[key\]\[31m\)"
+        ) as caught:
+            self.ask(self.teacher(server)[0])
+        fault: BaseException | None = caught.value
+        while fault is not None:
+            assert KEY not in str(fault)
+            fault = fault.__cause__ or (None if fault.__suppress_context__ else fault.__context__)
+
+    def test_a_redirect_is_not_followed(self, server: Server) -> None:
+        server.answers = [(302, {}, {"Location": server.url + "/elsewhere"})]
+        with pytest.raises(ValueError, match="it answered 302"):
+            self.ask(self.teacher(server)[0])
+        assert len(server.requests) == 1
+
+    def test_nobody_there(self, server: Server) -> None:
+        teacher, _ = self.teacher(server, base_url="http://127.0.0.1:9")
+        with pytest.raises(ValueError, match="after 3 attempts"):
+            self.ask(teacher)
+
+    def test_the_key_is_recorded_nowhere(self, server: Server, corpus: Corpus, tmp_path: Path) -> None:
+        server.answers = [completion(paragraph(1000 + n)) for n in range(60)]
+        teacher, _ = self.teacher(server)
+        recipe = Recipe(n_tokens=1_000, prompt_tokens=12, max_tokens=100)
+        write_teacher_text(corpus, teacher, recipe=recipe, filters=Filters(), out=tmp_path / "text")
+        manifest = read_manifest(str(tmp_path / "text"))
+        assert manifest.writing_flops is None
+        assert manifest.teacher["model"] == "some/model"
+        assert KEY not in (tmp_path / "text" / "manifest.json").read_text()
+        assert KEY not in repr(teacher)
+
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"base_url": "file:///etc/passwd"}, "must begin with https"),
+            ({"base_url": f"https://user:{KEY}@host/v1"}, "user, password or query"),
+            ({"base_url": f"https://host/v1?key={KEY}"}, "user, password or query"),
+            ({"base_url": "http://example.com/v1"}, "unencrypted"),
+            ({"key_variable": "NO_SUCH_KEY"}, "the variable NO_SUCH_KEY holds no key"),
+        ],
+    )
+    def test_bad_addresses_and_absent_keys_are_refused(self, changes: dict[str, str], sentence: str, server: Server):
+        with pytest.raises(ValueError, match=sentence) as caught:
+            self.teacher(server, **changes)
+        assert KEY not in str(caught.value)
+
+
+def test_transformers_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[transformers\]'"):
+        HuggingFaceTeacher("some/model")
+
+
+def test_limits_make_sense() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        replace(Filters(), overlap_words=0)
