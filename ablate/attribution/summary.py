@@ -58,8 +58,13 @@ def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> 
         question=question, total=_number(lines["total"], question), effects=effects,
         interactions=_interactions(lattice, lines, question), order_spectrum=_spectrum(lattice, runs),
         residual_sd=found.residual_sd, residual_df=found.residual_df,
-        design=describe_design(lattice, runs, found), warnings=(*found.warnings, *warnings),
+        design=describe_design(lattice, runs, found), warnings=(*found.warnings, *warnings, *_refusals(lines)),
     )  # fmt: skip
+
+
+def _refusals(lines: Mapping[str, Estimate]) -> list[str]:
+    """Why estimates stand without an interval, each reason once."""
+    return list(dict.fromkeys(line.reason for line in lines.values() if line.value is not None and line.reason))
 
 
 def check_design(lattice: Lattice, cells: set[int], order: int | None = None) -> None:

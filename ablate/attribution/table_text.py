@@ -96,4 +96,5 @@ def _reasons(attribution: Attribution) -> list[str]:
     numbers = [attribution.total]
     for effect in attribution.effects.values():
         numbers += [effect.indices[index] for index in ("first", "last", "owen")]
-    return [f"Not given: {reason}." for reason in dict.fromkeys(n.reason for n in numbers if n.reason)]
+    reasons = dict.fromkeys(number.reason for number in numbers if number.reason)
+    return [f"Not given: {reason}." for reason in reasons if reason not in attribution.warnings]

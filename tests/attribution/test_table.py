@@ -202,9 +202,12 @@ def test_one_seed_for_everything_is_told_and_gets_no_interval():
 
 def test_a_seed_missing_on_one_side_refuses_the_interval(tmp_path):
     rows = [("on", s, v) for s, v in enumerate(ON)] + [("off", s, v) for s, v in enumerate(OFF[:3])]
-    effect = attribute_csv(write(tmp_path, lines_of("mtp,seed,loss", rows))).to_json()["effects"]["mtp"]
+    found = attribute_csv(write(tmp_path, lines_of("mtp,seed,loss", rows)))
+    effect = found.to_json()["effects"]["mtp"]
     assert (effect["owen"]["low"], effect["verdict"]) == (None, "not resolved")
     assert "seed 3 has no run of none" in effect["owen"]["reason"]
+    assert effect["owen"]["reason"] in found.warnings
+    assert render_text(found).count("seed 3 has no run of none") == 1
 
 
 def test_a_lattice_in_blocks_of_seeds_is_read_as_such():
