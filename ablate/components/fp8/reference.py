@@ -1,0 +1,67 @@
+"""Blockwise FP8 by the definition: every tile in a loop, E4M3 by its table, products in float64.
+
+Scales and quotients are float32, as they are part of the format: they decide which E4M3 number is nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TILE = 128
+
+
+def table() -> Tensor:
+    """The finite E4M3 numbers that are not negative, by code: 4 bits of exponent (bias 7), 3 of mantissa."""
+    numbers = []
+    for code in range(127):
+        exponent, mantissa = divmod(code, 8)
+        numbers.append(mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def nearest(x: Tensor) -> Tensor:
+    """The nearest E4M3 number of each element, of two the one with the even code; float64."""
+    magnitude, numbers = x.double().abs().contiguous(), table()
+    below = (torch.searchsorted(numbers, magnitude, right=True) - 1).clamp_max(126)
+    above = (below + 1).clamp_max(126)
+    down, up = magnitude - numbers[below], numbers[above] - magnitude
+    code = torch.where((up < down) | ((up == down) & (above % 2 == 0)), above, below)
+    return numbers[code] * torch.where(x < 0, -1.0, 1.0)
+
+
+def quantised(x: Tensor, rows: Sequence[int], columns: Sequence[int], *, power_of_two_scales: bool = False) -> Tensor:
+    """The numbers that x stands for after quantisation, float64; tiles end at `rows` and `columns`."""
+    result = torch.empty_like(x, dtype=torch.float64)
+    for top, bottom in zip([0, *rows], rows, strict=False):
+        for left, right in zip([0, *columns], columns, strict=False):
+            tile = x[top:bottom, left:right].float()
+            scale = (tile.abs().max() / 448).clamp_min(2.0**-126)
+            if power_of_two_scales:
+                scale = 2.0 ** scale.double().log2().ceil()
+            result[top:bottom, left:right] = nearest(tile / scale.float()) * scale.double()
+    return result
+
+
+def ends(length: int, size: int = TILE) -> list[int]:
+    """Where the tiles along an axis end."""
+    return [min(start + size, length) for start in range(0, length, size)]
+
+
+def products(x_NI: Tensor, weight_OI: Tensor, g_NO: Tensor, **scales: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and the gradients of x and of the weight (arXiv:2412.19437, figures 6 and 7); of an expert, from its rows."""
+    (n, i), o = x_NI.shape, g_NO.shape[1]
+    each_N, each_I, each_O = ends(n, 1), ends(i, 1), ends(o, 1)
+    w = quantised(weight_OI, ends(o), ends(i), **scales)
+    y = quantised(x_NI, each_N, ends(i), **scales) @ w.T
+    x_gradient = quantised(g_NO, each_N, ends(o), **scales) @ w
+    w_gradient = quantised(g_NO, ends(n), each_O, **scales).T @ quantised(x_NI, ends(n), each_I, **scales)
+    return y, x_gradient, w_gradient
+
+
+def tensorwise_products(x_NI: Tensor, weight_OI: Tensor, g_NO: Tensor, **scales: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with one scale a tensor, shared by both products it takes part in."""
+    x, w, g = (quantised(t, [t.shape[0]], [t.shape[1]], **scales) for t in (x_NI, weight_OI, g_NO))
+    return x @ w.T, g @ w, g.T @ x
