@@ -85,7 +85,7 @@ class ConsoleDisplay:
     def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]:
         labels, work, n_steps = {}, {}, {}
         for variant in plan.variants:
-            for seed, identity in zip(plan.seeds, variant.run_ids, strict=True):
+            for seed, identity in zip(variant.seeds, variant.run_ids, strict=True):
                 labels[identity] = f"{variant.name} seed {seed}"
                 work[identity], n_steps[identity] = variant.run_s or 1.0, variant.n_steps
         follower = _Follower(self.console, labels, work, n_steps, n_parallel)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablate.codec import run_id
 from ablate.cost import ModelCost
-from ablate.runs.study import NamedVariant, Study, variants
-from ablate.spec import Preset, RunSpec
+from ablate.runs.study import Study
+from ablate.spec import Preset, RunSpec, Spec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedVariant:
+    """A variant of a study: its levels, its specification, and the seeds that it runs with."""
+
+    name: str
+    levels: Mapping[str, str]
+    spec: Spec
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +32,7 @@ class PlannedVariant:
     n_steps: int
     n_tokens: int
     flops: int  # training FLOPs of one run, with what is charged of a teacher's
+    seeds: tuple[int, ...]
     runs: tuple[RunSpec, ...]  # one a seed
     step_s: float | None = None
 
@@ -42,12 +53,16 @@ class Plan:
     preset: Preset
     corpus_hash: str
     variants: tuple[PlannedVariant, ...]  # the reference first
-    seeds: tuple[int, ...]
     budget: float  # of a run, in the unit of study.match
 
     @property
     def reference(self) -> PlannedVariant:
         return self.variants[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Every seed that some variant runs with."""
+        return tuple(sorted({seed for variant in self.variants for seed in variant.seeds}))
 
     @property
     def n_runs(self) -> int:
@@ -60,47 +75,38 @@ class Plan:
 
 
 def make_plan(
-    study: Study, corpus_hash: str, step_s: Mapping[str, float] | None = None, bytes_per_token: float = 0.0
+    study: Study,
+    base: Preset,
+    named: Sequence[NamedVariant],
+    corpus_hash: str,
+    *,
+    step_s: Mapping[str, float] | None = None,
+    bytes_per_token: float = 0.0,
 ) -> Plan:
-    """The plan of a study on a corpus. `step_s`: seconds of a step of each variant, by name.
-
-    `bytes_per_token` of the corpus prices text that is charged by length.
+    """The plan of a study's variants on a corpus. `step_s`: seconds of a step of each variant, by name.
 
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
-    `step_s`. ValueError if a budget does not reach one step, or what a match needs is missing.
+    `step_s`. `bytes_per_token` of the corpus prices text that is charged by length. ValueError if a budget does not
+    reach one step, or what a match needs is missing.
     """
-    base = study.load_preset()
     _check_batch(base)
-    named, step_s = variants(study, base), step_s or {}
-    length = base.trainer.sequence_length
-    costs = {v.name: v.spec.model.cost(length) for v in named}
     budget = study.budget
     if budget is None:
         if study.match == "seconds":
             raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
         budget = float(base.n_tokens)
         if study.match == "flops":
-            budget *= costs[named[0].name].training_flops_per_token
-    n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
-    seeds = tuple(range(study.first_seed, study.first_seed + n_seeds))
-    planned = tuple(
-        _planned(v, costs[v.name], study, budget, corpus_hash, seeds, step_s.get(v.name), bytes_per_token)
-        for v in named
-    )
-    return Plan(study=study, preset=base, corpus_hash=corpus_hash, variants=planned, seeds=seeds, budget=budget)
+            budget *= named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
+    speeds = step_s or {}
+    planned = tuple(_planned(v, study, budget, corpus_hash, speeds.get(v.name), bytes_per_token) for v in named)
+    return Plan(study=study, preset=base, corpus_hash=corpus_hash, variants=planned, budget=budget)
 
 
 def _planned(
-    named: NamedVariant,
-    cost: ModelCost,
-    study: Study,
-    budget: float,
-    corpus_hash: str,
-    seeds: tuple[int, ...],
-    step_s: float | None,
-    bytes_per_token: float,
+    named: NamedVariant, study: Study, budget: float, corpus_hash: str, step_s: float | None, bytes_per_token: float
 ) -> PlannedVariant:
     trainer = named.spec.trainer
+    cost = named.spec.model.cost(trainer.sequence_length)
     flops_per_token = cost.training_flops_per_token + named.spec.data.text.charged_flops_per_token(bytes_per_token)
     steps = _steps(study, budget, flops_per_token, trainer.tokens_per_step, step_s)
     n_steps = round(steps)
@@ -118,7 +124,7 @@ def _planned(
             seed=seed,
             n_steps=n_steps,
         )
-        for seed in seeds
+        for seed in named.seeds
     )
     n_tokens = n_steps * trainer.tokens_per_step
     return PlannedVariant(
@@ -129,6 +135,7 @@ def _planned(
         n_steps=n_steps,
         n_tokens=n_tokens,
         flops=round(n_tokens * flops_per_token),
+        seeds=named.seeds,
         runs=runs,
         step_s=step_s,
     )
@@ -176,6 +183,7 @@ def summary(plan: Plan, corpus: Mapping[str, object]) -> dict[str, object]:
                 "n_tokens": v.n_tokens,
                 "flops": v.flops,
                 "step_s": v.step_s,
+                "seeds": list(v.seeds),
                 "run_ids": list(v.run_ids),
             }
             for v in plan.variants

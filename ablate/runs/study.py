@@ -10,24 +10,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ablate.codec import decode
-from ablate.component import ON
 from ablate.presets import preset, preset_file
 from ablate.registry import (
     COMPONENTS,
-    NAMES,
     component,
-    describe,
-    full_variant,
     nearest,
-    none_variant,
-    resolve,
-    unmet,
-    without,
 )
-from ablate.spec import FORBID_UNKNOWN, Preset, Spec
+from ablate.spec import FORBID_UNKNOWN, Preset
 
 Match = Literal["flops", "tokens", "seconds"]
-Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice"]
+Design = Literal[
+    "one", "leave-one-out", "add-one-in", "first-last", "lattice", "factorial", "fractional", "optimal", "staged"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +31,10 @@ class Study:
     question: str
     preset: str  # a name, or the path of a preset file
     design: Design = "one"
-    disable: tuple[str, ...] = ()  # what the design turns off: all together with `one`, each with the others
+    n_runs: int | None = None  # of the designs `optimal` and `fractional`
+    block_size: int = 4  # variants that share a seed in `lattice`; 1: every run has its own
+    order: int = 2  # interactions above it are assumed away by `optimal` and `staged`
+    disable: tuple[str, ...] = ()  # with `one`: off together; other designs: the components to attribute to
     enable: tuple[str, ...] = ()  # the same, starting from nothing on
     without: tuple[str, ...] = ()  # off in every variant, and not part of the question
     alternatives: Mapping[str, str] = field(default_factory=dict)
@@ -83,100 +80,6 @@ class Study:
             data = dataclasses.replace(data, max_bytes=self.max_bytes)
         trainer = decode(type(found.trainer), dataclasses.asdict(found.trainer) | dict(self.trainer), "trainer")
         return dataclasses.replace(found, data=data, trainer=trainer)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NamedVariant:
-    """A variant of a study, its levels and its specification."""
-
-    name: str
-    levels: Mapping[str, str]
-    spec: Spec
-
-
-def variants(study: Study, base: Preset) -> list[NamedVariant]:
-    """The variants of a study's design, the reference first; ValueError where it has none or one is impossible."""
-    full = without(full_variant(base), study.without, study.alternatives)
-    targets = study.disable or study.enable
-    levels: list[dict[str, str]]
-    if study.design == "one":
-        levels = _one(study, full)
-    else:
-        names = targets or tuple(name for name in NAMES if full[name] == ON)
-        levels = [_subset(study, full, names, on) for on in _subsets(study.design, names)]
-    for name, alternative in study.alternatives.items():
-        if not any(level[name] == alternative for level in levels):
-            raise ValueError(
-                f"alternative {name}={alternative} has no effect: no variant of this study has {name} off; "
-                f"disable {name} too, or leave the alternative out"
-            )
-    unique = {tuple(level.items()): level for level in levels}
-    return [_named(level, full, study, base) for level in unique.values()]
-
-
-def _one(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:
-    if study.enable:
-        # What a component requires is on beside it and without it: add-one-in of aux-free is against moe alone.
-        required = {r for name in study.enable for r in component(name).requires if r not in study.enable}
-        without_them = none_variant() | dict(study.alternatives) | dict.fromkeys(required, ON)
-        return [without_them | dict.fromkeys(study.enable, ON), without_them]
-    if not study.disable:
-        raise ValueError("nothing to compare: name at least one component with --disable or --enable")
-    for name in study.disable:
-        if full[name] != ON:
-            raise ValueError(
-                f"{name} is off in every variant of this study already (preset {study.preset}, "
-                f"without {', '.join(study.without) or 'nothing'}); "
-                f"disable one of: {', '.join(n for n in full if full[n] == ON) or 'nothing, choose another preset'}"
-            )
-    other = without(full, study.disable, study.alternatives)
-    return [dict(full), other]
-
-
-def _subsets(design: str, names: Sequence[str]) -> list[frozenset[str]]:
-    """Sets of components that are on. Infeasible ones are mended by `_subset` and then fall together."""
-    everything = frozenset(names)
-    last = [everything, *(everything - {name} for name in names)]
-    first = [frozenset[str](), *(frozenset({name}) for name in names)]
-    if design == "leave-one-out":
-        return last
-    if design == "add-one-in":
-        return first
-    if design == "first-last":
-        return last + first
-    cells = [frozenset(n for i, n in enumerate(names) if mask >> i & 1) for mask in range(2 ** len(names))]
-    return sorted(cells, key=lambda cell: -len(cell))
-
-
-def _subset(study: Study, full: Mapping[str, str], names: Sequence[str], on: frozenset[str]) -> dict[str, str]:
-    """Levels with `on` of `names` on. A component whose prerequisite is off goes off; one added first brings it."""
-    level = without(full, [name for name in names if name not in on], study.alternatives)
-    if study.design == "add-one-in":
-        for name in on:
-            for requirement in component(name).requires:
-                level[requirement] = ON
-            level[name] = ON
-    return level
-
-
-def _named(level: dict[str, str], full: Mapping[str, str], study: Study, base: Preset) -> NamedVariant:
-    assert not unmet(level)
-    none = none_variant() | {k: v for k, v in study.alternatives.items() if level[k] == v}
-    added = [name for name in NAMES if level[name] == ON]
-    name = describe(level, full)
-    if not added:
-        name = "none" if level == none else describe(level, none_variant())
-    elif (
-        level != full
-        and len(added) < sum(full[n] == ON for n in NAMES) / 2
-        and level == none | dict.fromkeys(added, ON)
-    ):
-        name = " ".join(f"+{n}" for n in added)
-    spec = resolve(base, level)
-    if name in study.learning_rates:
-        rate = study.learning_rates[name]
-        spec = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, learning_rate=rate))
-    return NamedVariant(name=name, levels=level, spec=spec)
 
 
 def read_study(path: Path) -> Study:

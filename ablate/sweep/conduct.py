@@ -17,10 +17,11 @@ from ablate.doctor import has_gpu
 from ablate.registry import COMPONENTS
 from ablate.runs.executor import Event, Outcome, execute_all, measure_all
 from ablate.runs.job import Job
-from ablate.runs.plan import Plan, make_plan, summary
+from ablate.runs.plan import NamedVariant, Plan, make_plan, summary
 from ablate.runs.store import Store, replace_file, to_json
-from ablate.runs.study import NamedVariant, Study, to_toml, variants
+from ablate.runs.study import Study, to_toml
 from ablate.spec import Preset, RunSpec
+from ablate.sweep.variants import variants
 
 if TYPE_CHECKING:
     from ablate.data.corpus import Corpus
@@ -73,7 +74,7 @@ def conduct(study: Study, options: Options, display: Display) -> Conducted:
     step_s = _known_speeds(Store(folder), study)
     if step_s is None:
         step_s = _measure(named, corpus, n_threads, display) if fits else {}
-    plan = make_plan(study, corpus.hash, step_s, corpus.bytes_per_token)
+    plan = make_plan(study, base, named, corpus.hash, step_s=step_s, bytes_per_token=corpus.bytes_per_token)
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return Conducted(folder=folder, plan=plan, outcome=None)
@@ -156,20 +157,19 @@ def _measure(named: list[NamedVariant], corpus: Corpus, n_threads: int, display:
 
 def _jobs(plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile], n_threads: int, wandb_project: str) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
-    jobs = []
-    for i in range(len(plan.seeds)):
-        for v in plan.variants:
-            jobs.append(
-                Job(
-                    run=v.runs[i],
-                    variant=v.levels,
-                    corpus=corpus,
-                    held_out_texts=texts,
-                    n_threads=n_threads,
-                    wandb_project=wandb_project,
-                )
-            )
-    return jobs
+    jobs = [
+        Job(
+            run=run,
+            variant=v.levels,
+            corpus=corpus,
+            held_out_texts=texts,
+            n_threads=n_threads,
+            wandb_project=wandb_project,
+        )
+        for v in plan.variants
+        for run in v.runs
+    ]
+    return sorted(jobs, key=lambda job: job.run.seed)
 
 
 def _claim(store: Store, plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile]) -> None:
