@@ -29,7 +29,7 @@ RANKS = [
     {"codec"},
     {"presets"},
     {"model"},
-    {"runs", "export"},
+    {"runs", "export", "doctor"},
     {"attribution"},
     {"report", "sweep", "cluster"},
 ]
