@@ -143,6 +143,9 @@ def attribute(
     margin: Annotated[float, typer.Option(help="Effects up to this are of no interest.")] = 0.0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     log: Annotated[bool, typer.Option("--log", help="Attribute the logarithm: ratio metrics.")] = False,
+    order: Annotated[
+        int | None, typer.Option(help="Assume no interactions of more components than this; default: as needed.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Attribute the results of a table, from wherever they come."""
@@ -158,6 +161,7 @@ def attribute(
         margin=margin,
         confidence=confidence,
         log=log,
+        order=order,
     )
     if json:
         _print_json(result.to_json())
@@ -225,6 +229,52 @@ def data_inspect(
     from ablate.data.prepare import inspect, prepare
 
     _print_json(inspect(prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)))
+
+
+@app.command()
+def distill(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the text.")],
+    data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    teacher: Annotated[
+        str, typer.Option(help="A run's weights, an OpenAI-compatible URL, or hf:NAME; default: train a small one.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Of an endpoint.")] = "",
+    key_variable: Annotated[str, typer.Option(help="Environment variable with an endpoint's key.")] = "",
+    tokens: Annotated[str, typer.Option(help="To keep.")] = "400k",
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of prompts and sampling.")] = 0,
+) -> None:
+    """Let a teacher write text from prompts of a corpus, for the component `distill`."""
+    from ablate.sweep.distill import Request
+    from ablate.sweep.distill import distill as write
+
+    request = Request(
+        out=out,
+        source=data,
+        teacher=teacher,
+        model=model,
+        key_variable=key_variable,
+        n_tokens=round(_number(tokens, "--tokens")),
+        temperature=temperature,
+        seed=seed,
+    )
+    write(request, _say)
+    typer.echo(out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run: results/STUDY/runs/ID.")],
+    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder for transformers.")] = "hf",
+    out: Out = None,
+) -> None:
+    """Write a run's weights for other programs."""
+    from ablate.sweep.export import export_run
+
+    folder, notes = export_run(run, out)
+    for note in notes:
+        _say(f"note: {note}")
+    typer.echo(folder)
 
 
 @app.command()

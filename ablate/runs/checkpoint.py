@@ -99,6 +99,12 @@ def prune(attempt: Path) -> None:
         shutil.rmtree(folder)
 
 
+def drop_checkpoints(attempts: Path) -> None:
+    """Remove all checkpoints of a run whose record is committed: nothing can go on from them any more."""
+    for folder in attempts.glob("*/step-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def checkpoint_path(attempt: Path, step: int) -> Path:
     return attempt / f"step-{step:012d}"
 

@@ -21,7 +21,7 @@ from ablate.data.windows import Windows, order_hash
 from ablate.model import parameter_hashes
 from ablate.runs import environment
 from ablate.runs.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.runs.checkpoint import PROGRAM, FolderCheckpoint, newest_valid, state_hash, write
+from ablate.runs.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash, write
 from ablate.runs.evaluation import HeldOut
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
@@ -61,7 +61,9 @@ def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunR
             session.save_weights(store.run_folder(identity) / "weights")
     except Diverged as fault:
         record = session.record("diverged", time.monotonic() - start, fault)
-    return record if store.commit(record) else None
+    committed = store.commit(record)
+    drop_checkpoints(store.attempts_folder(identity))
+    return record if committed else None
 
 
 class Session:

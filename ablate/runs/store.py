@@ -32,6 +32,10 @@ class Store:
     def plan_file(self) -> Path:
         return self.folder / "plan.json"
 
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / "tokenizer.json"
+
     def run_folder(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
 

@@ -193,6 +193,7 @@ def _claim(store: Store, plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFi
     store.create()
     replace_file(store.study_file, to_toml(plan.study))
     replace_file(store.plan_file, document)
+    replace_file(store.tokenizer_file, (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
 def _known_speeds(store: Store, study: Study) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from ablate.component import Alternative, Component
 from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, off, on
+from ablate.components.distill.text import held_out_texts
 
 COMPONENT = Component(
     name="distill",
@@ -16,4 +17,6 @@ COMPONENT = Component(
     settings=Settings,
     nodes={"text": (RawText, TeacherText, TeacherLogits)},
     affects=("loss",),
+    tied_to_corpus=True,
+    held_out_texts=held_out_texts,
 )

@@ -1,0 +1,37 @@
+"""The weights of a finished run as a folder that other programs load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ablate.codec import decode_run
+from ablate.runs.store import Store
+
+
+def find_run(path: Path) -> tuple[Store, str]:
+    """The study and the id of a run that is named by its folder, its record, or its study and id (DIR/ID)."""
+    for folder, name in (
+        (path.parent.parent, path.name),  # results/x/runs/ID
+        (path.parent.parent, path.stem),  # results/x/records/ID.json
+        (path.parent, path.name),  # results/x/ID
+    ):
+        store = Store(folder)
+        if (store.records / f"{name}.json").exists():
+            return store, name
+    raise ValueError(f"{path} is no finished run; name a run's folder, as in results/STUDY/runs/ID")
+
+
+def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
+    """Export to `out` (default: `hf` in the run's folder). Returns the folder and what could not be taken along."""
+    from ablate.export import export_hf
+    from ablate.runs.checkpoint import read
+
+    store, name = find_run(path)
+    weights = store.run_folder(name) / "weights"
+    if not weights.exists():
+        raise ValueError(f"run {name} kept no weights (a diverged run has none)")
+    content = read(weights)
+    run = decode_run(content["spec"])
+    target = out or store.run_folder(name) / "hf"
+    notes = export_hf(run.model, content["state_dict"], store.tokenizer_file, target, run.trainer.sequence_length)
+    return target, notes
