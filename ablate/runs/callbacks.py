@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 
 from ablate.runs.checkpoint import checkpoint_path, prune, random_state, restore_random_state
 from ablate.runs.evaluation import HeldOut, evaluate
+from ablate.runs.schedule import learning_rate_factor
 from ablate.spec import RunSpec
 
 CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
@@ -73,11 +74,12 @@ class Curve(Callback):
         self.losses += losses
 
     def add_point(self, trainer: Any, pl_module: Any, step: int) -> None:
-        start = time.perf_counter()
+        start, settings = time.perf_counter(), self.run.trainer
         point = {
             "step": step,
             "n_tokens": step * self.run.trainer.tokens_per_step,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            # The scheduler has stepped already: this is the rate that the step was made with.
+            "learning_rate": settings.learning_rate * learning_rate_factor(settings, self.run.n_steps, step - 1),
             "train_loss": statistics.fmean(self.losses) if self.losses else math.nan,
         }
         self.losses = []

@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ablate.component import ON
-from ablate.registry import NAMES, component, describe, full_variant, none_variant, resolve, satisfies, without
+from ablate.registry import (
+    NAMES,
+    component,
+    describe,
+    full_variant,
+    nearest,
+    none_variant,
+    resolve,
+    satisfies,
+    without,
+)
 from ablate.runs.plan import NamedVariant
 from ablate.runs.study import Study
 from ablate.spec import Preset
@@ -31,7 +41,11 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
                 f"alternative {name}={alternative} has no effect: no variant of this study has {name} off; "
                 f"disable {name} too, or leave the alternative out"
             )
-    return [_named(levels, seeds, full, study, base) for levels, seeds in assigned]
+    named = [_named(levels, seeds, full, study, base) for levels, seeds in assigned]
+    for name in study.learning_rates:
+        if name not in [v.name for v in named]:
+            raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
+    return named
 
 
 def _compared(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:

@@ -21,8 +21,9 @@ from ablate.runs.environment import program
 from ablate.runs.execute import execute
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord, pairing_fault
+from ablate.runs.schedule import learning_rate_factor
 from ablate.runs.store import Store
-from ablate.runs.training import TrainingModule, learning_rate_factor
+from ablate.runs.training import TrainingModule
 
 MakeJob = Callable[..., Job]
 

@@ -1,0 +1,161 @@
+"""Studies become the right variants and budgets, and their files repeat them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablate.codec import decode_run, encode, run_id
+from ablate.registry import full_variant, none_variant
+from ablate.runs.plan import Plan, make_plan
+from ablate.runs.study import Study, read_study, to_toml
+from ablate.sweep.variants import variants
+
+
+def study(**fields: Any) -> Study:
+    return Study(**({"question": "?", "preset": "nano", "disable": ("mtp",)} | fields))
+
+
+def plan(asked: Study, **options: Any) -> Plan:
+    base = asked.load_preset()
+    return make_plan(asked, base, variants(asked, base), "corpus", **options)
+
+
+def names(asked: Study) -> list[str]:
+    return [v.name for v in variants(asked, asked.load_preset())]
+
+
+def test_disable_compares_the_full_recipe_with_it_less() -> None:
+    with_it, less = variants(study(), study().load_preset())
+    assert with_it.levels == full_variant(study().load_preset())
+    assert {n for n in with_it.levels if with_it.levels[n] != less.levels[n]} == {"mtp"}
+    assert names(study(disable=("mtp", "mla"))) == ["full", "-mla -mtp"]
+
+
+def test_what_depends_on_a_disabled_component_goes_with_it() -> None:
+    assert names(study(disable=("moe",))) == ["full", "-moe -aux-free"]
+    routed = study(disable=("moe",), alternatives={"moe": "coarse"})
+    assert names(routed) == ["full", "moe=coarse"]
+
+
+def test_enable_starts_from_nothing_but_prerequisites() -> None:
+    added, bare = variants(study(disable=(), enable=("mla",)), study().load_preset())
+    assert bare.levels == none_variant()
+    assert added.levels == none_variant() | {"mla": "on"}
+    assert names(study(disable=(), enable=("aux-free",))) == ["+moe +aux-free", "+moe"]
+
+
+def test_without_is_off_everywhere() -> None:
+    for variant in variants(study(without=("fp8",)), study().load_preset()):
+        assert variant.levels["fp8"] == "bf16"
+    with pytest.raises(ValueError, match="off in every variant of this study already"):
+        names(study(without=("mtp",)))
+
+
+def test_designs_have_every_feasible_variant_and_no_other() -> None:
+    lattice = variants(study(design="lattice", disable=(), n_seeds=1), study().load_preset())
+    assert len(lattice) == 48
+    assert not any(v.levels["aux-free"] == "on" and v.levels["moe"] != "on" for v in lattice)
+    assert len({seed for v in lattice for seed in v.seeds}) > 10
+    assert sum(len(v.seeds) for v in lattice) == 54
+    last = names(study(design="leave-one-out", disable=(), n_seeds=2))
+    assert last[0] == "full"
+    assert len(last) == 7
+    coarse = study(design="lattice", disable=("moe", "aux-free", "mtp"), alternatives={"moe": "coarse"}, n_seeds=2)
+    assert len(names(coarse)) == 8
+
+
+def test_equal_flops_are_equal_to_a_step() -> None:
+    made = plan(study())
+    for variant in made.variants:
+        per_step = variant.cost.training_flops_per_token * made.preset.trainer.tokens_per_step
+        assert abs(variant.flops - made.budget) <= per_step / 2
+        assert variant.flops == variant.n_steps * per_step
+    assert made.variants[1].n_tokens > made.variants[0].n_tokens
+    assert made.reference.n_tokens == made.preset.n_tokens
+
+
+def test_equal_tokens_and_equal_seconds() -> None:
+    tokens = plan(study(match="tokens", budget=3000.0))
+    assert {v.n_tokens for v in tokens.variants} == {23 * 128}
+    seconds = plan(study(match="seconds", budget=10.0), step_s={"full": 0.5, "-mtp": 0.25})
+    assert [v.n_steps for v in seconds.variants] == [20, 40]
+    assert seconds.seconds(2) == pytest.approx(2 * (10 + 10) / 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"budget": 1.0}, "must be at least one step"),
+        ({"match": "seconds"}, "--budget SECONDS"),
+        ({"trainer": {"batch_size": 4, "micro_batch_size": 3}}, "must divide"),
+        ({"trainer": {"batch": 4}}, "trainer.batch is unknown"),
+        ({"trainer": {"learning_rate": "fast"}}, "trainer.learning_rate"),
+    ],
+)
+def test_an_impossible_plan_is_one_sentence(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(study(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_seeds": 0}, "n_seeds is 0"),
+        ({"budget": -1.0}, "budget is -1.0"),
+        ({"confidence": 1.0}, "confidence is 1.0"),
+        ({"margin_nats": -0.1}, "margin_nats is -0.1"),
+        ({"disable": ("mtpp",)}, "did you mean 'mtp'"),
+        ({"alternatives": {"mtp": "none"}}, "it has next-token, parallel-heads"),
+    ],
+)
+def test_an_impossible_study_is_one_sentence(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(**fields)
+
+
+def test_a_study_file_repeats_the_study(tmp_path: Path) -> None:
+    asked = study(
+        question='What is "mtp" \\ worth?\n',
+        alternatives={"mtp": "parallel-heads"},
+        budget=2.5e9,
+        trainer={"learning_rate": 0.001},
+        learning_rates={"-mtp": 0.002},
+    )
+    path = tmp_path / "study.toml"
+    path.write_text(to_toml(asked))
+    assert read_study(path) == asked
+    assert plan(read_study(path)) == plan(asked)
+    path.write_text("budgget = 3\n" + to_toml(asked))
+    with pytest.raises(ValueError, match=r"study\.toml: budgget is unknown; did you mean 'budget'"):
+        read_study(path)
+    with pytest.raises(ValueError, match="learning_rates names '-mtpp', and did you mean '-mtp'"):
+        plan(study(learning_rates={"-mtpp": 0.1}))
+
+
+def test_a_tuned_rate_is_that_variants_own() -> None:
+    made = plan(study(learning_rates={"-mtp": 0.25}))
+    assert [v.learning_rate for v in made.variants] == [0.004, 0.25]
+
+
+def test_a_run_is_named_by_all_that_decides_it_and_nothing_else() -> None:
+    run = plan(study()).variants[0].runs[0]
+    assert decode_run(encode(run)) == run
+    assert plan(study(question="another", data="elsewhere")).variants[0].runs[0] == run
+    changes = [
+        dataclasses.replace(run, seed=9),
+        dataclasses.replace(run, n_steps=9),
+        dataclasses.replace(run, corpus_hash="other"),
+        dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, beta2=0.96)),
+        dataclasses.replace(run, model=dataclasses.replace(run.model, rope_theta=1.0)),
+    ]
+    assert len({run_id(run), *map(run_id, changes)}) == 1 + len(changes)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_study_files_of_the_repository_can_be_planned(path: Path) -> None:
+    made = plan(read_study(path))
+    assert made.n_runs >= 4

@@ -1,0 +1,190 @@
+"""The commands as a user meets them: exit codes, one line for bad input, and a whole study at nano size."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "100"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "cli.py"), *arguments]
+
+
+def call(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+BAD = {
+    "misspelt component": (["run", "--disable", "mpt"], "unknown component 'mpt'; did you mean 'mtp'?"),
+    "nothing to compare": (["run"], "nothing to compare"),
+    "misspelt preset": (["run", "--disable", "mtp", "--preset", "nanno"], "did you mean 'nano'?"),
+    "alternative of another": (["run", "--disable", "mla", "--alternative", "mla=dense"], "it has gqa, mha, mqa"),
+    "inert alternative": (["run", "--disable", "mtp", "--alternative", "moe=coarse"], "has no effect"),
+    "malformed alternative": (["run", "--disable", "mla", "--alternative", "mha"], "COMPONENT=NAME"),
+    "both directions": (["run", "--disable", "mla", "--enable", "moe"], "give one of them"),
+    "unmet prerequisite": (["account", "--preset", "nano", "--enable", "aux-free"], "aux-free is on while moe is off"),
+    "budget of no step": (
+        ["run", "--disable", "mtp", "--preset", "nano", "--match", "tokens", "--budget", "10", "--data", "TEXT"],
+        "it must be at least one step",
+    ),
+    "budget that is no number": (["run", "--disable", "mtp", "--budget", "much"], "--budget is 'much'"),
+    "no seconds": (["run", "--disable", "mtp", "--preset", "nano", "--match", "seconds", "--data", "TEXT"], "--budget"),
+    "absent corpus": (["run", "--disable", "mtp", "--preset", "nano", "--data", "/nowhere"], "/nowhere"),
+    "binary corpus": (["run", "--disable", "mtp", "--preset", "nano", "--data", "BINARY"], "binary"),
+    "empty corpus": (["run", "--disable", "mtp", "--preset", "nano", "--data", "EMPTY"], "EMPTY"),
+    "unwritable folder": (
+        ["run", "--disable", "mtp", "--preset", "nano", "--data", "TEXT", "--out", "/dev/null/x"],
+        "choose another folder with --out",
+    ),
+    "absent study": (["sweep", "absent.toml"], "cannot read the study absent.toml"),
+    "no results": (["report", "EMPTY"], "EMPTY"),
+    "no such run": (["export", "EMPTY"], "is no finished run"),
+    "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
+    "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "text.txt").write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 9)
+    (folder / "empty").mkdir()
+    (folder / "model.toml").write_text(
+        "dim = 8\nn_layers = 1\nvocab_size = 10\nsequence_length = 4\n"
+        'feed_forward = { kind = "swiglu", hidden_dim = 8 }\n'
+        'attention = { kind = "mla", n_heads = 1, q_lora_rank = 0, kv_lora_rnk = 4, qk_nope_head_dim = 4, '
+        "qk_rope_head_dim = 2, v_head_dim = 4 }\n"
+    )
+    return {
+        "TEXT": str(folder / "text.txt"),
+        "BINARY": str(folder / "binary.txt"),
+        "EMPTY": str(folder / "empty"),
+        "MODEL": str(folder / "model.toml"),
+    }
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(
+    case: str, environment: dict[str, str], places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments, message = BAD[case]
+    done = call(environment, *(places.get(a, a) for a in arguments), cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert places.get(message, message) in errors[0]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "results").exists()
+
+
+def test_account_gives_the_published_figures(environment: dict[str, str]) -> None:
+    v3 = json.loads(call(environment, "account", "--preset", "v3-671b", "--disable", "mtp", "--json").stdout)
+    assert round(v3["total_parameters"] / 1e9, 1) == 671.0
+    assert round(v3["activated_parameters"] / 1e9, 1) == 37.6
+    assert v3["kv_cache_bytes_per_token"] == 70_272
+    assert v3["training_flops_per_token"] == pytest.approx(249.8e9, rel=0.003)
+    assert v3["sequence_length"] == 4096
+    llama = json.loads(call(environment, "account", "--preset", "llama3-405b", "--json").stdout)
+    assert llama["kv_cache_bytes_per_token"] == 516_096
+    assert round(llama["total_parameters"] / 1e9, 1) == 405.9
+    lite = json.loads(call(environment, "account", "--preset", "v2-lite-16b", "--json").stdout)
+    assert round(lite["total_parameters"] / 1e9, 1) == 15.7
+    assert lite["kv_cache_elements_per_token"] == 15_552
+
+
+def test_a_study_from_the_plan_to_the_report(
+    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--out", "study"]
+    planned = call(environment, *arguments, "--dry-run", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "4 runs" in planned.stderr
+    assert not (tmp_path / "study").exists()
+    done = call(environment, *arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["complete"] is True
+    assert len(list((tmp_path / "study" / "records").iterdir())) == 4
+    report = (tmp_path / "study" / "report.html").read_bytes()
+    records = {p.name: p.read_bytes() for p in (tmp_path / "study" / "records").iterdir()}
+
+    again = call(environment, *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "study" / "records").iterdir()} == records
+    assert (tmp_path / "study" / "report.html").read_bytes() == report
+
+    swept = call(environment, "sweep", "study/study.toml", "--out", "study", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    other = call(environment, *arguments[:2], "mla", *arguments[3:], cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds another study" in other.stderr
+
+
+def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
+    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
+    whole = call(environment, *arguments, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    for attempt in range(6):
+        process = subprocess.Popen(
+            command(*arguments, "--out", "killed"),
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while (
+            process.poll() is None and time.monotonic() < deadline and not any(_attempts(tmp_path / "killed", attempt))
+        ):
+            time.sleep(0.02)
+        time.sleep(0.1 * attempt)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = call(environment, *arguments, "--out", "killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
+
+
+def _attempts(folder: Path, number: int) -> list[Path]:
+    return list(folder.glob(f"runs/*/attempts/{number:04d}-*"))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {p.name: json.loads(p.read_text())["final_parameters_hash"] for p in (folder / "records").iterdir()}
+
+
+def test_interrupting_leaves_a_checkpoint_and_the_same_command_goes_on(
+    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
+    arguments += ["--match", "tokens", "--budget", "100k", "--out", "study"]
+    process = subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not _attempts(tmp_path / "study", 0) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert list((tmp_path / "study" / "runs").glob("*/attempts/*/step-*"))
+    assert not list((tmp_path / "study" / "records").iterdir())
