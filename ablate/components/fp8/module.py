@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +47,12 @@ def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Te
     return torch.cat([F.linear(x_NI[start:end], weight) for start, end, weight in groups])
 
 
+@lru_cache(maxsize=1)
+def _segment_strips(sizes: tuple[int, ...], device: torch.device) -> SegmentStrips:
+    """The tiling of the last sizes asked for: both maps of a layer's experts have the same."""
+    return SegmentStrips(sizes, device)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Which elements share a scale, as in DeepSeek-V3 (`blockwise`) or one scale for a whole tensor (`tensorwise`)."""
@@ -63,11 +69,11 @@ class Recipe:
     def weight(self) -> Tiling:
         return Blocks(TILE if self.name == "blockwise" else 0)
 
-    def columns(self, sizes: Sequence[int] | None, device: torch.device) -> Tiling:
+    def columns(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
         """Of what is multiplied along the tokens, for the weight gradient; `sizes` of the experts' segments."""
         if self.name == "tensorwise":
             return Blocks(0)
-        return Strips(-2) if sizes is None else SegmentStrips(sizes, device)
+        return Strips(-2) if sizes is None else _segment_strips(sizes, device)
 
     def quantise(self, x: Tensor, tiling: Tiling) -> Quantised:
         return quantise(x, tiling, power_of_two_scales=self.power_of_two_scales)
@@ -82,7 +88,7 @@ class Pass:
     """What a product is told besides its operands."""
 
     recipe: Recipe
-    sizes: Sequence[int] | None  # rows of each expert, one after another; None for a single matrix
+    sizes: tuple[int, ...] | None  # rows of each expert, one after another; None for a single matrix
     observation: Observation | None
     differentiable: bool  # whether a backward pass may follow
 
@@ -130,7 +136,7 @@ class Fp8Product(torch.autograd.Function):
         return x_gradient, w_gradient, None
 
 
-def _product(x_NI: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> Tensor:
+def _product(x_NI: Tensor, weight: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
     """x w^T, each segment of x with its own matrix."""
     if sizes is None:
         return x_NI @ weight.T
@@ -140,7 +146,7 @@ def _product(x_NI: Tensor, weight: Tensor, sizes: Sequence[int] | None) -> Tenso
     return y_NO
 
 
-def _weight_gradient(g_NO: Tensor, x_NI: Tensor, sizes: Sequence[int] | None) -> Tensor:
+def _weight_gradient(g_NO: Tensor, x_NI: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
     """g^T x, of each segment."""
     if sizes is None:
         return g_NO.T @ x_NI
@@ -157,7 +163,7 @@ def _exactly_float32(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def fp8_product(
-    x_NI: Tensor, weight: Tensor, sizes: Sequence[int] | None, recipe: Recipe, observation: Observation | None
+    x_NI: Tensor, weight: Tensor, sizes: tuple[int, ...] | None, recipe: Recipe, observation: Observation | None
 ) -> Tensor:
     """Under autocast the input is rounded to its dtype and the output is of that dtype, as of any linear map."""
     device = x_NI.device
@@ -195,5 +201,5 @@ class Fp8GroupedLinear(nn.Module):
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
         ends = offsets_E.tolist()
         assert ends[-1] == x_NI.shape[0]
-        sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        sizes = tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
         return fp8_product(x_NI, self.weight, sizes, self.recipe, self.observation)
