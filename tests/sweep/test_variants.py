@@ -123,7 +123,7 @@ def test_a_study_file_repeats_the_study(tmp_path: Path) -> None:
         alternatives={"mtp": "parallel-heads"},
         budget=2.5e9,
         trainer={"learning_rate": 0.001},
-        learning_rates={"-mtp": 0.002},
+        learning_rates={"mtp=parallel-heads": 0.002},
     )
     path = tmp_path / "study.toml"
     path.write_text(to_toml(asked))
