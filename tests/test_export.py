@@ -177,6 +177,18 @@ def test_what_was_left_out_is_said(tmp_path: Path, tokenizer_json: Path) -> None
         assert len(notes) == said, (name, notes)
 
 
+def test_fp8_runs_export_their_master_weights(tmp_path: Path, tokenizer_json: Path) -> None:
+    ordinary = MODELS["full"]
+    rounded = replace(ordinary, linear=spec_of(FULL).model.linear)
+    assert rounded.linear != ordinary.linear
+    ours = random_model(rounded)
+    (note,) = export_hf(rounded, ours.state_dict(), tokenizer_json, tmp_path / "rounded", SEQUENCE)
+    assert "master weights of fp8" in note
+    assert not export_hf(ordinary, random_model(ordinary).state_dict(), tokenizer_json, tmp_path / "same", SEQUENCE)
+    a, b = (tmp_path / name / "model.safetensors" for name in ("rounded", "same"))
+    assert a.read_bytes() == b.read_bytes()
+
+
 def test_weights_in_bfloat16_stay_so(tmp_path: Path, tokenizer_json: Path) -> None:
     ours = random_model(MODELS["full"]).to(torch.bfloat16)
     export_hf(ours.spec, ours.state_dict(), tokenizer_json, tmp_path / "hf", SEQUENCE)

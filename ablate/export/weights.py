@@ -26,6 +26,11 @@ def hf_weights(model: ModelSpec, state_dict: Mapping[str, Tensor]) -> tuple[dict
         weights.module(f"objective.layers.{k}", model.n_layers + k)
     rest = sorted(weights.rest)
     notes = []
+    if model.linear.kind != "standard":
+        notes.append(
+            f"the weights are the master weights of {model.linear.kind} training: transformers multiplies them in its "
+            "own dtype, so logits differ from the run's by the rounding of its products"
+        )
     if any(name.startswith("objective.") for name in rest):
         notes.append(
             "the modules that predict further tokens are left out, as at deployment: transformers has a place for "
