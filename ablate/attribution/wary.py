@@ -8,7 +8,7 @@ from typing import Any
 
 from ablate.runs.record import RunRecord
 
-MOST_SHOWN = 60  # characters of one value
+MOST_SHOWN, MOST_VALUES = 60, 5  # characters of one value, and values of one entry
 
 
 def warnings_of(
@@ -19,7 +19,9 @@ def warnings_of(
     strangers: records that the plan does not name. backends: variant -> slot -> what ran.
     """
     for key, counts in _differing(records).items():
-        found = ", ".join(f"{value} ({n} {'run' if n == 1 else 'runs'})" for value, n in sorted(counts.items()))
+        common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        found = ", ".join(f"{value} ({n} {'run' if n == 1 else 'runs'})" for value, n in common[:MOST_VALUES])
+        found += f" and {len(common) - MOST_VALUES} others" if len(common) > MOST_VALUES else ""
         yield f"runs of different environments stand in one table; {key} differs: {found}"
     changed = sum(bool(_commit(record).get("dirty")) for record in records)
     if changed:

@@ -35,9 +35,12 @@ def as_text(content: ReportContent, form: str) -> str:
     raise ValueError(f"format {form!r} is unknown; there are: {', '.join(FORMATS)}")
 
 
-def write(folder: Path, formats: Sequence[str] = ("html", "md")) -> list[Path]:
-    """Put the report of the study in `folder` beside it; each file whole or not at all. The paths, in order."""
-    content = build(folder)
+def write(folder: Path, formats: Sequence[str] = ("html", "md"), *, content: ReportContent | None = None) -> list[Path]:
+    """Put the report of the study in `folder` beside it; each file whole or not at all. The paths, in order.
+
+    content: what `build(folder)` gave, where the caller has it already.
+    """
+    content = build(folder) if content is None else content
     texts = {folder / f"report.{form}": as_text(content, form) for form in formats}
     for path, text in texts.items():
         replace_file(path, text)

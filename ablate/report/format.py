@@ -33,11 +33,6 @@ def signed_between(low: float | None, high: float | None, digits: int = 4) -> st
     return NONE if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
 
 
-def plus_minus(mean: float, high: float | None, digits: int = 4) -> str:
-    """Mean and half width of a symmetric interval."""
-    return number(mean, digits) if high is None else f"{number(mean, digits)} ± {number(high - mean, digits)}"
-
-
 def scaled(value: float | None, unit: str = "") -> str:
     """Three significant digits and a decimal prefix: 1.23 M, 4.5 GFLOP; plain below a thousand."""
     if value is None:

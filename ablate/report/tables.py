@@ -199,7 +199,7 @@ def speed_ratios(result: StudyResult) -> Table:
         for c in result.comparisons
     ]
     why = "; ".join(f"{c.name}: {c.speed_reason}" for c in result.comparisons if c.speed_reason)
-    return _table("Speed with each component over speed without it", columns, rows, clean(why))
+    return _table("Speed with over speed without", columns, rows, clean(why))
 
 
 def sizes(result: StudyResult) -> Table:
@@ -213,7 +213,7 @@ def sizes(result: StudyResult) -> Table:
         steps = whole(v.n_steps)
         rows.append([v.name, *parameters, steps, whole(v.n_tokens), scaled(v.flops, "FLOP"),
                      short(v.learning_rate), levels])  # fmt: skip
-    return _table("What every variant is, and what it was given", columns, rows)
+    return _table("Sizes and budgets", columns, rows)
 
 
 def routing(result: StudyResult) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ablate.attribution.study import LOSS, SPEED, VariantResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.report.content import ReportContent
-from ablate.report.format import NONE, clean, plus_minus, scaled, signed, signed_between, whole
+from ablate.report.format import NONE, clean, number, scaled, signed, signed_between, whole
 from ablate.report.tables import confidence, further_seeds, kv_bytes, label, peak_memory, ratio
 
 if TYPE_CHECKING:
@@ -38,31 +38,33 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
 
 
 def _table(title: str, heads: Sequence[str], n_texts: int = 1) -> Table:
-    """Columns of text first, then numbers that stay on one line."""
+    """Columns of text first, then numbers, each narrow: rich folds the widest column first."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1),
+                  pad_edge=False)  # fmt: skip
     for i, head in enumerate(heads):
         if i < n_texts:
-            table.add_column(Text(head), overflow="fold", min_width=10)
+            table.add_column(Text(head), overflow="fold", min_width=8)
         else:
-            table.add_column(Text(head), justify="right", no_wrap=True)
+            table.add_column(Text(head), justify="right", overflow="fold", min_width=5)
     return table
 
 
 def _variants(content: ReportContent) -> Table:
     from rich.text import Text
 
-    heads = ("Variant", f"nats/token ({confidence(content.result)})", "seeds", "tokens/s", "FLOP/token", "peak mem.",
+    heads = ("Variant", "nats/token", f"± ({confidence(content.result)})", "seeds", "tokens/s", "FLOP/token", "memory",
              "KV/token")  # fmt: skip
     table = _table("Variants", heads)
     for v in content.result.variants:
         loss, speed = v.metrics.get(LOSS), v.metrics.get(SPEED)
         cells = (
             clean(v.name),
-            plus_minus(loss.mean, loss.high) if loss else NONE,
+            number(loss.mean if loss else None),
+            number(loss.high - loss.mean) if loss and loss.high is not None else NONE,
             f"{len(v.finished)}/{len(v.runs)}",
             whole(speed.median if speed else None) + ("*" if _emulated(v) else ""),
             scaled(v.cost.get("training_flops_per_token")),
@@ -82,14 +84,14 @@ def _emulated(v: VariantResult) -> bool:
 def _effects(content: ReportContent) -> Table:
     from rich.text import Text
 
-    heads = ("Component", "Verdict", f"with − without, nats ({confidence(content.result)})", "more seeds", "speed")
-    table = _table("What each component is worth", heads, n_texts=2)
+    heads = ("Component", "Verdict", "with − without", f"{confidence(content.result)} interval", "more seeds", "speed")
+    table = _table("What each component is worth, in nats per token", heads, n_texts=2)
     for c in content.result.comparisons:
-        found = f"{signed(c.loss.estimate)} ({signed_between(c.loss.low, c.loss.high)})"
         table.add_row(
             Text(clean(label(c))),
             Text(c.loss.verdict, style=STYLES.get(c.loss.verdict, "")),
-            Text(found if c.loss.low is not None else f"{signed(c.loss.estimate)} (no interval)"),
+            Text(signed(c.loss.estimate)),
+            Text(signed_between(c.loss.low, c.loss.high) if c.loss.low is not None else "none"),
             Text(further_seeds(c.loss)),
             Text(ratio(c.speed)[0]),
         )

@@ -25,7 +25,7 @@ PARTS = (
     "<svg onload=alert(5)>",
 )
 # All of them in every field, each time with another in front: a figure shows the beginning of a name only.
-PAYLOADS = tuple(" ".join(PARTS[i:] + PARTS[:i]) for i in (0, 1, 6))
+PAYLOADS = tuple(" ".join(PARTS[i:] + PARTS[:i]) for i in (0, 1, 5, 6))
 
 
 class Page(HTMLParser):
@@ -60,8 +60,9 @@ class Page(HTMLParser):
 def hostile(tmp_path, payload):
     """A study with the payload in every field that comes from outside."""
     name, part = f"-mtp {payload}", payload.replace("/", "-")
-    off = fake.FULL | {"mtp": f"next {payload}"}
-    variants = [fake.variant("full", fake.FULL, range(5)), fake.variant(name, off, range(5))]
+    full = {payload: "on"} | fake.FULL
+    off = full | {payload: "off", "mtp": f"next {payload}"}
+    variants = [fake.variant("full", full, range(5)), fake.variant(name, off, range(5))]
     plan = fake.plan(variants, question=payload, preset=payload, preset_title=payload, design=payload,
                      corpus={"source": payload, payload: payload})  # fmt: skip
     records = fake.records()[:5] + [fake.record(name, s, x, off) for s, x in enumerate(fake.WITHOUT_LOSSES)]
@@ -91,7 +92,7 @@ def html(content):
     return as_text(content, "html")
 
 
-@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "markdown"))
+@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "math", "markdown"))
 def test_html_shows_a_payload_and_does_nothing_of_it(tmp_path, payload):
     text = as_text(hostile(tmp_path, payload), "html")
     page = Page(text)
@@ -108,7 +109,7 @@ def test_html_shows_a_payload_and_does_nothing_of_it(tmp_path, payload):
     assert PARTS[0] in "".join(cell for table in page.tables for row in table for cell in row)
 
 
-@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "markdown"))
+@pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "math", "markdown"))
 def test_markdown_is_inert(tmp_path, payload):
     text = as_text(hostile(tmp_path, payload), "md")
     # The study's file is in a fence that it cannot close; a fence shows everything as it is.
@@ -185,7 +186,7 @@ def test_written_files_are_whole_and_the_same_each_time(tmp_path):
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(tmp_path / "mpl")}
     (tmp_path / "mpl").mkdir()
-    (tmp_path / "mpl" / "matplotlibrc").write_text("font.size: 33\naxes.facecolor: red\n")
+    (tmp_path / "mpl" / "matplotlibrc").write_text("font.size: 33\naxes.xmargin: 0.4\n")
     subprocess.run([sys.executable, "-c", program, str(other)], check=True, env=environment, cwd=tmp_path)
     assert [(other / path.name).read_bytes() for path in paths] == first
 
