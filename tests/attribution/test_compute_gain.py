@@ -1,12 +1,13 @@
 """Compute-equivalent gain: known curves, bounds, seeds, targets, and the table that adds up."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.channels import VariantCost, channel_table, channel_values
+from ablate.attribution.channels import ChannelTable, VariantCost, channel_table, channel_values
 from ablate.attribution.compute_gain import (
     DecayedCurve,
     Gain,
@@ -217,6 +218,23 @@ def test_a_flops_only_change_lands_in_the_flops_channel_alone() -> None:
         VariantCost(variant="full", log_tokens=20.0, flops_per_token=1.25e9, flops_per_s=1e14),
     ]
     assert channel_table(game, costs).gains == pytest.approx(np.array([[0.0, math.log(0.8), 0.0]]))
+
+
+def test_intervals_of_the_table_are_t_with_satterthwaite_for_totals() -> None:
+    table = ChannelTable(
+        components=("mla",),
+        gains=np.array([[0.1, 0.2, -0.05]]),
+        errors=np.array([[0.03, 0.0, 0.04]]),
+        dfs=np.array([[5.0, np.inf, 10.0]]),
+    )
+    tokens, flops, rate = table.intervals()[0]
+    assert tokens == pytest.approx([0.1 - 0.03 * stats.t.ppf(0.975, 5), 0.1 + 0.03 * stats.t.ppf(0.975, 5)])
+    assert flops == pytest.approx([0.2, 0.2])
+    assert rate == pytest.approx([-0.05 - 0.04 * stats.t.ppf(0.975, 10), -0.05 + 0.04 * stats.t.ppf(0.975, 10)])
+    half = 0.05 * stats.t.ppf(0.975, 0.05**4 / (0.03**4 / 5 + 0.04**4 / 10))
+    assert table.component_intervals()[0] == pytest.approx([0.25 - half, 0.25 + half])
+    exact = replace(table, errors=np.zeros((1, 3)), dfs=np.full((1, 3), np.inf))
+    assert exact.component_intervals()[0] == pytest.approx([0.25, 0.25])
 
 
 def test_channel_tables_that_cannot_add_up_are_refused() -> None:
