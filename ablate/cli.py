@@ -56,13 +56,13 @@ def run(
     """Compare the full recipe with the full recipe without a component, and report."""
     from ablate.runs.study import Study, question, unavailable
 
-    alternatives = _pairs(alternative or [])
+    alternatives, preset = _pairs(alternative or []), preset or _default_preset()
     study = Study(
         question=question(disable or [], enable or [], alternatives),
-        preset=preset or _default_preset(),
+        preset=preset,
         disable=tuple(disable or ()),
         enable=tuple(enable or ()),
-        without=tuple(dict.fromkeys((*(without or ()), *unavailable(data)))),
+        without=tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset)))),
         alternatives=alternatives,
         match=match,
         budget=_number(budget, "--budget") if budget else None,

@@ -128,9 +128,11 @@ def _toml(value: Any) -> str:
     return "[" + ", ".join(_toml(item) for item in value) + "]"
 
 
-def unavailable(data: str) -> tuple[str, ...]:
+def unavailable(data: str, name: str) -> tuple[str, ...]:
     """Components that a corpus other than the preset's own leaves off in every variant."""
-    return tuple(c.name for c in COMPONENTS if data and c.tied_to_corpus)
+    if not data or data == Study(question="", preset=name).load_preset().data.source:
+        return ()
+    return tuple(c.name for c in COMPONENTS if c.tied_to_corpus)
 
 
 def question(disable: Sequence[str], enable: Sequence[str], alternatives: Mapping[str, str]) -> str:

@@ -144,7 +144,9 @@ def test_a_tuned_rate_is_that_variants_own() -> None:
 def test_a_run_is_named_by_all_that_decides_it_and_nothing_else() -> None:
     run = plan(study()).variants[0].runs[0]
     assert decode_run(encode(run)) == run
-    assert plan(study(question="another", data="elsewhere")).variants[0].runs[0] == run
+    without = {"without": ("distill",)}
+    elsewhere = plan(study(question="another", data="elsewhere", **without)).variants[0].runs[0]
+    assert elsewhere == plan(study(**without)).variants[0].runs[0]
     changes = [
         dataclasses.replace(run, seed=9),
         dataclasses.replace(run, n_steps=9),
