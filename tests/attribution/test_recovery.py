@@ -17,6 +17,7 @@ from ablate.attribution.estimates import Observations, estimate
 from ablate.attribution.exchange import lattice_design, optimal_cells
 from ablate.attribution.games import dividends, lattice, term_orders
 from ablate.attribution.indices import index_weights
+from ablate.attribution.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
 from ablate.attribution.recovery import TOKENS, check_recovery, headline_target, recover, train_study
 from ablate.attribution.simulated import LossCurve, Noise, random_game, random_trainer, run_noise
 
@@ -255,6 +256,42 @@ def test_intervals_of_whole_studies_hold_the_truth_at_the_nominal_rate() -> None
     assert max(check.measured["largest gap"] for check in checks) < 1e-9
     # 432 intervals of 72 studies: .93 is two standard errors below the nominal rate.
     assert np.mean([check.measured["coverage"] for check in checks]) >= 0.93
+
+
+def test_two_stages_of_learning_rates_recover_the_tuned_gains() -> None:
+    design = screening_design(GAME, rng=np.random.default_rng(50))
+    cells = with_replicated_ends(GAME.cells, GAME)
+    inside = []
+    for s in range(40):
+        noise = Noise(run_sd=0.004, branch_sd=0.002)
+        trainer = random_trainer(GAME, coverage.TRUTHS[s % 3], np.random.default_rng((51, s)), noise=noise)
+        screened = [
+            Trial(
+                cell=cell,
+                log2_lr=rate,
+                seed=0,
+                loss=trainer.train(int(GAME.index(cell)[0]), seed=0, tokens=TOKENS, log2_lr=rate).loss[-1],
+            )
+            for cell, rate in design
+        ]
+        rates = predict_optima(fit_surface(GAME, screened))
+        runs = []
+        for seed, cell in enumerate(cells, start=1):
+            at = int(GAME.index(cell)[0])
+            curve = trainer.train(at, seed=seed, tokens=TOKENS, log2_lr=float(rates.log2_lr[at]))
+            runs.append(MeasuredRun(cell=cell, cluster=None, curve=curve))
+        speeds = {cell: VariantSpeed(flops_per_token=1e9, log_flops_per_s=(33.0, 33.0)) for cell in GAME.cells}
+        target = headline_target(GAME, runs)
+        table = measured_table(GAME, runs, speeds, target)
+        slope = loss_slope([r.curve for r in runs if r.cell == 0], target)
+        df = float(table.dfs[0, 0])
+        tuned = tuned_effects(
+            table.gains[:, 0], table.errors[:, 0], df=df, rates=rates, weights=OWEN, nats_per_unit=slope
+        )
+        truth = OWEN @ trainer.gain
+        inside.append((tuned.low <= truth) & (truth <= tuned.high))
+    # 240 intervals: .92 is two standard errors below the nominal rate.
+    assert np.mean(inside) >= 0.92
 
 
 def test_published_results_meet_their_bars_and_are_large_enough() -> None:
