@@ -44,7 +44,7 @@ class Prompt:
 class Recipe:
     """How much is written and how; the defaults are those of the ready-made text."""
 
-    n_tokens: int = 400_000  # kept, in the corpus's vocabulary; a little more is written
+    n_tokens: int = 250_000  # kept, in the corpus's vocabulary; a little more is written
     prompt_tokens: int = 64  # at most, in the corpus's vocabulary
     max_tokens: int = 400  # a text, in the teacher's vocabulary
     temperature: float = 0.8

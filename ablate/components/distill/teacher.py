@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,10 +65,13 @@ class CheckpointTeacher:
     """A model that this program trained on the same corpus. Its context is the length it was trained at.
 
     When the context is full, its second half is read again as a new beginning, so that texts may be longer.
+    `metrics` of its run's record go into the manifest, so that a text says how good its teacher was.
     `use_cache` false computes every token from the whole context: the reference for what the cache gives.
     """
 
-    def __init__(self, folder: str, corpus: Corpus, *, use_cache: bool = True) -> None:
+    def __init__(
+        self, folder: str, corpus: Corpus, *, metrics: Mapping[str, float] | None = None, use_cache: bool = True
+    ) -> None:
         self.checkpoint = read_checkpoint(folder)
         run = self.checkpoint.run
         if run.corpus_hash != corpus.hash:
@@ -81,6 +84,7 @@ class CheckpointTeacher:
         self.context = run.trainer.sequence_length
         self.tokenizer = load_tokenizer(corpus)
         self.token_bytes = vocabulary_bytes(self.tokenizer)
+        self.metrics = dict(metrics or {})
         self.use_cache = use_cache
 
     @property
@@ -97,6 +101,7 @@ class CheckpointTeacher:
             "training_tokens": run.n_tokens,
             "training_flops": self.checkpoint.training_flops,
             "parameters": run.model.cost(self.context).main.parameters,
+            "metrics": self.metrics,
         }
 
     def complete(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> list[Completion]:
