@@ -14,6 +14,7 @@ from ablate.attribution.verdicts import Effect, check_confidence, seeds_needed
 from ablate.attribution.wary import warnings_of
 from ablate.codec import decode
 from ablate.component import ON
+from ablate.registry import NAMES, component, satisfies
 from ablate.runs.record import RunRecord, pairing_fault
 
 LOSS = "nats_per_token"
@@ -116,11 +117,15 @@ STATUSES = ("finished", "diverged", "failed", MISSING)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A component whose level differs between the two sides."""
+    """A component whose level differs between the two sides.
+
+    `forced`: it means nothing beside another one that is off, so turning that one off took it along.
+    """
 
     component: str
     with_level: str
     without_level: str
+    forced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +149,8 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        return " + ".join(change.component for change in self.changes) or self.variant
+        """What was turned off, without what it took along."""
+        return " + ".join(change.component for change in self.changes if not change.forced) or self.variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,8 +290,8 @@ def _comparison(
     reference: VariantResult, other: VariantResult, facts: PlanFacts, noise: NoiseFloor | None
 ) -> Comparison:
     on, off = _sides(reference, other)
-    pairing = _pairing(on, off)
-    name = " + ".join(change.component for change in _changes(on, off)) or other.name
+    pairing, changes = _pairing(on, off), _changes(on, off)
+    name = " + ".join(change.component for change in changes if not change.forced) or other.name
 
     def effect(metric: str) -> Effect:
         return compare_pairs(
@@ -302,7 +308,7 @@ def _comparison(
         variant=other.name,
         with_variant=on.name,
         without_variant=off.name,
-        changes=_changes(on, off),
+        changes=changes,
         loss=loss,
         other_sets={n.removesuffix(f"_{LOSS}"): effect(n) for n in sorted(sets)},
         speed=speed,
@@ -325,12 +331,26 @@ def _sides(reference: VariantResult, other: VariantResult) -> tuple[VariantResul
 
 
 def _changes(on: VariantResult, off: VariantResult) -> tuple[Change, ...]:
-    """In the order of the plan's levels, which is that of the registry: prerequisites first."""
+    """In the order of the registry: prerequisites first, then components that this program does not know."""
+    differing = [name for name, level in on.levels.items() if off.levels.get(name) != level]
     return tuple(
-        Change(component=name, with_level=level, without_level=off.levels.get(name, ""))
-        for name, level in on.levels.items()
-        if off.levels.get(name) != level
+        Change(
+            component=name,
+            with_level=on.levels[name],
+            without_level=off.levels.get(name, ""),
+            forced=any(r in differing and not satisfies(r, off.levels.get(r, ON)) for r in _requirements(name)),
+        )
+        for name in sorted(differing, key=registry_order)
     )
+
+
+def registry_order(name: str) -> tuple[int, str]:
+    """A sorting key for components: the plan's file has them by name."""
+    return (NAMES.index(name) if name in NAMES else len(NAMES), name)
+
+
+def _requirements(name: str) -> tuple[str, ...]:
+    return component(name).requires if name in NAMES else ()
 
 
 def _values(variant: VariantResult, metric: str) -> dict[int, float | None]:

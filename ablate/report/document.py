@@ -77,7 +77,12 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "with": c.with_variant,
         "without": c.without_variant,
         "changes": [
-            {"component": change.component, "with": change.with_level, "without": change.without_level}
+            {
+                "component": change.component,
+                "with": change.with_level,
+                "without": change.without_level,
+                "forced": change.forced,
+            }
             for change in c.changes
         ],
         "loss": _effect(c.loss),

@@ -52,7 +52,10 @@ def title(component: str) -> str:
 
 
 def subject(comparison: Comparison) -> str:
-    return listed(title(change.component) for change in comparison.changes) or clean(comparison.name)
+    """What the two sides differ in, and what goes with it since it means nothing alone."""
+    found = listed(title(change.component) for change in comparison.changes if not change.forced)
+    forced = listed(clean(change.component) for change in comparison.changes if change.forced)
+    return f"{found} with {forced}, which requires it," if forced else found or clean(comparison.name)
 
 
 def unfinished(result: StudyResult) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ def answer(result: StudyResult) -> tuple[str, str]:
 
 def _single(c: Comparison, result: StudyResult) -> tuple[str, str]:
     effect, margin = c.loss, short(c.loss.margin)
-    many = len(c.changes) > 1
+    many = sum(not change.forced for change in c.changes) > 1
     interval = f"{confidence(result)} interval {{}}, {_units(c)}"
     if effect.verdict in (GAIN, HARM):
         assert effect.estimate is not None

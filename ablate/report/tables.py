@@ -7,13 +7,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ablate.attribution.study import LOSS, SPEED, TARGET_NATS, Comparison, Metric, Run, StudyResult, VariantResult
+from ablate.attribution.study import (
+    LOSS,
+    SPEED,
+    TARGET_NATS,
+    Comparison,
+    Metric,
+    Run,
+    StudyResult,
+    VariantResult,
+    registry_order,
+)
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
 from ablate.report.curves import Curve
 from ablate.report.format import (
     NONE,
     between,
     clean,
+    listed,
     memory,
     number,
     plural,
@@ -96,11 +107,14 @@ def _mean(v: VariantResult, name: str, say: Callable[[float | None], str]) -> st
 
 def label(comparison: Comparison) -> str:
     """mla, instead of gqa."""
-    others = [c.without_level for c in comparison.changes if c.with_level == "on"]
-    if len(others) == len(comparison.changes) and others:
-        return f"{comparison.name}, instead of {' + '.join(others)}"
-    pairs = [f"{c.component}: {c.with_level} instead of {c.without_level}" for c in comparison.changes]
-    return ", ".join(pairs) or comparison.name
+    chosen = [c for c in comparison.changes if not c.forced]
+    if chosen and all(c.with_level == "on" for c in chosen):
+        found = f"{comparison.name}, instead of {' + '.join(c.without_level for c in chosen)}"
+    else:
+        pairs = [f"{c.component}: {c.with_level} instead of {c.without_level}" for c in chosen]
+        found = ", ".join(pairs) or comparison.name
+    forced = [c.component for c in comparison.changes if c.forced]
+    return f"{found} (and with it {listed(forced)})" if forced else found
 
 
 def further_seeds(effect: Effect) -> str:
@@ -208,12 +222,16 @@ def sizes(result: StudyResult) -> Table:
                "Learning rate", text("Levels")]  # fmt: skip
     rows = []
     for v in result.variants:
-        levels = ", ".join(f"{name} {level}" for name, level in v.levels.items())
+        levels = ", ".join(f"{name} {level}" for name, level in sorted(v.levels.items(), key=level_order))
         parameters = [scaled(v.cost.get(f"{kind}_parameters")) for kind in ("total", "activated", "trained")]
         steps = whole(v.n_steps)
         rows.append([v.name, *parameters, steps, whole(v.n_tokens), scaled(v.flops, "FLOP"),
                      short(v.learning_rate), levels])  # fmt: skip
     return _table("Sizes and budgets", columns, rows)
+
+
+def level_order(item: tuple[str, str]) -> tuple[int, str]:
+    return registry_order(item[0])
 
 
 def routing(result: StudyResult) -> Table:

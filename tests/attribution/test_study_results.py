@@ -48,6 +48,20 @@ def test_a_reference_without_the_component_is_the_side_without():
     assert (c.variant, c.with_variant, c.without_variant, c.loss.verdict) == ("+mtp", "+mtp", "none", GAIN)
 
 
+def test_a_component_that_its_prerequisite_takes_along_is_not_what_was_turned_off():
+    on, off = fake.FULL, fake.FULL | {"moe": "dense", "aux-free": "sequence-aux"}
+    named = [("-moe", off), ("both", fake.FULL | {"moe": "coarse", "aux-free": "sequence-aux"})]
+    variants = [fake.variant("full", dict(sorted(on.items())), range(5))]
+    variants += [fake.variant(name, dict(sorted(levels.items())), range(5)) for name, levels in named]
+    result = compare(fake.plan(variants), [], [])
+    dense, coarse = result.comparisons
+    assert (dense.name, [(c.component, c.forced) for c in dense.changes]) == (
+        "moe",
+        [("moe", False), ("aux-free", True)],
+    )
+    assert (coarse.name, [c.forced for c in coarse.changes]) == ("moe + aux-free", [False, False])
+
+
 def test_identical_records_have_an_effect_of_exactly_zero():
     _, c = only(records=fake.records(fake.WITH_LOSSES, fake.WITH_LOSSES))
     assert (c.loss.estimate, c.loss.low, c.loss.high) == (0, 0, 0)

@@ -141,7 +141,7 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     (effect,), (c,) = document["effects"], content.result.comparisons
     assert effect["loss"]["estimate"] == c.loss.estimate
     assert (effect["with"], effect["without"], effect["loss"]["verdict"]) == ("full", "-mtp", "gain")
-    assert effect["changes"] == [{"component": "mtp", "with": "on", "without": "next-token"}]
+    assert effect["changes"] == [{"component": "mtp", "with": "on", "without": "next-token", "forced": False}]
     assert effect["speed"]["ratio"] == pytest.approx(math.exp(c.speed.estimate))
     assert document["variants"][0]["metrics"]["nats_per_token"]["values"]["2"] == fake.WITH_LOSSES[2]
     assert document["variants"][0]["runs"][0]["run_id"] == fake.run_name("full", 0)
@@ -185,6 +185,16 @@ def test_a_component_that_this_program_does_not_know_is_shown_by_its_name(tmp_pa
     records = [fake.record("full", s, x, on) for s, x in enumerate(fake.WITH_LOSSES)]
     records += [fake.record("-future", s, x, off) for s, x in enumerate(fake.WITHOUT_LOSSES)]
     assert "future lowers the held-out loss" in content_of(tmp_path, fake.plan(variants), records).answer[0]
+
+
+def test_what_goes_with_a_prerequisite_is_named_as_that(tmp_path):
+    off = fake.FULL | {"moe": "dense", "aux-free": "sequence-aux"}
+    variants = [fake.variant("full", fake.FULL, range(5)), fake.variant("-moe", off, range(5))]
+    records = fake.records()[:5] + [fake.record("-moe", s, x, off) for s, x in enumerate(fake.WITHOUT_LOSSES)]
+    content = content_of(tmp_path, fake.plan(variants), records)
+    assert content.effects.rows[0][0] == "moe, instead of dense (and with it aux-free)"
+    assert "(moe) with aux-free, which requires it, lowers the held-out loss" in content.answer[0]
+    assert any("turned off together" in note for note in content.effect_notes)
 
 
 def test_curves_and_gaps_are_over_seeds(tmp_path):
