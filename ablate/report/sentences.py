@@ -249,7 +249,8 @@ def limits(result: StudyResult) -> tuple[str, ...]:
     for name in dict.fromkeys(change.component for c in result.comparisons for change in c.changes):
         outside = [OUTSIDE_LOSS[a] for a in _affects(name) if a in OUTSIDE_LOSS]
         if outside:
-            found.append(f"{title(name)} is not made for loss alone: {'; '.join(outside)}.")
+            said = f"{title(name)} is not made for loss alone: {'; '.join(outside)}."
+            found.append(said[0].upper() + said[1:])
     if result.plan.design == "one" or len(result.comparisons) == 1:
         found.append("Each effect is beside everything else as it was; interactions with the rest are not measured.")
     return tuple(found)
