@@ -117,7 +117,9 @@ def test_zeros_stay_zero_and_tiny_numbers_finite(power_of_two: bool) -> None:
     x = torch.zeros(4, 256)
     x[0, 0], x[1, 0], x[2, 0] = 1e-44, 1e-38, 2e38
     for tiling in (ROWS, COLUMNS, BLOCKS, WHOLE):
-        back = quantise(x, tiling, power_of_two_scales=power_of_two).dequantise()
+        found = quantise(x, tiling, power_of_two_scales=power_of_two)
+        back = found.dequantise()
+        assert torch.isfinite(found.values.float()).all()
         assert torch.isfinite(back).all()
         assert (back[x == 0] == 0).all()
         assert float(back[2, 0]) == pytest.approx(2e38, rel=0.07)
@@ -235,6 +237,21 @@ def test_a_pass_without_gradients_is_the_same_and_layouts_do_not_matter(recipe: 
     assert torch.equal(weight_gradient, module.weight.grad)  # type: ignore[arg-type]
 
 
+def test_a_pass_without_gradients_quantises_nothing_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tilings: list[Any] = []
+
+    def counted(x: Tensor, tiling: Any, **options: bool) -> Any:
+        tilings.append(tiling)
+        return quantise(x, tiling, **options)
+
+    monkeypatch.setattr("ablate.components.fp8.module.quantise", counted)
+    with torch.no_grad():
+        linear(numbers(10, 6))(numbers(7, 6))
+    assert tilings == [ROWS, BLOCKS]
+    linear(numbers(10, 6))(numbers(7, 6))
+    assert tilings[2:] == [ROWS, BLOCKS, COLUMNS]
+
+
 def test_weights_are_quantised_anew_after_a_step() -> None:
     module, x = linear(numbers(10, 6)), numbers(7, 6)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
@@ -343,6 +360,7 @@ def test_speed_of_an_emulation_is_said_to_be_that() -> None:
 def test_underflow_and_largest_magnitude_of_a_constructed_tensor() -> None:
     x = torch.full((1, 128), 1.0)
     x[0, :32] = 2.0**-20  # 448 / 2^20 lies below half the smallest E4M3 number, 2^-9
+    x[0, 16:32] *= -1
     x[0, 32:64] = 0.0
     x[0, 64] = -3.0
     observation = Observation()
