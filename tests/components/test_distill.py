@@ -43,6 +43,7 @@ from ablate.data.prepare import prepare
 from ablate.model import build
 from ablate.presets import preset
 from ablate.registry import full_variant, none_variant, resolve
+from ablate.runs.record import pairing_fault
 from ablate.spec import RunSpec, Spec
 
 NANO = preset("nano")
@@ -383,6 +384,28 @@ def logits_node(weights: Path) -> TeacherLogits:
         temperature=1.0,
         n_soft_tokens=16,
     )
+
+
+def test_runs_train_on_every_node_and_no_share_is_the_raw_run(corpus: Corpus, text: Path, tmp_path: Path) -> None:
+    from ablate.runs.execute import execute
+    from ablate.runs.job import Job
+    from ablate.runs.store import Store
+
+    store = Store(tmp_path / "study")
+    store.create()
+    weights = write_weights(tmp_path / "weights", corpus_hash=corpus.hash, seed=9)
+    nodes = [RawText(), teacher_node(text, 0), teacher_node(text, 1), logits_node(weights)]
+    records = []
+    for node in nodes:
+        run = replace(run_of(node, corpus), n_steps=3)
+        record = execute(Job(run=run, variant={}, corpus=corpus, keep_weights=False), store, lambda *_: True)
+        assert record is not None
+        assert record.status == "finished"
+        records.append(record)
+    raw, none, whole, soft = (record.final_parameters_hash for record in records)
+    assert raw == none
+    assert len({raw, whole, soft}) == 3
+    assert not pairing_fault(records[0], records[2]), "the raw order is what pairs them"
 
 
 class TestCheckpoint:
