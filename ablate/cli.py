@@ -240,7 +240,7 @@ def distill(
     ] = "",
     model: Annotated[str, typer.Option(help="Of an endpoint.")] = "",
     key_variable: Annotated[str, typer.Option(help="Environment variable with an endpoint's key.")] = "",
-    tokens: Annotated[str, typer.Option(help="To keep.")] = "400k",
+    tokens: Annotated[str, typer.Option(help="To keep.")] = "250k",
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Of prompts and sampling.")] = 0,
 ) -> None:

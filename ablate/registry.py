@@ -97,6 +97,16 @@ def resolve(preset: Preset, variant: Variant) -> Spec:
     return spec
 
 
+def prerequisites(name: str, among: Sequence[str], off: Mapping[str, str]) -> tuple[str, ...]:
+    """What `name` requires of `among`, where their off (by `off`, else the default) leaves it without meaning."""
+    found = []
+    for requirement in component(name).requires:
+        level = off.get(requirement, component(requirement).default_alternative)
+        if requirement in among and not satisfies(requirement, level):
+            found.append(requirement)
+    return tuple(found)
+
+
 def describe(variant: Variant, reference: Variant) -> str:
     """A short name of a variant: what differs from `reference` (the full variant, as a rule)."""
     parts = []

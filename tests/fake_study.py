@@ -85,7 +85,7 @@ def variant(name: str, levels: Mapping[str, str], seeds: Sequence[int], **change
     n_tokens = N_TOKENS if mtp else 375_000
     plain = {"name": name, "levels": dict(levels), "cost": cost, "learning_rate": 3e-3, "n_steps": 300,
              "n_tokens": n_tokens, "flops": n_tokens * cost["training_flops_per_token"],
-             "run_ids": [run_name(name, seed) for seed in seeds], "step_s": 0.1}  # fmt: skip
+             "seeds": list(seeds), "run_ids": [run_name(name, seed) for seed in seeds], "step_s": 0.1}  # fmt: skip
     return plain | changes
 
 

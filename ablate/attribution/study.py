@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ablate.attribution.designed import AGAINST_REFERENCE, attribute_design
 from ablate.attribution.noise import NoiseFloor, noise_floor
 from ablate.attribution.pairs import compare_pairs, mean_and_sd, mean_interval
+from ablate.attribution.results import Attribution
 from ablate.attribution.verdicts import Effect, check_confidence, seeds_needed
 from ablate.attribution.wary import warnings_of
 from ablate.codec import decode
@@ -36,6 +38,7 @@ class PlannedRuns:
     n_steps: int
     n_tokens: int
     flops: int
+    seeds: tuple[int, ...]
     run_ids: tuple[str, ...]
 
 
@@ -160,6 +163,8 @@ class StudyResult:
     plan: PlanFacts
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...]
+    attribution: Attribution | None  # of a designed study: the total split among the components
+    attribution_reason: str  # why there is none, or ""
     noise: NoiseFloor | None
     noise_reason: str
     warnings: tuple[str, ...] = field(default=())
@@ -186,14 +191,19 @@ def compare(plan: Mapping[str, Any], records: Sequence[RunRecord], failures: Seq
     lost = {failure.run_id: failure for failure in failures if failure.run_id not in kept}
     variants = tuple(_variant(planned, facts, kept, lost) for planned in facts.variants)
     noise, reason = _noise(variants)
-    comparisons = tuple(_comparison(variants[0], other, facts, noise) for other in variants[1:])
+    against = variants[1:] if facts.design in AGAINST_REFERENCE else ()
+    comparisons = tuple(_comparison(variants[0], other, facts, noise) for other in against)
     planned_ids = {run_id for planned in facts.variants for run_id in planned.run_ids}
     strangers = sorted(set(kept) - planned_ids)
     runs = [run.record for v in variants for run in v.finished if run.record is not None]
+    question = {"margin": facts.margin_nats, "confidence": facts.confidence}
+    attribution, why = attribute_design(facts.design, [v.levels for v in variants], runs, LOSS, question)
     return StudyResult(
         plan=facts,
         variants=variants,
         comparisons=comparisons,
+        attribution=attribution,
+        attribution_reason=why,
         noise=noise,
         noise_reason=reason,
         warnings=tuple(warnings_of(runs, strangers, {v.name: v.backends for v in variants}))
@@ -212,9 +222,9 @@ def read_plan(plan: Mapping[str, Any]) -> PlanFacts:
     if not facts.variants:
         raise ValueError("plan.variants is empty; a study has at least one variant")
     for planned in facts.variants:
-        if len(planned.run_ids) != len(facts.seeds):
+        if len(planned.run_ids) != len(planned.seeds):
             raise ValueError(
-                f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(facts.seeds)} seeds; "
+                f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "
                 "each seed has one"
             )
     return facts
@@ -225,7 +235,7 @@ def _variant(
 ) -> VariantResult:
     runs = tuple(
         _run(planned.name, seed, run_id, kept.get(run_id) or lost.get(run_id))
-        for seed, run_id in zip(facts.seeds, planned.run_ids, strict=True)
+        for seed, run_id in zip(planned.seeds, planned.run_ids, strict=True)
     )
     finished = {run.seed: run.record for run in runs if run.status == "finished" and run.record is not None}
     names = sorted({name for record in finished.values() for name in record.metrics} - set(NOT_METRICS))

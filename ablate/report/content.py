@@ -32,6 +32,8 @@ class ReportContent:
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
+    attribution: Table
+    interactions: Table
     noise: Table
     speed: Table
     speed_ratios: Table
@@ -72,6 +74,8 @@ def build(folder: Path) -> ReportContent:
         result=result,
         variants=tables.variants(result),
         effects=tables.effects(result),
+        attribution=tables.attribution(result),
+        interactions=tables.interactions(result),
         noise=tables.noise(result),
         effect_notes=sentences.effect_notes(result),
         speed=tables.speed(result),

@@ -4,8 +4,9 @@ Keys: `format`, `format_version`; `question`, `answer` (two sentences), `complet
 budget, seeds, margin_nats, confidence, corpus); `variants` (name, levels, cost, learning_rate, n_steps, n_tokens,
 flops, evidence, backends, `runs` by seed, `metrics` by name with mean, interval, median, range and the value of each
 seed); `effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
-`differences` by seed, seeds that planning needs); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
-`provenance`; `repeat`. A number that there is not is null.
+`differences` by seed, seeds that planning needs); `attribution` (of a designed study, as of `attribute --json`, or
+null); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A number that there is not is
+null.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         | {"seeds": list(plan.seeds), "corpus": dict(plan.corpus)},
         "variants": [_variant(v) for v in result.variants],
         "effects": [_comparison(c) for c in result.comparisons],
+        "attribution": None if result.attribution is None else result.attribution.to_json(),
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ablate.attribution.results import Attribution
 from ablate.attribution.study import MISSING, Comparison, StudyResult, VariantResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.report.facts import budget, matched
@@ -70,6 +71,13 @@ def unfinished(result: StudyResult) -> tuple[str, ...]:
 
 def answer(result: StudyResult) -> tuple[str, str]:
     """Two sentences: what the study shows, and what it costs or what would decide it."""
+    if result.attribution is not None:
+        return _split(result.attribution, result)
+    if result.attribution_reason:
+        return (
+            f"The study's runs do not give an attribution: {clean(result.attribution_reason)}.",
+            "Run what is missing.",
+        )
     if not result.comparisons:
         return "The study has one variant, so there is nothing to compare.", "Add a component to turn off."
     if len(result.comparisons) == 1:
@@ -182,6 +190,26 @@ def _several(result: StudyResult) -> tuple[str, str]:
     if not open_:
         return first, "None of them is left open."
     return first, f"Not resolved: {listed(f'{clean(c.name)} ({_more(c, result)})' for c in open_)}."
+
+
+def _split(found: Attribution, result: StudyResult) -> tuple[str, str]:
+    """A designed study: the verdicts, each on the headline index, and the total where the design gives one."""
+    parts, n = [], len(found.effects)
+    for verdict in (GAIN, HARM, NO_EFFECT):
+        named = [
+            f"{clean(name)} ({signed(effect.indices[effect.verdict_from].estimate)})"
+            for name, effect in found.effects.items()
+            if effect.verdict == verdict and effect.verdict_from
+        ]
+        if named:
+            parts.append(f"{verdict}: {listed(named)}")
+    open_ = [name for name, effect in found.effects.items() if effect.verdict == NOT_RESOLVED]
+    first = f"Of {n} components at equal {matched(result)}, {n - len(open_)} are resolved"
+    first += f" (on minus off, nats per token; {'; '.join(parts)})" if parts else ""
+    if found.total.estimate is not None:
+        first += f"; all together {signed(found.total.estimate)}"
+    left = f"Not resolved: {listed(clean(name) for name in open_)}." if open_ else "None of them is left open."
+    return f"{first}.", left
 
 
 def _more(c: Comparison, result: StudyResult) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ablate.attribution.results import Number
 from ablate.attribution.study import (
     LOSS,
     SPEED,
@@ -139,6 +140,47 @@ def _effect(effect: Effect, c: Comparison) -> list[str]:
     n = str(effect.n) if c.pairing_ok else f"{effect.n} runs, unpaired"
     interval = signed_between(effect.low, effect.high)
     return [verdict, signed(effect.estimate), interval, n, further_seeds(effect)]
+
+
+INDICES = {"first": "Added first", "last": "Left out last", "owen": "Owen value"}
+
+
+def attribution(result: StudyResult) -> Table:
+    """How a designed study splits the distance between its ends; empty for a comparison."""
+    found = result.attribution
+    columns: Columns = [text("Component"), text("Verdict"), *INDICES.values(), "More runs to resolve"]
+    if found is None:
+        return _table("The total split among the components", columns, ())
+    rows = []
+    for name, effect in found.effects.items():
+        more = NONE if effect.runs_to_resolve is None else str(effect.runs_to_resolve)
+        numbers = [_attributed(effect.indices[index]) for index in INDICES]
+        rows.append([name, effect.verdict, *numbers, more])
+    rows.append(["total", "", "", "", _attributed(found.total), ""])
+    return _table("The total split among the components, nats per token, on minus off", columns, rows)
+
+
+def interactions(result: StudyResult) -> Table:
+    """Pairs whose joint effect is not the sum of theirs; those that a study leaves undefined are not listed."""
+    found = result.attribution
+    pairs = [] if found is None else [pair for pair in found.interactions if pair.number.estimate is not None]
+    rows = [
+        [
+            " x ".join(pair.components),
+            _attributed(pair.number),
+            NONE if pair.adjusted_p is None else f"{pair.adjusted_p:.3f}",
+        ]
+        for pair in pairs
+    ]
+    return _table("Interactions (Banzhaf index), nats per token", [text("Pair"), "Estimate", "Adjusted p"], rows)
+
+
+def _attributed(number: Number) -> str:
+    if number.estimate is None:
+        return NONE
+    if number.low is None or number.high is None:
+        return signed(number.estimate)
+    return f"{signed(number.estimate)} ({signed_between(number.low, number.high)})"
 
 
 def noise(result: StudyResult) -> Table:

@@ -25,7 +25,11 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(content.question, style="bold"), Text(content.scale, style="dim"), Text()]
-    parts += [_variants(content), _effects(content)]
+    parts += [_variants(content)]
+    if content.result.attribution is not None:
+        parts.append(_attribution(content))
+    if content.result.comparisons:
+        parts.append(_effects(content))
     notes = [note for note in content.speed_notes if note.startswith("Emulated")]
     parts += [Text(note, style="dim") for note in notes]
     lost = content.lost_runs.rows
@@ -50,6 +54,16 @@ def _table(title: str, heads: Sequence[str], n_texts: int = 1) -> Table:
             table.add_column(Text(head), overflow="fold", min_width=8)
         else:
             table.add_column(Text(head), justify="right", overflow="fold", min_width=5)
+    return table
+
+
+def _attribution(content: ReportContent) -> Table:
+    from rich.text import Text
+
+    found = content.attribution
+    table = _table(found.title, [column.label for column in found.columns], 2)
+    for row in found.rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

@@ -18,8 +18,6 @@ HEAVY = "ablate.runs.execute"
 
 def run(job: Job, folder: Path, connection: Connection) -> None:
     """Messages: ("progress", step, loss, tokens per second), then ("done", status) or what went wrong."""
-    from ablate.runs.callbacks import Interrupted
-    from ablate.runs.execute import execute
 
     def tell(step: int, loss: float, tokens_per_s: float) -> bool:
         try:
@@ -30,21 +28,29 @@ def run(job: Job, folder: Path, connection: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the run listens: Ctrl-C reaches the whole group
     try:
-        record = execute(job, Store(folder), tell, listen=True)
-        message: tuple[Any, ...] = ("done", record.status if record else "finished")
-    except Interrupted:
-        message = ("interrupted",)
+        message = _execute(job, Store(folder), tell)
     except Exception as error:
         message = ("failed", _reason(error), traceback.format_exc())
     _send(connection, message)
 
 
+def _execute(job: Job, store: Store, tell: Any) -> tuple[Any, ...]:
+    from ablate.runs.callbacks import Interrupted
+    from ablate.runs.execute import execute
+
+    try:
+        record = execute(job, store, tell, listen=True)
+    except Interrupted:
+        return ("interrupted",)
+    return ("done", record.status if record else "finished")
+
+
 def measure(job: Job, connection: Connection) -> None:
     """Messages: ("step_s", seconds of an optimizer step), or ("failed", reason, traceback)."""
-    from ablate.runs.execute import probe
-
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
+        from ablate.runs.execute import probe
+
         with tempfile.TemporaryDirectory() as scratch:
             message: tuple[Any, ...] = ("step_s", probe(job, Path(scratch)))
     except Exception as error:

@@ -28,7 +28,7 @@ class Request:
     teacher: str = ""  # empty: train the small dense one of the ready-made text
     model: str = ""  # of an endpoint
     key_variable: str = ""  # environment variable that holds an endpoint's key
-    n_tokens: int = 400_000
+    n_tokens: int = 250_000
     temperature: float = 0.8
     seed: int = 0
 

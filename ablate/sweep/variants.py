@@ -14,8 +14,8 @@ from ablate.registry import (
     full_variant,
     nearest,
     none_variant,
+    prerequisites,
     resolve,
-    satisfies,
     without,
 )
 from ablate.runs.plan import NamedVariant
@@ -84,16 +84,6 @@ def _designed(study: Study, full: Mapping[str, str], n_seeds: int) -> list[tuple
         (without(full, [n for n in names if n not in parts.names(cell)], study.alternatives), tuple(blocks))
         for cell, blocks in seeds.items()
     ]
-
-
-def prerequisites(name: str, among: Sequence[str], alternatives: Mapping[str, str]) -> tuple[str, ...]:
-    """What `name` requires of the others, where their off is one that leaves it without meaning."""
-    found = []
-    for requirement in component(name).requires:
-        off = alternatives.get(requirement, component(requirement).default_alternative)
-        if requirement in among and not satisfies(requirement, off):
-            found.append(requirement)
-    return tuple(found)
 
 
 def _design(study: Study, parts: Any, n_seeds: int) -> Any:

@@ -44,8 +44,43 @@ def test_a_reference_without_the_component_is_the_side_without():
     variants = [fake.variant("none", none, range(5)), fake.variant("+mtp", added, range(5))]
     records = [fake.record("none", s, x, none) for s, x in enumerate(fake.WITHOUT_LOSSES)]
     records += [fake.record("+mtp", s, x, added) for s, x in enumerate(fake.WITH_LOSSES)]
-    _, c = only(fake.plan(variants, design="add-one-in"), records)
+    _, c = only(fake.plan(variants), records)
     assert (c.variant, c.with_variant, c.without_variant, c.loss.verdict) == ("+mtp", "+mtp", "none", GAIN)
+
+
+def test_a_designed_study_is_split_among_its_components():
+    names = {"full": ("mla", "mtp"), "-mtp": ("mla",), "-mla": ("mtp",), "none": ()}
+    off = fake.FULL | {"mla": "gqa", "mtp": "next-token"}
+    levels = {name: off | dict.fromkeys(on, "on") for name, on in names.items()}
+    truth = {"full": -0.5, "-mtp": -0.2, "-mla": -0.1, "none": 0.0}  # mla -.2, mtp -.1, together -.2 more
+    variants = [fake.variant(name, level, range(3)) for name, level in levels.items()]
+    noise = {("full", 0): 0.01, ("none", 1): -0.02}
+    records = [
+        fake.record(name, seed, 3 + seed + truth[name] + noise.get((name, seed), 0.0), level)
+        for name, level in levels.items()
+        for seed in range(3)
+    ]
+    found = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), records, [])
+    assert found.comparisons == ()
+    attribution = found.attribution
+    assert attribution is not None
+    assert set(attribution.effects) == {"mla", "mtp"}
+    mean = {name: truth[name] + sum(noise.get((name, seed), 0.0) for seed in range(3)) / 3 for name in truth}
+    mtp = attribution.effects["mtp"].indices
+    assert mtp["first"].estimate == pytest.approx(mean["-mla"] - mean["none"])
+    assert mtp["last"].estimate == pytest.approx(mean["full"] - mean["-mtp"])
+    assert mtp["owen"].estimate == pytest.approx((mtp["first"].estimate + mtp["last"].estimate) / 2)
+    assert attribution.total.estimate == pytest.approx(mean["full"] - mean["none"])
+    # Paired by seed: the seeds' own level, which is large here, is in no interval.
+    assert attribution.total.high - attribution.total.low < 0.2
+    assert attribution.effects["mla"].verdict == GAIN
+
+    lost = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), [r for r in records if r.seed], [])
+    assert lost.attribution is not None
+    assert lost.attribution.total.estimate != attribution.total.estimate
+    nothing = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), [], [])
+    assert nothing.attribution is None
+    assert nothing.attribution_reason
 
 
 def test_a_component_that_its_prerequisite_takes_along_is_not_what_was_turned_off():
