@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ablate.errors import RunFailed
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -335,3 +337,6 @@ def main() -> None:
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except RunFailed as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

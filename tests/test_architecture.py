@@ -21,7 +21,7 @@ LINE_CEILING = 500
 
 # Each part may import those of a lower rank and its own. Within `values` the parts are listed in order too.
 RANKS = [
-    {"cost"},
+    {"cost", "errors"},
     {"spec"},
     {"component"},
     {"block", "components", "data"},  # modules of components are built from blocks, and blocks from nodes' modules

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from ablate.codec import encode, run_id
+from ablate.errors import RunFailed
 from ablate.runs import worker as target
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
@@ -82,7 +83,7 @@ def execute_all(jobs: Sequence[Job], store: Store, *, n_parallel: int, listener:
 
 
 def measure_all(jobs: Mapping[str, Job]) -> dict[str, float]:
-    """Seconds of an optimizer step of each job, one after the other. RuntimeError if one cannot run."""
+    """Seconds of an optimizer step of each job, one after the other. RunFailed if one cannot run."""
     context, seconds = _context(), {}
     for name, job in jobs.items():
         mine, theirs = context.Pipe(duplex=False)
@@ -95,7 +96,7 @@ def measure_all(jobs: Mapping[str, Job]) -> dict[str, float]:
             message = ("failed", "its process was killed (out of memory?)", "")
         process.join()
         if message[0] != "step_s":
-            raise RuntimeError(f"a first step of {name} failed: {message[1]}\n{message[2]}")
+            raise RunFailed(f"the first steps of {name} failed: {message[1]}")
         seconds[name] = message[1]
     return seconds
 

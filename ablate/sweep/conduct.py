@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from ablate.codec import canonical, encode
 from ablate.component import ON
 from ablate.cost import ModelCost
+from ablate.data.windows import Windows
 from ablate.doctor import has_gpu
 from ablate.registry import COMPONENTS
 from ablate.runs.executor import Event, Outcome, execute_all, measure_all
@@ -70,6 +71,8 @@ def conduct(study: Study, options: Options, display: Display) -> Conducted:
         display.say(f"{name} is off in every variant of this study")
     corpus = _prepare(base.data.source, base.data.max_bytes, base.model.vocab_size, display)
     texts = _held_out_texts(named, corpus)
+    for text in (corpus.train, corpus.held_out, *texts.values()):
+        Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
     folder = options.out or Path("results") / _slug(study, base, named, corpus.hash)
     step_s = _known_speeds(Store(folder), study)
     if step_s is None:
