@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
+from ablate.calibration import CONTROLS
 from ablate.component import ON, Component
 from ablate.components.aux_free import COMPONENT as AUX_FREE
 from ablate.components.distill import COMPONENT as DISTILL
@@ -29,7 +30,7 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 def component(name: str) -> Component:
     """The component of exactly that name; ValueError names the nearest."""
-    for candidate in COMPONENTS:
+    for candidate in (*COMPONENTS, *CONTROLS):
         if candidate.name == name:
             return candidate
     raise ValueError(f"unknown component {name!r}; {nearest(name, NAMES)}")
@@ -43,15 +44,6 @@ def none_variant() -> dict[str, str]:
 def full_variant(preset: Preset) -> dict[str, str]:
     """Everything on that the preset has sizes for."""
     return none_variant() | {c.name: ON for c in COMPONENTS if c.name in preset.settings}
-
-
-def dependants(name: str) -> tuple[str, ...]:
-    """Components that need this one, directly or through others."""
-    found: list[str] = []
-    for candidate in COMPONENTS:
-        if name in candidate.requires or any(r in found for r in candidate.requires):
-            found.append(candidate.name)
-    return tuple(found)
 
 
 def satisfies(requirement: str, level: str) -> bool:
@@ -91,7 +83,7 @@ def resolve(preset: Preset, variant: Variant) -> Spec:
             f"turn {requirement} on or {name} off"
         )
     spec = Spec(preset=preset, model=preset.model, data=preset.data, trainer=preset.trainer)
-    for chosen in COMPONENTS:
+    for chosen in (*COMPONENTS, *(control for control in CONTROLS if control.name in variant)):
         level = variant[chosen.name]
         spec = chosen.on(spec) if level == ON else chosen.off(spec, chosen.alternative(level).name)
     return spec
@@ -110,7 +102,7 @@ def prerequisites(name: str, among: Sequence[str], off: Mapping[str, str]) -> tu
 def describe(variant: Variant, reference: Variant) -> str:
     """A short name of a variant: what differs from `reference` (the full variant, as a rule)."""
     parts = []
-    for name in NAMES:
+    for name in variant:
         if variant[name] == reference[name]:
             continue
         if variant[name] == ON:

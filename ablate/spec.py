@@ -100,6 +100,9 @@ class TextNode(Protocol):
     def charged_flops_per_token(self, bytes_per_token: float) -> float:
         """FLOPs spent elsewhere (by a teacher) for each training token, as far as they are charged."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a report must say of text that is not the corpus's own; empty for the corpus."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Init:
@@ -171,6 +174,17 @@ class DataSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """What calibration does to a run: a switch without effect, FLOPs without use, targets that are not learned."""
+
+    placebo: bool = False
+    extra_flops_share: float = 0.0  # of the model's own training FLOPs
+    masked_target_share: float = 0.0  # of the main head's targets
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerSpec:
     """Optimisation and evaluation: equal for all variants of a study but for the learning rate, if it is tuned."""
 
@@ -188,6 +202,7 @@ class TrainerSpec:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    control: Control = Control()
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 

@@ -24,6 +24,7 @@ RANKS = [
     {"cost", "errors"},
     {"spec"},
     {"component"},
+    {"calibration"},
     {"block", "components", "data"},  # modules of components are built from blocks, and blocks from nodes' modules
     {"registry"},
     {"codec"},

@@ -1,4 +1,4 @@
-"""The laws of a switch (DESIGN.md, section 3) that concern specifications, over the whole registry."""
+"""The laws of a switch that concern specifications, over the whole registry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from variants import FULL, NANO, cells, every_variant, levels, means_something, name_of, neighbours, spec_of
+from variants import FULL, NANO, cells, dependants, every_variant, levels, means_something, name_of, neighbours, spec_of
 
 from ablate.codec import canonical, decode_model, encode
 from ablate.component import ON, Component
@@ -16,7 +16,6 @@ from ablate.registry import (
     COMPONENTS,
     NAMES,
     component,
-    dependants,
     full_variant,
     none_variant,
     resolve,

@@ -36,6 +36,15 @@ def _with_teacher(nano: Preset) -> Preset:
     return replace(nano, settings={**nano.settings, "distill": replace(nano.settings["distill"], teacher=str(weights))})
 
 
+def dependants(name: str) -> tuple[str, ...]:
+    """Components that need this one, directly or through others."""
+    found: list[str] = []
+    for candidate in COMPONENTS:
+        if name in candidate.requires or any(r in found for r in candidate.requires):
+            found.append(candidate.name)
+    return tuple(found)
+
+
 NANO = _with_teacher(_distinct_heads(preset("nano")))
 FULL = full_variant(NANO)
 

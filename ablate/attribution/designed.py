@@ -9,6 +9,7 @@ from ablate.attribution.estimates import Observations
 from ablate.attribution.games import Lattice, lattice
 from ablate.attribution.results import Attribution, Question
 from ablate.attribution.summary import attribute_runs
+from ablate.calibration import CONTROLS
 from ablate.component import ON
 from ablate.registry import NAMES, prerequisites
 from ablate.runs.record import RunRecord, pairing_fault
@@ -48,7 +49,8 @@ def attribute_design(
 def design_lattice(levels: Sequence[Mapping[str, str]]) -> Lattice:
     """The lattice of the components that are on in some variant and off in another."""
     # A study that is older than a component does not know its level: it was off.
-    names = [n for n in NAMES if len({level.get(n) == ON for level in levels}) == 2]
+    known = (*NAMES, *(control.name for control in CONTROLS))
+    names = [n for n in known if len({level.get(n) == ON for level in levels}) == 2]
     off = {n: next(level[n] for level in levels if level.get(n) != ON) for n in names}
     return lattice(names, {name: prerequisites(name, names, off) for name in names})
 

@@ -40,6 +40,7 @@ class PlannedRuns:
     flops: int
     seeds: tuple[int, ...]
     run_ids: tuple[str, ...]
+    text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

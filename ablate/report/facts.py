@@ -47,6 +47,7 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
         fact("Tokens and order", _pairs(result)),
         fact("Learning rate", _rates(result)),
         *_trainer(result),
+        *_teachers(result),
         *(fact(f"Corpus: {key.replace('_', ' ').replace('.', ', ')}", value) for key, value in _corpus(plan.corpus)),
         fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
     ]
@@ -62,7 +63,25 @@ def _pairs(result: StudyResult) -> str:
     bad = [c.name for c in result.comparisons if not c.pairing_ok]
     if bad:
         return f"not the same for {listed(bad)}: see the warnings"
-    return "runs of one seed saw the same tokens in the same order and began from the same values of shared parameters"
+    texts = [planned.text for planned in result.plan.variants]
+    tokens = "the same tokens in the same order"
+    if any(text != texts[0] for text in texts):
+        tokens = "the same raw text in the same order, where no teacher's text took its place,"
+    return f"runs of one seed saw {tokens} and began from the same values of shared parameters"
+
+
+def _teachers(result: StudyResult) -> list[Fact]:
+    """Text that is not the corpus's own: whose, how much, and what it cost to write. One line for equal texts."""
+    users: dict[str, list[str]] = {}
+    for planned in result.plan.variants:
+        if not planned.text:
+            continue
+        text = dict(planned.text)
+        flops, charged = text.pop("teacher_writing_flops", None), text.pop("teacher_charged", False)
+        said = ", ".join(str(value) for value in text.values())
+        said += f"; {scaled(flops, 'FLOP')} to write" if flops else ""
+        users.setdefault(f"{said}; {'charged to' if charged else 'not charged to'} the budget", []).append(planned.name)
+    return [fact(f"Teacher ({listed(names)})", said) for said, names in users.items()]
 
 
 def _rates(result: StudyResult) -> str:
@@ -77,7 +96,8 @@ def _trainer(result: StudyResult) -> list[Fact]:
     specs = [run.record.spec.get("trainer", {}) for v in result.variants for run in v.finished if run.record]
     if not specs:
         return []
-    same = {k: v for k, v in specs[0].items() if all(s.get(k) == v for s in specs) and k != "learning_rate"}
+    aside = {"learning_rate", "control"}  # the rate has a line of its own; controls are components
+    same = {k: v for k, v in specs[0].items() if all(s.get(k) == v for s in specs) and k not in aside}
     found = []
     if {"n_held_out_windows", "sequence_length"} <= same.keys():
         windows, length = same.pop("n_held_out_windows"), same["sequence_length"]
@@ -85,7 +105,7 @@ def _trainer(result: StudyResult) -> list[Fact]:
             fact("Evaluation", f"main-head loss on the first {windows} held-out windows of {length} tokens, or all")
         )
     said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items())
-    differing = sorted({k for s in specs for k in s} - set(same) - {"learning_rate", "n_held_out_windows"})
+    differing = sorted({k for s in specs for k in s} - set(same) - aside - {"n_held_out_windows"})
     found.append(fact("Trainer", said))
     if differing:
         found.append(fact("Not equal", f"trainer settings {listed(k.replace('_', ' ') for k in differing)}"))

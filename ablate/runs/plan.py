@@ -107,7 +107,8 @@ def _planned(
 ) -> PlannedVariant:
     trainer = named.spec.trainer
     cost = named.spec.model.cost(trainer.sequence_length)
-    flops_per_token = cost.training_flops_per_token + named.spec.data.text.charged_flops_per_token(bytes_per_token)
+    flops_per_token = cost.training_flops_per_token * (1 + trainer.control.extra_flops_share)
+    flops_per_token += named.spec.data.text.charged_flops_per_token(bytes_per_token)
     steps = _steps(study, budget, flops_per_token, trainer.tokens_per_step, step_s)
     n_steps = round(steps)
     if n_steps < 1:
@@ -183,6 +184,7 @@ def summary(plan: Plan, corpus: Mapping[str, object]) -> dict[str, object]:
                 "n_tokens": v.n_tokens,
                 "flops": v.flops,
                 "step_s": v.step_s,
+                "text": v.runs[0].text.facts(),
                 "seeds": list(v.seeds),
                 "run_ids": list(v.run_ids),
             }

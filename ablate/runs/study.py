@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ablate.calibration import CONTROLS
 from ablate.codec import decode
 from ablate.presets import preset, preset_file
 from ablate.registry import (
@@ -37,6 +38,7 @@ class Study:
     disable: tuple[str, ...] = ()  # with `one`: off together; other designs: the components to attribute to
     enable: tuple[str, ...] = ()  # the same, starting from nothing on
     without: tuple[str, ...] = ()  # off in every variant, and not part of the question
+    calibration: tuple[str, ...] = ()  # controls of known effect, as further components of the design
     alternatives: Mapping[str, str] = field(default_factory=dict)
     match: Match = "flops"
     budget: float | None = None  # of a run: training FLOPs, tokens or seconds, as `match` says
@@ -54,6 +56,10 @@ class Study:
     def __post_init__(self) -> None:
         for name in (*self.disable, *self.enable, *self.without):
             component(name)
+        controls = [control.name for control in CONTROLS]
+        for name in self.calibration:
+            if name not in controls:
+                raise ValueError(f"calibration names {name!r}; {nearest(name, controls)}")
         for name, alternative in self.alternatives.items():
             component(name).alternative(alternative)
         if self.disable and self.enable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -13,6 +14,17 @@ from ablate.data.batches import Batch
 from ablate.model import Transformer, initialise
 from ablate.runs.schedule import learning_rate_factor
 from ablate.spec import RunSpec
+
+BURN_SIZE = 256
+
+
+def burn(flops: float, device: torch.device) -> int:
+    """Multiply matrices for about `flops` and forget the result: a control. Returns the products made."""
+    matrix = torch.ones(BURN_SIZE, BURN_SIZE, device=device)
+    n = round(flops / (2 * BURN_SIZE**3))
+    for _ in range(n):
+        matrix @ matrix
+    return n
 
 
 class TrainingModule(LightningModule):
@@ -54,7 +66,7 @@ class TrainingModule(LightningModule):
         inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
         prediction = self.model.predict(inputs_BT)
         logits_BTC = self.model.head(prediction.hidden_BTD).float()
-        main = F.cross_entropy(logits_BTC.flatten(0, 1), targets_BT.flatten())
+        main = F.cross_entropy(logits_BTC.flatten(0, 1), self._learned(targets_BT, batch_idx).flatten())
         loss = self.run.text.loss(main, logits_BTC, batch)
         weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
         if weight:
@@ -67,6 +79,20 @@ class TrainingModule(LightningModule):
             self.expert_load[routing.router] = counts_E if known is None else known + counts_E
         self._keep(main.detach(), batch_idx)
         return loss
+
+    def _learned(self, targets_BT: Tensor, batch_idx: int) -> Tensor:
+        """The main head's targets; those that a control masks are -100, which the loss leaves out."""
+        control = self.run.trainer.control
+        if control.extra_flops_share:
+            flops = self.run.model.cost(targets_BT.shape[1]).training_flops_per_token * targets_BT.numel()
+            burn(flops * control.extra_flops_share, targets_BT.device)
+        if not control.masked_target_share:
+            return targets_BT
+        place = f"step {self.global_step}, micro-batch {batch_idx % self.n_micro_batches}"
+        digest = hashlib.sha256(f"masked targets, seed {self.run.seed}, {place}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        masked_BT = torch.rand(targets_BT.shape, generator=generator) < control.masked_target_share
+        return targets_BT.masked_fill(masked_BT.to(targets_BT.device), -100)
 
     def _keep(self, main: Tensor, batch_idx: int) -> None:
         share = main / self.n_micro_batches

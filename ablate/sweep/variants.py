@@ -8,7 +8,6 @@ from typing import Any
 
 from ablate.component import ON
 from ablate.registry import (
-    NAMES,
     component,
     describe,
     full_variant,
@@ -28,7 +27,7 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
 
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
-    full = without(full_variant(base), study.without, study.alternatives)
+    full = without(full_variant(base) | _on(study.calibration), study.without, study.alternatives)
     n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
     if study.design == "one":
         seeds = tuple(range(n_seeds))
@@ -53,7 +52,7 @@ def _compared(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:
     if study.enable:
         # What a component requires is on beside it and without it: add-one-in of aux-free is against moe alone.
         required = {r for name in study.enable for r in component(name).requires if r not in study.enable}
-        off = none_variant() | dict(study.alternatives) | dict.fromkeys(required, ON)
+        off = none_variant() | dict(study.alternatives) | _on(list(required))
         return [off | dict.fromkeys(study.enable, ON), off]
     if not study.disable:
         raise ValueError("nothing to compare: name at least one component with --disable or --enable")
@@ -71,7 +70,8 @@ def _designed(study: Study, full: Mapping[str, str], n_seeds: int) -> list[tuple
     """Levels and seeds of each cell of a designed experiment over the components that are on in `full`."""
     from ablate.attribution.games import lattice
 
-    names = study.disable or study.enable or tuple(name for name in NAMES if full[name] == ON)
+    named = study.disable or study.enable
+    names = (*named, *study.calibration) if named else tuple(name for name in full if full[name] == ON)
     for name in names:
         if full[name] != ON:
             raise ValueError(f"{name} is off in every variant of this study, so nothing can be attributed to it")
@@ -111,12 +111,13 @@ def _n_runs(study: Study) -> int:
 def _named(
     levels: dict[str, str], seeds: tuple[int, ...], full: Mapping[str, str], study: Study, base: Preset
 ) -> NamedVariant:
-    none = none_variant() | {k: v for k, v in study.alternatives.items() if levels[k] == v}
-    added = [name for name in NAMES if levels[name] == ON]
+    none = {n: component(n).default_alternative for n in levels}
+    none |= {k: v for k, v in study.alternatives.items() if levels[k] == v}
+    added = [name for name in levels if levels[name] == ON]
     name = describe(levels, full)
     if not added:
-        name = "none" if levels == none else describe(levels, none_variant())
-    elif levels != full and len(added) < sum(full[n] == ON for n in NAMES) / 2 and levels == none | _on(added):
+        name = "none" if levels == none else describe(levels, none)
+    elif levels != full and len(added) < sum(full[n] == ON for n in full) / 2 and levels == none | _on(added):
         name = " ".join(f"+{n}" for n in added)
     spec = resolve(base, levels)
     if name in study.learning_rates:

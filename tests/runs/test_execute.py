@@ -23,7 +23,8 @@ from ablate.runs.job import Job
 from ablate.runs.record import RunRecord, pairing_fault
 from ablate.runs.schedule import learning_rate_factor
 from ablate.runs.store import Store
-from ablate.runs.training import TrainingModule
+from ablate.runs.training import TrainingModule, burn
+from ablate.spec import Control
 
 MakeJob = Callable[..., Job]
 
@@ -146,6 +147,27 @@ def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
     assert factors[80] == pytest.approx(1 - (1 / 21) ** 0.5)
     assert factors[-1] == pytest.approx(1 - (20 / 21) ** 0.5)
     assert all(a > b for a, b in pairwise(factors[79:]))
+
+
+def test_a_placebo_changes_no_bit_and_a_spike_what_it_says(make_job: MakeJob, tmp_path: Path) -> None:
+    plain = make_job(n_steps=4)
+    found = {"plain": finish(plain, tmp_path / "plain")}
+    for field, value in (("placebo", True), ("masked_target_share", 0.2), ("extra_flops_share", 0.25)):
+        job = make_job(n_steps=4, control=Control(**{field: value}))
+        found[field] = finish(job, tmp_path / field)
+    hashes = {name: record.final_parameters_hash for name, record in found.items()}
+    assert hashes["placebo"] == hashes["extra_flops_share"] == hashes["plain"]
+    assert hashes["masked_target_share"] != hashes["plain"]
+    assert len({record.run_id for record in found.values()}) == 4
+
+
+def test_masked_targets_are_the_share_and_burned_flops_the_number(make_job: MakeJob) -> None:
+    module = TrainingModule(make_job(control=Control(masked_target_share=0.2)).run)
+    targets = torch.ones(64, 100, dtype=torch.long)
+    masked = module._learned(targets, 0)
+    assert (masked == -100).float().mean() == pytest.approx(0.2, abs=0.02)
+    assert torch.equal(masked, module._learned(targets, 0))
+    assert burn(10 * 2 * 256**3, torch.device("cpu")) == 10
 
 
 def test_every_part_of_the_loss_reaches_the_gradient(make_job: MakeJob, corpus: Any) -> None:

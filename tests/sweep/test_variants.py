@@ -68,6 +68,21 @@ def test_designs_have_every_feasible_variant_and_no_other() -> None:
     assert len(names(coarse)) == 8
 
 
+def test_controls_are_further_components_of_a_design() -> None:
+    asked = study(design="lattice", disable=("mtp",), calibration=("placebo", "spike-flops"), n_seeds=1, block_size=1)
+    made = plan(asked)
+    assert len(made.variants) == 8
+    assert len({run_id(v.runs[0]) for v in made.variants}) == 8
+    spiked = {v.levels["spike-flops"]: v for v in made.variants if v.levels["mtp"] == v.levels["placebo"] == "on"}
+    assert spiked["on"].cost == spiked["off"].cost
+    assert spiked["on"].n_steps * 1.25 == pytest.approx(spiked["off"].n_steps, rel=0.02)
+    assert spiked["on"].flops == pytest.approx(spiked["off"].flops, rel=0.02)
+    for variant in plan(study()).variants:
+        assert "placebo" not in variant.levels
+    with pytest.raises(ValueError, match="calibration names 'mtp'; there are: placebo"):
+        study(calibration=("mtp",))
+
+
 def test_equal_flops_are_equal_to_a_step() -> None:
     made = plan(study())
     for variant in made.variants:

@@ -32,6 +32,9 @@ class RawText:
     def charged_flops_per_token(self, bytes_per_token: float) -> float:
         return 0.0
 
+    def facts(self) -> dict[str, Any]:
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherText:
@@ -69,6 +72,17 @@ class TeacherText:
         from ablate.components.distill.text import writing_flops_per_byte
 
         return self.share * bytes_per_token * writing_flops_per_byte(self.text)
+
+    def facts(self) -> dict[str, Any]:
+        from ablate.components.distill.text import read_manifest
+
+        manifest = read_manifest(self.text)
+        written = f"{manifest.n_tokens:,} tokens at temperature {self.temperature}"
+        return {
+            "teacher_text": f"{self.share:.0%} of the sequences, from {written}",
+            "teacher_writing_flops": manifest.writing_flops,
+            "teacher_charged": self.charge_teacher,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +129,9 @@ class TeacherLogits:
         from ablate.components.distill.checkpoint import read_checkpoint
 
         return read_checkpoint(self.teacher).flops_per_token
+
+    def facts(self) -> dict[str, Any]:
+        return {"teacher": f"soft targets, weight {self.weight}", "teacher_charged": self.charge_teacher}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
