@@ -101,6 +101,13 @@ class TrainingModule(LightningModule):
         else:
             self.step_losses[-1] = self.step_losses[-1] + share
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under mixed precision, for fear of scaled gradients;
+        # bfloat16 scales none.
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Callbacks see the step's load before this hook runs; the next step counts anew.
         self.expert_load = {}

@@ -149,6 +149,17 @@ def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
     assert all(a > b for a, b in pairwise(factors[79:]))
 
 
+def test_bfloat16_trains_beside_float32_master_weights(make_job: MakeJob, tmp_path: Path) -> None:
+    for disabled in ((), ("fp8",)):
+        record = finish(make_job(*disabled, n_steps=8, dtype="bfloat16"), tmp_path / f"b{len(disabled)}")
+        exact = finish(make_job(*disabled, n_steps=8), tmp_path / f"f{len(disabled)}")
+        assert record.status == "finished"
+        assert record.final_parameters_hash != exact.final_parameters_hash
+        assert record.metrics["nats_per_token"] == pytest.approx(exact.metrics["nats_per_token"], abs=0.2)
+        weights = read(Store(tmp_path / f"b{len(disabled)}").run_folder(record.run_id) / "weights")["state_dict"]
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 def test_a_placebo_changes_no_bit_and_a_spike_what_it_says(make_job: MakeJob, tmp_path: Path) -> None:
     plain = make_job(n_steps=4)
     found = {"plain": finish(plain, tmp_path / "plain")}
