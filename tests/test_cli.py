@@ -142,7 +142,7 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
     arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
     whole = call(environment, *arguments, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    for attempt in range(6):
+    for attempt in range(4):
         process = subprocess.Popen(
             command(*arguments, "--out", "killed"),
             cwd=tmp_path,
