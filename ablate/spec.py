@@ -104,6 +104,13 @@ class TextNode(Protocol):
         """What a report must say of text that is not the corpus's own; empty for the corpus."""
 
 
+def _at_least(node: Any, path: str, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(node, name)
+        if not value >= least:  # also for what is not a number
+            raise ValueError(f"{path}.{name} is {value}; it must be at least {least}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Init:
     """Initial weights: normal, of fixed deviation `scale` or of deviation scale / sqrt(fan-in)."""
@@ -112,6 +119,9 @@ class Init:
     scale: float
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        _at_least(self, "init", 0, "scale")
 
     def deviation(self, fan_in: int) -> float:
         return self.scale if self.scheme == "normal" else self.scale / fan_in**0.5
@@ -134,6 +144,14 @@ class ModelSpec:
     rope_theta: float
     norm_eps: float
     init: Init
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model", 1, "dim", "n_layers", "vocab_size", "rope_theta")
+        _at_least(self, "model", 0, "n_first_layers", "norm_eps")
+        if self.n_first_layers > self.n_layers:
+            raise ValueError(
+                f"model.n_first_layers is {self.n_first_layers}; the model has {self.n_layers} layers (model.n_layers)"
+            )
 
     def layer_feed_forward(self, layer: int) -> tuple[FeedForwardNode, BalanceNode | None]:
         """The node of a layer's feed-forward with its balance; modules behind the last layer continue it."""
@@ -203,6 +221,16 @@ class TrainerSpec:
     beta2: float = 0.95
     epsilon: float = 1e-8
     control: Control = Control()
+
+    def __post_init__(self) -> None:
+        counts = ("sequence_length", "batch_size", "micro_batch_size", "n_evaluations", "n_held_out_windows")
+        _at_least(self, "trainer", 1, *counts)
+        _at_least(self, "trainer", 0, "learning_rate", "weight_decay", "gradient_clip", "warmup_share", "decay_share")
+        if self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"trainer.warmup_share is {self.warmup_share} and trainer.decay_share {self.decay_share}; "
+                "they are shares of the steps and sum to at most 1"
+            )
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 

@@ -54,6 +54,7 @@ BAD = {
     "no results": (["report", "EMPTY"], "EMPTY"),
     "no such run": (["export", "EMPTY"], "is no finished run"),
     "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
+    "impossible width": (["account", "--model", "NEGATIVE"], "model.dim is -8; it must be at least 1"),
     "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),
 }
 
@@ -70,7 +71,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         'attention = { kind = "mla", n_heads = 1, q_lora_rank = 0, kv_lora_rnk = 4, qk_nope_head_dim = 4, '
         "qk_rope_head_dim = 2, v_head_dim = 4 }\n"
     )
+    misspelt = (folder / "model.toml").read_text()
+    (folder / "negative.toml").write_text(misspelt.replace("rnk", "rank").replace("dim = 8", "dim = -8", 1))
     return {
+        "NEGATIVE": str(folder / "negative.toml"),
         "TEXT": str(folder / "text.txt"),
         "BINARY": str(folder / "binary.txt"),
         "EMPTY": str(folder / "empty"),

@@ -109,6 +109,9 @@ def test_equal_tokens_and_equal_seconds() -> None:
         ({"trainer": {"batch_size": 4, "micro_batch_size": 3}}, "must divide"),
         ({"trainer": {"batch": 4}}, "trainer.batch is unknown"),
         ({"trainer": {"learning_rate": "fast"}}, "trainer.learning_rate"),
+        ({"trainer": {"sequence_length": 0}}, "trainer.sequence_length is 0; it must be at least 1"),
+        ({"trainer": {"sequence_length": 1}}, "has none so far ahead"),
+        ({"trainer": {"decay_share": 0.99}}, "sum to at most 1"),
     ],
 )
 def test_an_impossible_plan_is_one_sentence(fields: dict[str, Any], message: str) -> None:

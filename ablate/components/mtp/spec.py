@@ -68,6 +68,10 @@ class MultiToken:
 
     def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
         """Module k works on the sequence_length - k positions that have a token to predict."""
+        if sequence_length <= self.mtp_depth:
+            raise ValueError(
+                f"objective.mtp_depth is {self.mtp_depth}; a sequence of {sequence_length} tokens has none so far ahead"
+            )
         parameters, flops = 0, 0.0
         for depth in range(1, self.mtp_depth + 1):
             length = sequence_length - depth
