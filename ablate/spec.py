@@ -68,6 +68,9 @@ class ObjectiveNode(Protocol):
     def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
         """Parameters beyond the main model, and their forward FLOPs per token of a sequence."""
 
+    def check_length(self, sequence_length: int) -> None:
+        """ValueError if the objective cannot be trained on sequences of this length."""
+
 
 class LinearNode(Protocol):
     """Makes every linear map but the embedding, the output head and the router's gate."""

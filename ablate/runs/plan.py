@@ -89,7 +89,7 @@ def make_plan(
     `step_s`. `bytes_per_token` of the corpus prices text that is charged by length. ValueError if a budget does not
     reach one step, or what a match needs is missing.
     """
-    _check_batch(base)
+    check_trainable(base, named)
     budget = study.budget
     if budget is None:
         if study.match == "seconds":
@@ -152,8 +152,11 @@ def _steps(study: Study, budget: float, flops_per_token: float, tokens_per_step:
     return budget / step_s
 
 
-def _check_batch(base: Preset) -> None:
+def check_trainable(base: Preset, named: Sequence[NamedVariant]) -> None:
+    """ValueError if the batch cannot be cut as asked, or a variant's objective wants longer sequences."""
     trainer = base.trainer
+    for variant in named:
+        variant.spec.model.objective.check_length(trainer.sequence_length)
     if trainer.micro_batch_size < 1 or trainer.batch_size % trainer.micro_batch_size:
         raise ValueError(
             f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "

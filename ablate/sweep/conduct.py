@@ -18,7 +18,7 @@ from ablate.doctor import has_gpu
 from ablate.registry import COMPONENTS
 from ablate.runs.executor import Event, Outcome, execute_all, measure_all
 from ablate.runs.job import Job
-from ablate.runs.plan import NamedVariant, Plan, make_plan, summary
+from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, summary
 from ablate.runs.store import Store, replace_file, to_json
 from ablate.runs.study import Study, to_toml
 from ablate.spec import Preset, RunSpec
@@ -64,6 +64,7 @@ def conduct(study: Study, options: Options, display: Display) -> Conducted:
     """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
     base = study.load_preset()
     named = variants(study, base)
+    check_trainable(base, named)
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
     n_parallel, n_threads = parallel(costs, options.n_parallel)
     fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)

@@ -29,6 +29,9 @@ class NextToken:
     def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
         return 0, 0.0
 
+    def check_length(self, sequence_length: int) -> None:
+        """Any length will do."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MultiToken:
@@ -68,13 +71,9 @@ class MultiToken:
 
     def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
         """Module k works on the sequence_length - k positions that have a token to predict."""
-        if sequence_length <= self.mtp_depth:
-            raise ValueError(
-                f"objective.mtp_depth is {self.mtp_depth}; a sequence of {sequence_length} tokens has none so far ahead"
-            )
         parameters, flops = 0, 0.0
         for depth in range(1, self.mtp_depth + 1):
-            length = sequence_length - depth
+            length = max(0, sequence_length - depth)
             module = model.block_cost(model.n_layers + depth - 1, length) + vector(model.dim)
             if self.arrangement == "sequential":
                 module = module + vector(model.dim) * 2 + matrix(2 * model.dim, model.dim)
@@ -82,6 +81,13 @@ class MultiToken:
             head = Cost(weight_flops=2 * model.dim * model.vocab_size)
             flops += (module + head).forward_flops * length / sequence_length
         return parameters, flops
+
+    def check_length(self, sequence_length: int) -> None:
+        """ValueError if the last module would have no position to train on."""
+        if sequence_length <= self.mtp_depth:
+            raise ValueError(
+                f"objective.mtp_depth is {self.mtp_depth}; a sequence of {sequence_length} tokens has none so far ahead"
+            )
 
 
 def on(spec: Spec) -> Spec:
