@@ -334,6 +334,7 @@ def test_a_table_made_in_inference_mode_serves_training() -> None:
     with torch.inference_mode():
         built(window)
     training_loss(built, window).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in built.parameters())
 
 
 def test_neighbours_reach_every_alternative() -> None:
