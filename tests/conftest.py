@@ -1,6 +1,11 @@
-"""Settings of every test: one thread, as the machines that run several at a time have cores."""
+"""Settings of every test: one thread, as the machines that run several at a time have cores; Triton without a GPU."""
 
 import os
 
+from ablate.machine import has_gpu
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not has_gpu():
+    # Before any kernel is defined: without a device kernels run in Triton's interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"

@@ -1,0 +1,136 @@
+"""Configurations of kernels by machine and shape, from JSON files; and the ones a machine has measured. No torch.
+
+A file maps an architecture (`sm_90`, `interpreter`) to kernels, and a kernel to its `choices`, tried in order: the
+first whose `when` holds for the shape is used. `candidates` are what `dsv3-ablate bench kernels --tune` times besides.
+Measured choices of one device stand in `measured/<device>.json` beside this file and go before all others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ablate.machine import Machine
+
+MEASURED = Path(__file__).parent / "measured"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """How one kernel is launched: its block sizes by name, and what Triton is told of warps and pipelining.
+
+    `when`: bounds [low, high] of sizes in which it is chosen, by name; null is no bound.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 2
+    when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        return all(
+            (low is None or sizes[name] >= low) and (high is None or sizes[name] <= high)
+            for name, (low, high) in self.when.items()
+        )
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def __str__(self) -> str:
+        blocks = " ".join(f"{name}{size}" for name, size in self.blocks.items())
+        return f"{blocks} w{self.num_warps} s{self.num_stages}".strip()
+
+
+_forced: ContextVar[Mapping[str, Configuration]] = ContextVar("forced")
+
+
+@contextmanager
+def forced(kernel: str, configuration: Configuration) -> Iterator[None]:
+    """Inside, `kernel` is launched with this configuration, whatever the table says: for tuning and for tests."""
+    token = _forced.set({**_forced.get({}), kernel: configuration})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+class Table:
+    """The configurations of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.used: dict[str, list[Configuration]] = {}  # what was chosen in this process, by kernel
+
+    def choose(self, kernel: str, machine: Machine, **sizes: int) -> Configuration:
+        """The configuration of a kernel for these sizes. ValueError where the table has none."""
+        if kernel in (chosen := _forced.get({})):
+            return chosen[kernel]
+        found = _choose(self.path, kernel, machine, tuple(sorted(sizes.items())))
+        if found not in self.used.setdefault(kernel, []):
+            self.used[kernel].append(found)
+        return found
+
+    def kernels(self, architecture: str) -> tuple[str, ...]:
+        return tuple(_read(self.path).get(architecture, {}))
+
+    def shipped(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
+        """The choices of a kernel, in order."""
+        return _decode(_read(self.path)[architecture][kernel]["choices"])
+
+    def candidates(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
+        """What tuning tries: the choices, and the candidates beside them."""
+        entry = _read(self.path)[architecture][kernel]
+        found = _decode([*entry["choices"], *entry.get("candidates", [])])
+        plain = [Configuration(blocks=c.blocks, num_warps=c.num_warps, num_stages=c.num_stages) for c in found]
+        return tuple(c for i, c in enumerate(plain) if c not in plain[:i])
+
+
+@cache
+def _choose(path: Path, kernel: str, machine: Machine, sizes: tuple[tuple[str, int], ...]) -> Configuration:
+    shape = dict(sizes)
+    for source, key in ((MEASURED / f"{machine.slug}.json", "kernels"), (path, machine.architecture)):
+        entry = _read(source).get(key, {}).get(kernel)
+        for configuration in _decode(entry["choices"]) if entry else ():
+            if configuration.holds(shape):
+                return configuration
+    where = ", ".join(f"{name}={size}" for name, size in sizes)
+    raise ValueError(
+        f"no configuration of the kernel {kernel} for {machine} ({where}); "
+        "choose backend library, or measure some with: dsv3-ablate bench kernels --tune"
+    )
+
+
+@cache
+def _read(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def forget() -> None:
+    """Read the files anew: after tuning has written one."""
+    _read.cache_clear()
+    _choose.cache_clear()
+
+
+def measured_backends(machine: Machine) -> Mapping[str, str]:
+    """Slot -> the fastest backend, where it was measured on this very device; empty elsewhere."""
+    return _read(MEASURED / f"{machine.slug}.json").get("backends", {})
+
+
+def _decode(entries: Any) -> tuple[Configuration, ...]:
+    return tuple(
+        Configuration(
+            blocks=dict(entry.get("blocks", {})),
+            num_warps=entry.get("num_warps", 4),
+            num_stages=entry.get("num_stages", 2),
+            when={name: (low, high) for name, (low, high) in entry.get("when", {}).items()},
+        )
+        for entry in entries
+    )

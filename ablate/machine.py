@@ -1,0 +1,70 @@
+"""The machine that runs are resolved for: what decides which backends can be used. No torch unless there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HOPPER = (9, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """A device as backends see it. `interpreted`: Triton kernels run in its interpreter, on the processor."""
+
+    kind: str  # "cpu" or "cuda"
+    name: str = "cpu"  # as its driver gives it, for example "NVIDIA H200"
+    capability: tuple[int, int] | None = None
+    interpreted: bool = False
+    torch_version: tuple[int, int] = (2, 11)
+
+    @property
+    def architecture(self) -> str:
+        """Key of the tables: sm_90, interpreter or cpu."""
+        if self.interpreted:
+            return "interpreter"
+        return "cpu" if self.capability is None else f"sm_{self.capability[0]}{self.capability[1]}"
+
+    @property
+    def slug(self) -> str:
+        """The device's name as the name of a file: h200, h100-80gb-hbm3."""
+        words = self.name.lower().replace("nvidia", "").split()
+        return "-".join("".join(c for c in word if c.isalnum()) for word in words) or self.kind
+
+    @property
+    def runs_triton(self) -> bool:
+        """Whether the kernels of this program run here: on Hopper, or interpreted."""
+        return self.interpreted or self.capability == HOPPER
+
+    def __str__(self) -> str:
+        if self.interpreted:
+            return f"{self.name}, Triton interpreted"
+        return self.name if self.capability is None else f"{self.name}, {self.architecture}"
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver offers a device, without importing torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return not hidden and Path("/dev/nvidia0").exists()
+
+
+@cache
+def this_machine() -> Machine:
+    """The machine of this process."""
+    from importlib import metadata
+
+    major, minor = metadata.version("torch").split(".")[:2]
+    version = (int(major), int(minor))
+    if has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return Machine(
+                kind="cuda",
+                name=torch.cuda.get_device_name(),
+                capability=torch.cuda.get_device_capability(),
+                torch_version=version,
+            )
+    return Machine(kind="cpu", interpreted=os.environ.get("TRITON_INTERPRET") == "1", torch_version=version)
