@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablate.backends import settled
 from ablate.spec import BuildContext, ModelSpec
 
 
@@ -40,10 +41,15 @@ def rotation_table(rope_dim: int, length: int, theta: float, device: torch.devic
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm with a weight; float32 inside whatever the input is."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, backend: str) -> None:
         super().__init__(dim, eps=eps)
+        self.backend, self.epsilon = settled(backend), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "triton":
+            from ablate.kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.epsilon)
         wide = torch.promote_types(x.dtype, torch.float32)
         return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
 
@@ -55,9 +61,9 @@ class Block(nn.Module):
         super().__init__()
         context = build_context(model)
         feed_forward, balance = model.layer_feed_forward(layer)
-        self.attention_norm = RMSNorm(model.dim, model.norm_eps)
+        self.attention_norm = context.norm(model.dim)
         self.attention: Any = model.attention.build(context)
-        self.feed_forward_norm = RMSNorm(model.dim, model.norm_eps)
+        self.feed_forward_norm = context.norm(model.dim)
         self.feed_forward = feed_forward.build(context, balance)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
@@ -73,4 +79,4 @@ class Block(nn.Module):
 
 
 def build_context(model: ModelSpec) -> BuildContext:
-    return BuildContext(dim=model.dim, norm_eps=model.norm_eps, linear=model.linear)
+    return BuildContext(dim=model.dim, norm_eps=model.norm_eps, norm_backend=model.norm_backend, linear=model.linear)

@@ -49,6 +49,13 @@ def run(
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SLOT=NAME",
+            help="What runs a slot (attention, feed_forward, balance, linear, norm, head): library, triton, ...",
+        ),
+    ] = None,
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
@@ -72,6 +79,7 @@ def run(
         margin_nats=margin,
         data=data,
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
+        backends=_pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
     _conduct(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
 
@@ -303,17 +311,19 @@ def _print_json(document: Any) -> None:
 
 def _default_preset() -> str:
     """`cpu` on a machine without a GPU. Asked of the driver, since importing torch takes seconds."""
-    from ablate.doctor import has_gpu
+    from ablate.machine import has_gpu
 
     return "h200-d512" if has_gpu() else "cpu"
 
 
-def _pairs(given: list[str]) -> dict[str, str]:
+def _pairs(
+    given: list[str], option: str = "--alternative", form: str = "COMPONENT=NAME, for example moe=coarse"
+) -> dict[str, str]:
     pairs = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"--alternative is {item!r}; it takes COMPONENT=NAME, for example moe=coarse")
+            raise ValueError(f"{option} is {item!r}; it takes {form}")
         pairs[name] = value
     return pairs
 

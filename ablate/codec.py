@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ablate.backends import Backend
 from ablate.registry import COMPONENTS, nearest
-from ablate.spec import Init, ModelSpec, RunSpec, TrainerSpec
+from ablate.spec import SLOTS, Init, ModelSpec, RunSpec, TrainerSpec
 
 T = TypeVar("T")
-MODEL_SLOTS = ("attention", "feed_forward", "first_feed_forward", "balance", "objective", "linear")
+MODEL_DEFAULTS = [f.name for f in dataclasses.fields(ModelSpec) if f.default is not dataclasses.MISSING]
 
 
 def decode(cls: type[T], data: Any, path: str) -> T:
@@ -68,8 +69,10 @@ def decode_model(data: Mapping[str, Any], path: str = "model") -> ModelSpec:
     values: dict[str, Any] = {}
     for name, kind in known.items():
         if name not in data:
+            if name in MODEL_DEFAULTS:
+                continue
             raise ValueError(f"{path}.{name} is missing")
-        if name in MODEL_SLOTS:
+        if name in SLOTS:
             empty = name == "balance" and data[name] is None
             values[name] = None if empty else decode_node(name, data[name], path)
         else:
@@ -77,7 +80,7 @@ def decode_model(data: Mapping[str, Any], path: str = "model") -> ModelSpec:
     return ModelSpec(**values)
 
 
-FIELD_TYPES: dict[Any, Any] = {"int": int, "float": float, "Init": Init}
+FIELD_TYPES: dict[Any, Any] = {"int": int, "float": float, "Init": Init, "Backend": Backend}
 
 
 def decode_run(data: Mapping[str, Any]) -> RunSpec:

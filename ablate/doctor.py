@@ -9,13 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ablate.machine import has_gpu
+
 OPTIONAL = {"pyarrow": "parquet", "datasets": "datasets", "transformers": "transformers"}
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA driver offers a device, without importing torch."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    return not hidden and Path("/dev/nvidia0").exists()
 
 
 def examine() -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
+from ablate.backends import AUTO, Backend, settle, without_triton
 from ablate.cost import Cost, ModelCost, matrix, vector
+from ablate.machine import Machine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +23,14 @@ class BuildContext:
 
     dim: int
     norm_eps: float
+    norm_backend: str
     linear: LinearNode
+
+    def norm(self, dim: int) -> nn.Module:
+        """The root-mean-square norm of `dim` channels."""
+        from ablate.block import RMSNorm
+
+        return RMSNorm(dim, self.norm_eps, self.norm_backend)
 
 
 class AttentionNode(Protocol):
@@ -78,8 +87,12 @@ class LinearNode(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def linear(self, in_features: int, out_features: int) -> nn.Module: ...
-    def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module: ...
+    def linear(self, in_features: int, out_features: int) -> Any:
+        """A module x (..., I) -> (..., O); its `after_swiglu` maps silu(gate) * up of a (..., 2 I)."""
+
+    def grouped(self, n_groups: int, in_features: int, out_features: int) -> Any:
+        """A module (rows sorted by group, ends of the groups) -> rows; its `experts` may know a whole expert."""
+
     def precision(self, dtype: str, device: str) -> Any:
         """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""
 
@@ -97,14 +110,24 @@ class TextNode(Protocol):
     def datamodule(self, run: RunSpec, corpus: Any) -> Any:
         """The LightningDataModule of a run on a corpus."""
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether its loss reads the main head's logits, which a head may otherwise never have whole."""
+
     def loss(self, cross_entropy: Any, logits_BTC: Any, batch: Any) -> Any:
-        """The main head's term of the training loss, from its next-token cross-entropy."""
+        """The main head's term of the training loss, from its next-token cross-entropy.
+
+        `logits_BTC`: the main head's, float32, where the node wants them; else None.
+        """
 
     def charged_flops_per_token(self, bytes_per_token: float) -> float:
         """FLOPs spent elsewhere (by a teacher) for each training token, as far as they are charged."""
 
     def facts(self) -> dict[str, Any]:
         """What a report must say of text that is not the corpus's own; empty for the corpus."""
+
+
+SLOTS = ("attention", "feed_forward", "first_feed_forward", "balance", "objective", "linear")
 
 
 def _at_least(node: Any, path: str, least: int, *names: str) -> None:
@@ -147,6 +170,8 @@ class ModelSpec:
     rope_theta: float
     norm_eps: float
     init: Init
+    norm_backend: Backend = "auto"  # of every norm: library is torch's
+    head_backend: Backend = "auto"  # of the heads with their cross-entropy: library has the logits whole
 
     def __post_init__(self) -> None:
         _at_least(self, "model", 1, "dim", "n_layers", "vocab_size", "rope_theta")
@@ -155,6 +180,50 @@ class ModelSpec:
             raise ValueError(
                 f"model.n_first_layers is {self.n_first_layers}; the model has {self.n_layers} layers (model.n_layers)"
             )
+
+    def with_backends(self, asked: Mapping[str, str]) -> ModelSpec:
+        """The same model with backends by slot (`norm` and `head` too), where the slot's node has the one named."""
+        changes: dict[str, Any] = {}
+        for slot, name in asked.items():
+            node = getattr(self, slot, self)
+            field_name = f"{slot}_backend" if node is self else "backend"
+            if name in get_args(get_type_hints(type(node)).get(field_name)):
+                changes[field_name if node is self else slot] = name if node is self else replace(node, backend=name)
+        return replace(self, **changes)
+
+    def settled(self, machine: Machine, dtype: str) -> ModelSpec:
+        """The same model with every backend named that runs it on a machine in a run's dtype.
+
+        ValueError if one that was asked for cannot run there.
+        """
+        obstacles = {"library": "", "triton": without_triton(machine)}
+        changes: dict[str, Any] = {
+            f"{name}_backend": settle(name, getattr(self, f"{name}_backend"), machine, obstacles)
+            for name in ("norm", "head")
+        }
+        for slot in SLOTS:
+            node = getattr(self, slot)
+            if hasattr(node, "settled"):
+                changes[slot] = node.settled(machine, dtype)
+        return replace(self, **changes)
+
+    def portable(self) -> ModelSpec:
+        """The same model on backends that run on any machine, whatever it was trained with: weights fit both."""
+        changes: dict[str, Any] = {"norm_backend": AUTO, "head_backend": AUTO}
+        for slot in SLOTS:
+            node = getattr(self, slot)
+            if hasattr(node, "settled"):
+                changes[slot] = replace(node, backend=AUTO)
+        return replace(self, **changes).settled(Machine(kind="cpu"), "float32")
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """Slot -> the backend that runs it; "reference" is what has no choice."""
+        named = {slot: getattr(getattr(self, slot), "backend", "") for slot in SLOTS}
+        return {slot: name for slot, name in named.items() if name} | {
+            "norm": self.norm_backend,
+            "head": self.head_backend,
+        }
 
     def layer_feed_forward(self, layer: int) -> tuple[FeedForwardNode, BalanceNode | None]:
         """The node of a layer's feed-forward with its balance; modules behind the last layer continue it."""
@@ -264,6 +333,10 @@ class Spec:
     model: ModelSpec
     data: DataSpec
     trainer: TrainerSpec
+
+    def settled(self, machine: Machine) -> Spec:
+        """The same variant with the backends that run it on a machine."""
+        return replace(self, model=self.model.settled(machine, self.trainer.dtype))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

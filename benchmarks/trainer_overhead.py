@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import Callback
 
 from ablate.data.prepare import prepare
+from ablate.machine import this_machine
 from ablate.presets import preset
 from ablate.registry import full_variant, resolve, without
 from ablate.runs.callbacks import Curve, Keeper, Progress
@@ -33,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     quiet()
     base = preset(arguments.preset)
-    spec = resolve(base, without(full_variant(base), arguments.disable, {}))
+    spec = resolve(base, without(full_variant(base), arguments.disable, {})).settled(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     trainer = replace(spec.trainer, n_evaluations=1, batch_size=arguments.batch, micro_batch_size=arguments.batch)
     run = RunSpec(

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from ablate.codec import encode
+from ablate.machine import this_machine
 from ablate.model import build
 from ablate.presets import preset
 from ablate.registry import none_variant, resolve
@@ -17,7 +18,7 @@ from ablate.spec import ModelSpec, RunSpec
 
 def write_weights(folder: Path, *, corpus_hash: str = "", model: ModelSpec | None = None, seed: int = 0) -> Path:
     """The folder `weights` of a run of preset nano with everything off, or of another model."""
-    spec = resolve(preset("nano"), none_variant())
+    spec = resolve(preset("nano"), none_variant()).settled(this_machine())
     run = RunSpec(
         model=model or spec.model,
         text=spec.data.text,

@@ -21,7 +21,9 @@ LINE_CEILING = 500
 
 # Each part may import those of a lower rank and its own. Within `values` the parts are listed in order too.
 RANKS = [
-    {"cost", "errors"},
+    {"cost", "errors", "machine"},
+    {"kernels"},
+    {"backends"},
     {"spec"},
     {"component"},
     {"calibration"},
@@ -30,7 +32,7 @@ RANKS = [
     {"codec"},
     {"presets"},
     {"model"},
-    {"runs", "export", "doctor"},
+    {"runs", "export", "doctor", "bench"},
     {"attribution"},
     {"report", "sweep", "cluster"},
 ]

@@ -17,6 +17,7 @@ from variants import (
     models,
     name_of,
     neighbours,
+    settled,
     spec_of,
     tokens,
     training_loss,
@@ -46,6 +47,7 @@ def marks(variant: dict[str, str]) -> frozenset[str]:
 
 @cache
 def marks_of(spec: ModelSpec) -> frozenset[str]:
+    spec = settled(spec)
     with torch.device("meta"):
         model = Transformer(spec)
     found = {f"tensor {name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()}
@@ -116,7 +118,7 @@ def test_law_7_every_parameter_gets_a_gradient(model: ModelSpec) -> None:
 
 def test_law_8_parameters_are_the_closed_form() -> None:
     """Exactly, for every model that the registry can make."""
-    ordinary = {n: m for n, m in models("every").items() if m.linear == NANO.model.linear}
+    ordinary = {n: m for n, m in models("every").items() if m.linear == settled(NANO.model).linear}
     assert len(ordinary) > 100
     for name, model in (models() | ordinary).items():
         with torch.device("meta"):
@@ -187,7 +189,7 @@ def test_law_8_parameters_at_the_size_of_deepseek_v3() -> None:
     for variant in (full_variant(large), none_variant()):
         model = resolve(large, variant).model
         with torch.device("meta"):
-            built = Transformer(model)
+            built = Transformer(settled(model))
         assert sum(p.numel() for p in built.parameters()) == model.cost(4096).trained_parameters
 
 

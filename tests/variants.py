@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.component import ON, Component
+from ablate.machine import this_machine
 from ablate.model import Transformer
 from ablate.presets import preset
 from ablate.registry import COMPONENTS, describe, full_variant, resolve, satisfies, unmet
@@ -101,8 +102,12 @@ def models(kind: str = "neighbours") -> dict[str, ModelSpec]:
     variants = {"neighbours": neighbours, "every": every_variant, "cells": cells}[kind]()
     found: dict[ModelSpec, str] = {}
     for variant in variants:
-        found.setdefault(spec_of(variant).model, name_of(variant))
+        found.setdefault(settled(spec_of(variant).model), name_of(variant))
     return {name: model for model, name in found.items()}
+
+
+def settled(model: ModelSpec) -> ModelSpec:
+    return model.settled(this_machine(), "float32")
 
 
 def with_reference(model: ModelSpec) -> ModelSpec:
@@ -116,7 +121,7 @@ def with_reference(model: ModelSpec) -> ModelSpec:
 
 
 def with_ordinary_products(model: ModelSpec) -> ModelSpec:
-    return replace(model, linear=NANO.model.linear)
+    return settled(replace(model, linear=NANO.model.linear))
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:

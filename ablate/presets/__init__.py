@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ablate.codec import decode
+from ablate.codec import FIELD_TYPES, decode
 from ablate.components.distill.spec import RawText
 from ablate.components.fp8.spec import StandardLinear
 from ablate.components.mla.spec import GroupedQueryAttention
@@ -20,6 +20,7 @@ from ablate.spec import DataSpec, Init, ModelSpec, Preset, TrainerSpec
 
 SECTIONS = ("title", "n_tokens", "n_seeds", "model", "attention", "init", "trainer", "data")
 MODEL_FIELDS = {"dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta", "norm_eps"}
+MODEL_OPTIONS = {"norm_backend", "head_backend"}
 
 
 def names() -> tuple[str, ...]:
@@ -69,14 +70,16 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
 def _model(data: Mapping[str, Any]) -> ModelSpec:
     model = dict(data["model"])
     for field in model:
-        if field not in MODEL_FIELDS:
-            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS)}")
+        if field not in MODEL_FIELDS | MODEL_OPTIONS:
+            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS | MODEL_OPTIONS)}")
     for field in MODEL_FIELDS:
         if field not in model:
             raise ValueError(f"model.{field} is missing")
+    backends = {f: decode(FIELD_TYPES["Backend"], model.pop(f), f"model.{f}") for f in MODEL_OPTIONS if f in model}
     dense = SwiGLU(hidden_dim=model.pop("hidden_dim"))
     return ModelSpec(
         **model,
+        **backends,
         first_feed_forward=dense,
         attention=decode(GroupedQueryAttention, data["attention"], "attention"),
         feed_forward=dense,

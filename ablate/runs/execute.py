@@ -213,8 +213,7 @@ def _logger(job: Job, attempt: Path) -> Any:
 
 
 def _backends(run: RunSpec) -> dict[str, str]:
-    slots = {"attention": run.model.attention, "linear": run.model.linear}
-    return {name: getattr(node, "backend", "reference") for name, node in slots.items()} | {"device": device()}
+    return run.model.backends | {"device": device()}
 
 
 def _evidence(run: RunSpec) -> dict[str, str]:

@@ -23,6 +23,7 @@ Match = Literal["flops", "tokens", "seconds"]
 Design = Literal[
     "one", "leave-one-out", "add-one-in", "first-last", "lattice", "factorial", "fractional", "optimal", "staged"
 ]
+BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,7 @@ class Study:
     max_bytes: int | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)  # fields of the preset's trainer to replace
     learning_rates: Mapping[str, float] = field(default_factory=dict)  # variant -> its own tuned rate
+    backends: Mapping[str, str] = field(default_factory=dict)  # slot -> what runs it, in every variant that can
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -62,6 +64,9 @@ class Study:
                 raise ValueError(f"calibration names {name!r}; {nearest(name, controls)}")
         for name, alternative in self.alternatives.items():
             component(name).alternative(alternative)
+        for slot in self.backends:
+            if slot not in BACKEND_SLOTS:
+                raise ValueError(f"backends names the slot {slot!r}; {nearest(slot, BACKEND_SLOTS)}")
         if self.disable and self.enable:
             raise ValueError(
                 "both disable and enable were given: disable starts from the full recipe and enable from none of it; "

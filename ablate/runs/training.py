@@ -65,8 +65,7 @@ class TrainingModule(LightningModule):
         window_BT1 = batch["window_BT1"]
         inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
         prediction = self.model.predict(inputs_BT)
-        logits_BTC = self.model.head(prediction.hidden_BTD).float()
-        main = F.cross_entropy(logits_BTC.flatten(0, 1), self._learned(targets_BT, batch_idx).flatten())
+        main, logits_BTC = self._main_head(prediction.hidden_BTD, self._learned(targets_BT, batch_idx))
         loss = self.run.text.loss(main, logits_BTC, batch)
         weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
         if weight:
@@ -79,6 +78,13 @@ class TrainingModule(LightningModule):
             self.expert_load[routing.router] = counts_E if known is None else known + counts_E
         self._keep(main.detach(), batch_idx)
         return loss
+
+    def _main_head(self, hidden_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The next-token cross-entropy, and the logits if the text's loss wants them."""
+        if not self.run.text.wants_logits:
+            return self.model.head.cross_entropy(hidden_BTD, targets_BT), None
+        logits_BTC = self.model.head(hidden_BTD).float()
+        return F.cross_entropy(logits_BTC.flatten(0, 1), targets_BT.flatten()), logits_BTC
 
     def _learned(self, targets_BT: Tensor, batch_idx: int) -> Tensor:
         """The main head's targets; those that a control masks are -100, which the loss leaves out."""

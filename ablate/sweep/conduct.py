@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +14,7 @@ from ablate.codec import canonical, encode
 from ablate.component import ON
 from ablate.cost import ModelCost
 from ablate.data.windows import Windows
-from ablate.doctor import has_gpu
+from ablate.machine import has_gpu, this_machine
 from ablate.registry import COMPONENTS
 from ablate.runs.executor import Event, Outcome, execute_all, measure_all
 from ablate.runs.job import Job
@@ -63,7 +63,7 @@ class Conducted:
 def conduct(study: Study, options: Options, display: Display) -> Conducted:
     """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
     base = study.load_preset()
-    named = variants(study, base)
+    named = [replace(v, spec=v.spec.settled(this_machine())) for v in variants(study, base)]
     check_trainable(base, named)
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
     n_parallel, n_threads = parallel(costs, options.n_parallel)

@@ -41,6 +41,7 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
                 f"disable {name} too, or leave the alternative out"
             )
     named = [_named(levels, seeds, full, study, base) for levels, seeds in assigned]
+    _check_backends(study, named)
     for name in study.learning_rates:
         if name not in [v.name for v in named]:
             raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
@@ -120,10 +121,21 @@ def _named(
     elif levels != full and len(added) < sum(full[n] == ON for n in full) / 2 and levels == none | _on(added):
         name = " ".join(f"+{n}" for n in added)
     spec = resolve(base, levels)
+    spec = dataclasses.replace(spec, model=spec.model.with_backends(study.backends))
     if name in study.learning_rates:
         rate = study.learning_rates[name]
         spec = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, learning_rate=rate))
     return NamedVariant(name=name, levels=levels, spec=spec, seeds=tuple(study.first_seed + seed for seed in seeds))
+
+
+def _check_backends(study: Study, named: Sequence[NamedVariant]) -> None:
+    """ValueError for a backend that no variant's node of that slot has."""
+    for slot, backend in study.backends.items():
+        if not any(v.spec.model.backends.get(slot) == backend for v in named):
+            raise ValueError(
+                f"backend {slot}={backend} has no effect: no variant of this study has a part in the slot {slot} "
+                f"that knows a backend {backend}"
+            )
 
 
 def _on(names: Sequence[str]) -> dict[str, str]:

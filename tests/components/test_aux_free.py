@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from variants import FULL, NANO, spec_of, tokens
+from variants import FULL, NANO, settled, spec_of, tokens
 
 from ablate.block import build_context
 from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_balance_loss, update_bias
@@ -121,7 +121,7 @@ def test_nodes_apply_their_weight_and_scope() -> None:
     assert sequence.loss(routing, counts) == 0.5 * balance_loss(routing, sequences_per_set=1)
     assert micro.loss(routing, counts) == 0.5 * balance_loss(routing, sequences_per_set=2)
     assert batch.loss(routing, counts) == 0.5 * global_balance_loss(routing, counts)
-    on = BiasBalance(bias_update_speed=1.0, sequence_loss_weight=1e-4)
+    on = BiasBalance(bias_update_speed=1.0, sequence_loss_weight=1e-4, backend="library")
     assert on.loss(routing, counts) == 1e-4 * balance_loss(routing, sequences_per_set=1)
     assert on.selection_bias
     assert not sequence.selection_bias
@@ -159,7 +159,7 @@ def test_counts_of_all_ranks_are_added_before_the_sign_is_taken() -> None:
     other_rank = torch.tensor([0, 9, 0, 0, 0, 0])
     strategy = SimpleNamespace(reduce=lambda counts, reduce_op: counts + other_rank if reduce_op == "sum" else None)
     module = SimpleNamespace(expert_load={router: torch.tensor([4, 0, 0, 0, 0, 0])})
-    BiasUpdate(1.0).on_before_optimizer_step(SimpleNamespace(strategy=strategy), module, None)
+    BiasUpdate(1.0, "library").on_before_optimizer_step(SimpleNamespace(strategy=strategy), module, None)
     assert router.bias_E is not None
     assert router.bias_E.tolist() == [-1.0, -1.0, 1.0, 1.0, 1.0, 1.0]  # 4 alone would not exceed the mean by rank
 
@@ -185,7 +185,7 @@ def test_once_per_optimizer_step_whatever_the_accumulation(accumulate: int) -> N
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Counting(0.5)],
+        callbacks=[Counting(0.5, "library")],
     )
     loader = torch.utils.data.DataLoader(list(x_BTD), batch_size=4 // accumulate)
     trainer.fit(module, loader)
@@ -245,7 +245,7 @@ def test_training_takes_no_notice_of_the_bias_in_the_gradient() -> None:
 
 def test_the_callback_comes_with_the_node_alone() -> None:
     for level, expected in (("on", [BiasUpdate]), ("sequence-aux", []), ("batch-aux", []), ("none", [])):
-        balance = spec_of(FULL | {"aux-free": level}).model.balance
+        balance = settled(spec_of(FULL | {"aux-free": level}).model).balance
         assert balance is not None
         assert [type(callback) for callback in balance.callbacks()] == expected
     assert build_context(NANO.model).dim == NANO.model.dim

@@ -20,6 +20,7 @@ from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import E4M3, Blocks, SegmentStrips, Strips, quantise
 from ablate.components.fp8.spec import Fp8Linear as Fp8Node
 from ablate.components.fp8.spec import Settings, StandardLinear
+from ablate.machine import Machine
 from ablate.model import build
 from ablate.registry import resolve
 from ablate.spec import ModelSpec
@@ -54,7 +55,7 @@ def trained(module: nn.Module, *arguments: Any, x: Tensor, g: Tensor) -> tuple[T
 
 
 def linear(weight_OI: Tensor, recipe: Recipe = BLOCKWISE) -> Fp8Linear:
-    module = Fp8Linear(weight_OI.shape[1], weight_OI.shape[0], recipe=recipe)
+    module = Fp8Linear(weight_OI.shape[1], weight_OI.shape[0], recipe=recipe, backend="emulated")
     module.weight.data.copy_(weight_OI)
     return module
 
@@ -175,7 +176,7 @@ def test_grouped_products_are_each_experts_own(sizes: list[int], recipe: Recipe)
     n, i, o = sum(sizes), 33, 130
     x, w, g = numbers(n, i, seed=1), numbers(len(sizes), o, i, seed=2), numbers(n, o, seed=3)
     offsets = torch.tensor(sizes).cumsum(0).to(torch.int32)
-    module = Fp8GroupedLinear(len(sizes), i, o, recipe=recipe)
+    module = Fp8GroupedLinear(len(sizes), i, o, recipe=recipe, backend="emulated")
     module.weight.data.copy_(w)
     y, x_gradient, w_gradient = trained(module, offsets, x=x, g=g)
     for e, (x_e, g_e) in enumerate(zip(x.split(sizes), g.split(sizes), strict=True)):
@@ -198,7 +199,7 @@ def test_tiles_along_tokens_do_not_straddle_experts() -> None:
 
 def test_tensorwise_grouped_has_a_scale_for_each_matrix_and_one_for_all_rows() -> None:
     x, w, g = numbers(20, 6, seed=1), numbers(2, 5, 6, seed=2), numbers(20, 5, seed=3)
-    module = Fp8GroupedLinear(2, 6, 5, recipe=TENSORWISE)
+    module = Fp8GroupedLinear(2, 6, 5, recipe=TENSORWISE, backend="emulated")
     module.weight.data.copy_(w)
     found = trained(module, torch.tensor([12, 20], dtype=torch.int32), x=x, g=g)
     qx, qg = (reference.quantised(t, [20], [t.shape[1]]) for t in (x, g))
@@ -305,7 +306,7 @@ def test_embedding_head_and_router_are_left_alone() -> None:
     changed = {n for n, m in on.named_modules() if isinstance(m, Fp8Linear | Fp8GroupedLinear)}
     linear_maps = {n for n, m in off.named_modules() if isinstance(m, nn.Linear | GroupedLinear)}
     assert changed == linear_maps - {"head"}
-    assert type(on.head) is nn.Linear
+    assert isinstance(on.head, nn.Linear)
     assert type(on.embedding) is nn.Embedding
     kept = {n for n, p in on.named_parameters() if p.ndim > 1 and n.rpartition(".")[0] not in changed}
     assert kept == {"embedding.weight", "head.weight", *(n for n in dict(on.named_parameters()) if "router" in n)}
@@ -327,7 +328,7 @@ def test_the_plugin_refuses_a_missed_map_and_one_too_many(dtype: str) -> None:
         plugin.convert_module(missed)
 
     excess: Any = build(fp8_model(), seed=0)
-    excess.head = Fp8Linear(32, 320, recipe=BLOCKWISE)
+    excess.head = Fp8Linear(32, 320, recipe=BLOCKWISE, backend="emulated")
     with pytest.raises(ValueError, match=r"head\.weight is in FP8"):
         plugin.convert_module(excess)
 
@@ -335,12 +336,24 @@ def test_the_plugin_refuses_a_missed_map_and_one_too_many(dtype: str) -> None:
         plugin.convert_module(build(fp8_model(recipe="tensorwise"), seed=0))
 
 
-@pytest.mark.parametrize("make", [Fp8Node, Settings])
-def test_a_backend_that_is_not_there_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match="backend is 'triton'; there are: emulated"):
-        make(backend="triton")
-    with pytest.raises(ValueError, match=r"fp8\.backend"):
-        decode(Settings, {"backend": "triton"}, "fp8")
+def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can() -> None:
+    here, hopper = Machine(kind="cpu"), Machine(kind="cuda", name="NVIDIA H100", capability=(9, 0))
+    ampere = Machine(kind="cuda", name="NVIDIA A100", capability=(8, 0))
+    for backend in ("triton", "library"):
+        for machine in (here, ampere):
+            with pytest.raises(
+                ValueError, match=f"linear.backend is '{backend}', and .*here there are: auto, emulated"
+            ):
+                Fp8Node(backend=backend).settled(machine, "bfloat16")
+        assert Fp8Node(backend=backend).settled(hopper, "bfloat16").backend == backend
+    chosen = [Fp8Node().settled(machine, "bfloat16").backend for machine in (here, ampere, hopper)]
+    assert chosen == ["emulated", "emulated", "triton"]
+    with pytest.raises(ValueError, match="one scale for a whole tensor"):
+        Fp8Node(recipe="tensorwise", backend="triton").settled(hopper, "bfloat16")
+    with pytest.raises(ValueError, match="backend is auto"):
+        Fp8Node().linear(8, 8)
+    with pytest.raises(ValueError, match=r"fp8\.backend is 'cuda'"):
+        decode(Settings, {"backend": "cuda"}, "fp8")
 
 
 def test_presets_settings_reach_on_and_tensorwise() -> None:
@@ -351,7 +364,7 @@ def test_presets_settings_reach_on_and_tensorwise() -> None:
 
 
 def test_speed_of_an_emulation_is_said_to_be_that() -> None:
-    assert (Fp8Node().speed_evidence(), StandardLinear().speed_evidence()) == ("emulated", "measured")
+    assert (Fp8Node(backend="emulated").speed_evidence(), StandardLinear().speed_evidence()) == ("emulated", "measured")
 
 
 # ---- what is observed
@@ -406,7 +419,7 @@ def test_the_callback_samples_a_few_steps_of_a_lightning_run(tmp_path: Any) -> N
         accelerator="cpu",
         max_steps=96,
         accumulate_grad_batches=2,
-        plugins=[Fp8Node().precision("float32", "cpu")],
+        plugins=[Fp8Node(backend="emulated").precision("float32", "cpu")],
         callbacks=[monitor],
         logger=False,
         enable_checkpointing=False,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, spec_of
+from variants import FULL, NANO, settled, spec_of
 
 from ablate.block import build_context, rotation_table
 from ablate.components.mla.reference import attention, latent_attention
@@ -21,11 +21,17 @@ from ablate.registry import full_variant, resolve
 
 DIM, EPS, THETA, T = 24, 1e-6, 10000.0, 13
 LATENT = LatentAttention(
-    n_heads=3, q_lora_rank=10, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6
+    n_heads=3,
+    q_lora_rank=10,
+    kv_lora_rank=12,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    backend="library",
 )
-GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6)
+GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-CONTEXT = replace(build_context(NANO.model), dim=DIM, norm_eps=EPS)
+CONTEXT = replace(build_context(settled(NANO.model)), dim=DIM, norm_eps=EPS)
 
 
 @pytest.fixture(autouse=True)

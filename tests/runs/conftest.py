@@ -13,6 +13,7 @@ import pytest
 
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
+from ablate.machine import this_machine
 from ablate.presets import preset
 from ablate.registry import full_variant, resolve, without
 from ablate.runs.job import Job
@@ -40,7 +41,7 @@ def make_job(corpus: Corpus) -> Callable[..., Job]:
         base = preset("nano")
         base = replace(base, trainer=replace(base.trainer, **trainer))
         variant = without(full_variant(base), disabled, {})
-        spec = resolve(base, variant)
+        spec = resolve(base, variant).settled(this_machine())
         run = RunSpec(
             model=spec.model,
             text=spec.data.text,

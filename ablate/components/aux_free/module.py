@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from ablate.backends import settled
 from ablate.components.moe.module import Router, Routing
 
 
@@ -52,13 +53,18 @@ class BiasUpdate(Callback):
     over ranks before the sign is taken, so neither recomputation, accumulation nor rounding can flip it.
     """
 
-    def __init__(self, bias_update_speed: float) -> None:
-        self.bias_update_speed = bias_update_speed
+    def __init__(self, bias_update_speed: float, backend: str) -> None:
+        self.bias_update_speed, self.backend = bias_update_speed, settled(backend)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         for router, counts_E in pl_module.expert_load.items():
             counts_E = trainer.strategy.reduce(counts_E, reduce_op="sum")
-            update_bias(router.bias_E, counts_E, self.bias_update_speed)
+            if self.backend == "triton":
+                from ablate.components.aux_free.kernel import bias_update
+
+                router.bias_E.copy_(bias_update(router.bias_E, counts_E, self.bias_update_speed))
+            else:
+                update_bias(router.bias_E, counts_E, self.bias_update_speed)
 
 
 def update_bias(bias_E: Tensor, counts_E: Tensor, speed: float) -> None:

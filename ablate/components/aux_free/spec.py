@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ablate.backends import settle, without_triton
 from ablate.component import setting
 from ablate.components.moe.spec import Unbalanced
+from ablate.machine import Machine
 from ablate.spec import FORBID_UNKNOWN, BalanceNode, Spec
 
 if TYPE_CHECKING:
@@ -27,8 +29,13 @@ class BiasBalance:
     kind: Literal["aux-free"] = "aux-free"
     bias_update_speed: float
     sequence_loss_weight: float
+    backend: Literal["auto", "library", "triton"] = "auto"  # of the update
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def settled(self, machine: Machine, dtype: str) -> BiasBalance:
+        obstacles = {"library": "", "triton": without_triton(machine)}
+        return replace(self, backend=settle("balance", self.backend, machine, obstacles))
 
     @property
     def selection_bias(self) -> bool:
@@ -42,7 +49,7 @@ class BiasBalance:
     def callbacks(self) -> list[Any]:
         from ablate.components.aux_free.module import BiasUpdate
 
-        return [BiasUpdate(self.bias_update_speed)]
+        return [BiasUpdate(self.bias_update_speed, self.backend)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +86,7 @@ class Settings:
     sequence_loss_weight: float
     balance_loss_weight: float
     micro_batch_sequences: int
+    backend: Literal["auto", "library", "triton"] = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -90,7 +98,11 @@ def on(spec: Spec) -> Spec:
             "leave aux-free off too, or choose an alternative of moe that routes (coarse, no-shared, unlimited)"
         )
     settings: Settings = setting(spec, "aux-free")
-    node = BiasBalance(bias_update_speed=settings.bias_update_speed, sequence_loss_weight=settings.sequence_loss_weight)
+    node = BiasBalance(
+        bias_update_speed=settings.bias_update_speed,
+        sequence_loss_weight=settings.sequence_loss_weight,
+        backend=settings.backend,
+    )
     return replace(spec, model=replace(spec.model, balance=node))
 
 

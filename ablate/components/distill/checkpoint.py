@@ -84,7 +84,7 @@ def load_model(checkpoint: Checkpoint) -> Transformer:
 
     from ablate.model import Transformer
 
-    model = Transformer(checkpoint.run.model)
+    model = Transformer(checkpoint.run.model.portable())
     tensors = load_file(checkpoint.folder / TENSORS)
     try:
         model.load_state_dict({name: tensors[key] for name, key in checkpoint.tensor_names.items()})

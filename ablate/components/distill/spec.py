@@ -26,7 +26,11 @@ class RawText:
 
         return Batches(run, corpus)
 
-    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    @property
+    def wants_logits(self) -> bool:
+        return False
+
+    def loss(self, cross_entropy: Tensor, logits_BTC: Any, batch: Mapping[str, Any]) -> Tensor:
         return cross_entropy
 
     def charged_flops_per_token(self, bytes_per_token: float) -> float:
@@ -62,7 +66,11 @@ class TeacherText:
 
         return TeacherTextBatches(run, corpus, self)
 
-    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    @property
+    def wants_logits(self) -> bool:
+        return False
+
+    def loss(self, cross_entropy: Tensor, logits_BTC: Any, batch: Mapping[str, Any]) -> Tensor:
         return cross_entropy
 
     def charged_flops_per_token(self, bytes_per_token: float) -> float:
@@ -116,7 +124,11 @@ class TeacherLogits:
 
         return SoftTargetBatches(run, corpus, self)
 
-    def loss(self, cross_entropy: Tensor, logits_BTC: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    @property
+    def wants_logits(self) -> bool:
+        return True
+
+    def loss(self, cross_entropy: Tensor, logits_BTC: Any, batch: Mapping[str, Any]) -> Tensor:
         from ablate.components.distill.batches import soft_target_loss
 
         soft = soft_target_loss(logits_BTC, batch, self.temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,8 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ablate.backends import settled
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
+
+
+class Linear(nn.Linear):
+    """The ordinary linear map, without bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def after_swiglu(self, gate_up: Tensor) -> Tensor:
+        """The map of silu(gate) * up; gate and up are the halves of the last axis."""
+        return self(swiglu(gate_up))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 class GroupedLinear(nn.Module):
@@ -20,6 +38,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, n_groups: int, in_features: int, out_features: int, *, backend: str) -> None:
         super().__init__()
+        settled(backend)
         if backend == "library" and (in_features % 8 or out_features % 8):
             # torch asks for rows of a multiple of 16 bytes: 8 numbers of bfloat16.
             raise ValueError(
@@ -32,11 +51,31 @@ class GroupedLinear(nn.Module):
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
         if self.backend == "reference":
             return grouped_reference(x_NI, self.weight, offsets_E)
-        weight: Tensor = self.weight
-        if torch.is_autocast_enabled(x_NI.device.type):
-            dtype = torch.get_autocast_dtype(x_NI.device.type)
-            x_NI, weight = x_NI.to(dtype), weight.to(dtype)
+        x_NI, weight = autocast(x_NI, self.weight)
+        if self.backend == "triton":
+            from ablate.kernels.grouped_product import grouped_linear
+
+            return grouped_linear(x_NI, weight, offsets_E)
         return F.grouped_mm(x_NI, weight.transpose(-2, -1), offs=offsets_E)
+
+    def experts(self, down: GroupedLinear) -> Callable[..., Tensor] | None:
+        """Routed experts whole, where kernels do without a copy of the rows that are sorted by expert; else None."""
+        if self.backend != "triton":
+            return None
+        from ablate.kernels.routed_experts import routed_experts
+
+        def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
+            return routed_experts(*autocast(x_ND), weight_NA, *autocast(self.weight, down.weight), *plan)
+
+        return whole
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype of autocast, where it is on: what it does to the operands of torch's own products."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
 
 
 def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
@@ -178,28 +217,78 @@ def fp8_product(
 class Fp8Linear(nn.Module):
     """nn.Linear without bias, in E4M3: same parameter, and so the same initial value, as the ordinary one."""
 
-    def __init__(self, in_features: int, out_features: int, *, recipe: Recipe) -> None:
+    def __init__(self, in_features: int, out_features: int, *, recipe: Recipe, backend: str) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.backend = recipe, settled(backend)
         self.observation: Observation | None = None
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        y_NO = fp8_product(x.reshape(-1, x.shape[-1]), self.weight, None, self.recipe, self.observation)
+        x_NI = x.reshape(-1, x.shape[-1])
+        if self.backend == "emulated":
+            y_NO = fp8_product(x_NI, self.weight, None, self.recipe, self.observation)
+        else:
+            from ablate.components.fp8.kernel.linear import fp8_linear
+
+            (x_NI,) = autocast(x_NI)
+            y_NO = fp8_linear(x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.backend)
+            watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
         return y_NO.view(*x.shape[:-1], -1)
+
+    def after_swiglu(self, gate_up: Tensor) -> Tensor:
+        """The map of silu(gate) * up, which the kernels quantise without writing it."""
+        if self.backend == "emulated" or self.observation is not None:
+            return self(swiglu(gate_up))
+        from ablate.components.fp8.kernel.after_swiglu import fp8_linear_after_swiglu
+
+        (gate_up_NX,) = autocast(gate_up.reshape(-1, gate_up.shape[-1]))
+        power_of_two = self.recipe.power_of_two_scales
+        y_NO = fp8_linear_after_swiglu(gate_up_NX, self.weight, power_of_two=power_of_two, backend=self.backend)
+        return y_NO.view(*gate_up.shape[:-1], -1)
 
 
 class Fp8GroupedLinear(nn.Module):
     """GroupedLinear in E4M3. Every row must lie before the last offset."""
 
-    def __init__(self, n_groups: int, in_features: int, out_features: int, *, recipe: Recipe) -> None:
+    def __init__(self, n_groups: int, in_features: int, out_features: int, *, recipe: Recipe, backend: str) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.backend = recipe, settled(backend)
         self.observation: Observation | None = None
         self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
 
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
-        ends = offsets_E.tolist()
-        assert ends[-1] == x_NI.shape[0]
-        sizes = tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
-        return fp8_product(x_NI, self.weight, sizes, self.recipe, self.observation)
+        if self.backend == "emulated":
+            ends = offsets_E.tolist()
+            assert ends[-1] == x_NI.shape[0]
+            sizes = tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
+            return fp8_product(x_NI, self.weight, sizes, self.recipe, self.observation)
+        from ablate.components.fp8.kernel.linear import fp8_grouped_linear
+
+        (x_NI,) = autocast(x_NI)
+        y_NO = fp8_grouped_linear(x_NI, self.weight, offsets_E, power_of_two=self.recipe.power_of_two_scales)
+        watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
+        return y_NO
+
+    def experts(self, down: Fp8GroupedLinear) -> Callable[..., Tensor] | None:
+        """Routed experts whole, quantised before their rows are sorted; None where products are emulated or watched."""
+        if self.backend == "emulated" or self.observation is not None:
+            return None
+        from ablate.components.fp8.kernel.experts import fp8_routed_experts
+
+        def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
+            power_of_two = self.recipe.power_of_two_scales
+            return fp8_routed_experts(
+                *autocast(x_ND), weight_NA, self.weight, down.weight, *plan, power_of_two=power_of_two
+            )
+
+        return whole
+
+
+def watch(observation: Observation | None, recipe: Recipe, x: Tensor, weight: Tensor, y: Tensor) -> None:
+    """Let an observation see what the kernels quantise: the same numbers, quantised once more by torch."""
+    if observation is None:
+        return
+    observation.add("activation", x.detach(), recipe.quantise(x.detach(), recipe.rows))
+    observation.add("weight", weight.detach(), recipe.quantise(weight.detach(), recipe.weight))
+    if y.requires_grad:
+        y.register_hook(lambda g: observation.add("gradient", g, recipe.quantise(g, recipe.rows)))

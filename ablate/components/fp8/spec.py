@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ablate.backends import Backend, settle, without_cuda, without_triton
 from ablate.component import setting
+from ablate.machine import Machine
 from ablate.spec import FORBID_UNKNOWN, LinearNode, Spec
 
 if TYPE_CHECKING:
@@ -13,25 +15,30 @@ if TYPE_CHECKING:
 
     from ablate.components.fp8.module import Recipe
 
-BACKENDS = ("emulated",)
+Fp8Backend = Literal["auto", "emulated", "library", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLinear:
     """Products in the run's own dtype: the alternative `bf16` of `fp8`.
 
-    Backend of the grouped product: `library` is torch.nn.functional.grouped_mm, `reference` a loop over groups.
+    Backend of the grouped product: `library` is torch.nn.functional.grouped_mm, `reference` a loop over groups,
+    `triton` this program's kernels. Ordinary products are always torch's.
     """
 
     kind: Literal["standard"] = "standard"
-    backend: Literal["library", "reference"] = "library"
+    backend: Backend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def linear(self, in_features: int, out_features: int) -> nn.Module:
-        from torch import nn
+    def settled(self, machine: Machine, dtype: str) -> StandardLinear:
+        obstacles = {"library": "", "reference": "", "triton": without_triton(machine)}
+        return replace(self, backend=settle("linear", self.backend, machine, obstacles))
 
-        return nn.Linear(in_features, out_features, bias=False)
+    def linear(self, in_features: int, out_features: int) -> nn.Module:
+        from ablate.components.fp8.module import Linear
+
+        return Linear(in_features, out_features)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import GroupedLinear
@@ -56,28 +63,37 @@ class Fp8Linear:
 
     `blockwise`: activations and gradients share a scale in 1 x 128 tiles, weights in 128 x 128 blocks.
     `tensorwise`: one scale a tensor. Backend `emulated` multiplies the dequantised numbers, on any device: exact
-    numerics, at less than the speed of ordinary products.
+    numerics, at less than the speed of ordinary products. On Hopper `triton` is this program's kernels, and `library`
+    multiplies by cuBLAS what cuBLAS takes (no experts, sizes in multiples of 128) and the rest as `triton` does.
     """
 
     kind: Literal["fp8"] = "fp8"
     recipe: Literal["blockwise", "tensorwise"] = "blockwise"
     power_of_two_scales: bool = False  # scales rounded up to 2^n instead of amax / 448
-    backend: Literal["emulated"] = "emulated"
+    backend: Fp8Backend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def __post_init__(self) -> None:
-        check_backend("linear.backend", self.backend)
+    def settled(self, machine: Machine, dtype: str) -> Fp8Linear:
+        """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
+        kernels = without_triton(machine)
+        if self.recipe == "tensorwise":
+            kernels = kernels or "one scale for a whole tensor has no kernel here"
+        obstacles = {"triton": kernels, "library": without_cuda(machine) or kernels}
+        # In the interpreter kernels can run and are nobody's choice.
+        real = machine.kind == "cuda"
+        obstacles = obstacles | {"emulated": ""} if real else {"emulated": ""} | obstacles
+        return replace(self, backend=settle("linear", self.backend, machine, obstacles))
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8Linear as Module
 
-        return Module(in_features, out_features, recipe=self._recipe())
+        return Module(in_features, out_features, recipe=self._recipe(), backend=self.backend)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8GroupedLinear as Module
 
-        return Module(n_groups, in_features, out_features, recipe=self._recipe())
+        return Module(n_groups, in_features, out_features, recipe=self._recipe(), backend=self.backend)
 
     def precision(self, dtype: str, device: str) -> Any:
         from ablate.components.fp8.precision import Fp8MixedPrecision, Fp8Precision
@@ -91,7 +107,7 @@ class Fp8Linear:
 
     def speed_evidence(self) -> Literal["measured", "emulated"]:
         """What a run's seconds are worth: those of an emulation say nothing of FP8's speed."""
-        return "emulated"
+        return "emulated" if self.backend == "emulated" else "measured"
 
     def _recipe(self) -> Recipe:
         from ablate.components.fp8.module import Recipe
@@ -104,17 +120,9 @@ class Settings:
     """What a preset says of FP8, for the recipe of DeepSeek-V3 and for one scale a tensor alike."""
 
     power_of_two_scales: bool = False
-    backend: Literal["emulated"] = "emulated"
+    backend: Fp8Backend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        check_backend("fp8.backend", self.backend)
-
-
-def check_backend(path: str, backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"{path} is {backend!r}; there are: {', '.join(BACKENDS)}")
 
 
 def on(spec: Spec) -> Spec:

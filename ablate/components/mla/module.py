@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.block import RMSNorm, Rotation
+from ablate.backends import settled
+from ablate.block import Rotation
 from ablate.components.mla import reference
 from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
 from ablate.components.mla.spec import LatentAttention as LatentNode
@@ -29,7 +30,19 @@ def library_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options:
     return wide_BHTK[..., : v_BHSV.shape[-1]]
 
 
-ATTENTION: dict[str, Callable[..., Tensor]] = {"library": library_attention, "reference": reference.attention}
+def cudnn_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options: Any) -> Tensor:
+    """torch's attention by cuDNN's kernel and no other: an error where cuDNN does not take it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **options)
+
+
+ATTENTION: dict[str, Callable[..., Tensor]] = {
+    "library": library_attention,
+    "reference": reference.attention,
+    "cudnn": cudnn_attention,
+}
 
 
 @dataclass(slots=True)
@@ -67,44 +80,38 @@ class LatentAttention(nn.Module):
 
     def __init__(self, node: LatentNode, context: BuildContext) -> None:
         super().__init__()
-        self.node, linear = node, context.linear.linear
+        linear: Any = context.linear.linear
+        settled(node.backend)
+        self.node = node
         heads = node.n_heads
         if node.q_lora_rank:
             self.q_down = linear(context.dim, node.q_lora_rank)
-            self.q_norm = RMSNorm(node.q_lora_rank, context.norm_eps)
+            self.q_norm = context.norm(node.q_lora_rank)
             self.q_up = linear(node.q_lora_rank, heads * node.qk_head_dim)
         else:
             self.q = linear(context.dim, heads * node.qk_head_dim)
         self.kv_down = linear(context.dim, node.kv_lora_rank + node.qk_rope_head_dim)
-        self.kv_norm = RMSNorm(node.kv_lora_rank, context.norm_eps)
+        self.kv_norm = context.norm(node.kv_lora_rank)
         self.kv_up = linear(node.kv_lora_rank, heads * (node.qk_nope_head_dim + node.v_head_dim))
         self.output = linear(heads * node.v_head_dim, context.dim)
         self.scale = node.qk_head_dim**-0.5
 
-    def queries(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Position-free (B, T, H, K_nope) and rotated (B, T, H, K_rope) parts."""
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, K), the normed latent (B, T, R), and the key (B, T, P) of all heads; nothing rotated."""
         q = self.q_up(self.q_norm(self.q_down(x_BTD))) if self.node.q_lora_rank else self.q(x_BTD)
-        q_BTHK = q.unflatten(-1, (self.node.n_heads, -1))
+        latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.node.kv_lora_rank, self.node.qk_rope_head_dim], dim=-1)
+        return q.unflatten(-1, (self.node.n_heads, -1)), self.kv_norm(latent_BTR), key_BTP
+
+    def queries(self, q_BTHK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Position-free (B, T, H, K_nope) and rotated (B, T, H, K_rope) parts."""
         nope, rope = q_BTHK.split([self.node.qk_nope_head_dim, self.node.qk_rope_head_dim], dim=-1)
         return nope, rotation.rotate(rope)
 
-    def latents(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """The normed latent (B, T, R) and the key (B, T, K_rope) that all heads share: what a cache holds."""
-        latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.node.kv_lora_rank, self.node.qk_rope_head_dim], dim=-1)
-        return self.kv_norm(latent_BTR), rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
-
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
-        node, (b, t, _) = self.node, x_BTD.shape
-        q_nope, q_rope = self.queries(x_BTD, rotation)
-        latent_BTR, key_BTP = self.latents(x_BTD, rotation)
-        kv_BTHX = self.kv_up(latent_BTR).unflatten(-1, (node.n_heads, -1))
-        k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
-        q_BTHK = torch.cat([q_nope, q_rope], dim=-1)
-        k_BTHK = torch.cat([k_nope, key_BTP.unsqueeze(2).expand(b, t, node.n_heads, -1)], dim=-1)
-        y_BHTV = ATTENTION[node.backend](
-            q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2), is_causal=True, scale=self.scale
-        )
-        return self.output(y_BHTV.transpose(1, 2).flatten(2))
+        q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
+        kv_BTHX = self.kv_up(latent_BTR).unflatten(-1, (self.node.n_heads, -1))
+        y_BTHV = FORMS[self.node.backend](self, q_BTHK, kv_BTHX, key_BTP, rotation)
+        return self.output(y_BTHV.flatten(2))
 
     def new_cache(self, batch: int, capacity: int) -> LatentCache:
         like, node = self.kv_norm.weight, self.node
@@ -115,8 +122,9 @@ class LatentAttention(nn.Module):
     def decode(self, x_BTD: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
         """Attention of new tokens to the cache and themselves, in the absorbed form."""
         node, t, start = self.node, x_BTD.shape[1], cache.length
-        q_nope, q_rope = self.queries(x_BTD, rotation)
-        latent_BTR, key_BTP = self.latents(x_BTD, rotation)
+        q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
+        q_nope, q_rope = self.queries(q_BTHK, rotation)
+        key_BTP = rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
         cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = latent_BTR, key_BTP
         cache.length = start + t
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
@@ -130,11 +138,54 @@ class LatentAttention(nn.Module):
         return self.output(y_BTHV.flatten(2))
 
 
+def _joined(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
+    """Heads put together by torch, the shared key copied to each of them. -> (B, T, H, V)"""
+    node = module.node
+    q_BTHK = torch.cat(module.queries(q_BTHK, rotation), dim=-1)
+    k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
+    rotated_BT1P = rotation.rotate(key_BTP.unsqueeze(2))
+    k_BTHK = torch.cat([k_nope, rotated_BT1P.expand(-1, -1, node.n_heads, -1)], dim=-1)
+    return _attend(node.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
+
+
+def _assembled(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
+    """Heads put together in one launch, for cuDNN's attention. -> (B, T, H, V)"""
+    from ablate.components.mla.kernel.assembly import assemble
+
+    k_nope, v_BTHV = kv_BTHX.split([module.node.qk_nope_head_dim, module.node.v_head_dim], dim=-1)
+    q_BTHK, k_BTHK = assemble(q_BTHK, k_nope, key_BTP, rotation.cos_TP, rotation.sin_TP)
+    return _attend(module.node.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
+
+
+def _launched(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
+    """Attention whose kernels read the shared key once and the projections where they lie. -> (B, T, H, V)"""
+    from ablate.components.mla.kernel.attention import mla_attention
+    from ablate.components.mla.kernel.rotate import rotate
+
+    node = module.node
+    q_nope, q_rope = q_BTHK.split([node.qk_nope_head_dim, node.qk_rope_head_dim], dim=-1)
+    k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
+    q_rope = rotate(q_rope, rotation.cos_TP, rotation.sin_TP)
+    k_rope = rotate(key_BTP.unsqueeze(2), rotation.cos_TP, rotation.sin_TP).squeeze(2)
+    return mla_attention(q_nope, q_rope, k_nope, k_rope, v_BTHV, module.scale)
+
+
+def _attend(backend: str, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float) -> Tensor:
+    y_BHTV = ATTENTION[backend](
+        q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHV.transpose(1, 2), is_causal=True, scale=scale
+    )
+    return y_BHTV.transpose(1, 2)
+
+
+FORMS = {"library": _joined, "reference": _joined, "cudnn": _assembled, "triton": _launched}
+
+
 class GroupedQueryAttention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245) with rotary queries and keys. x_BTD -> y_BTD, causal."""
 
     def __init__(self, node: GroupedQueryNode, context: BuildContext) -> None:
         super().__init__()
+        settled(node.backend)
         self.node, linear = node, context.linear.linear
         self.q = linear(context.dim, node.n_heads * node.head_dim)
         self.k = linear(context.dim, node.n_kv_heads * node.head_dim)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ablate.backends import settle, without_triton
 from ablate.component import setting
 from ablate.cost import Cost, causal_attention, matrix, vector
+from ablate.machine import Machine
 from ablate.spec import FORBID_UNKNOWN, BuildContext, Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
-Backend = Literal["library", "reference"]
+Backend = Literal["auto", "reference", "library", "cudnn", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +28,7 @@ class LatentAttention:
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
-    backend: Backend = "library"
+    backend: Backend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -43,6 +45,16 @@ class LatentAttention:
     @property
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def settled(self, machine: Machine, dtype: str) -> LatentAttention:
+        """`library` is torch's choice among its kernels; `cudnn` is cuDNN's behind one launch that joins the heads."""
+        obstacles = {
+            "cudnn": without_cudnn(machine, dtype),
+            "library": "",
+            "reference": "",
+            "triton": without_triton(machine),
+        }
+        return replace(self, backend=settle("attention", self.backend, machine, obstacles))
 
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import LatentAttention as Module
@@ -76,7 +88,7 @@ class GroupedQueryAttention:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    backend: Backend = "library"
+    backend: Backend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -92,6 +104,15 @@ class GroupedQueryAttention:
     def rope_dim(self) -> int:
         return self.head_dim
 
+    def settled(self, machine: Machine, dtype: str) -> GroupedQueryAttention:
+        obstacles = {
+            "cudnn": without_cudnn(machine, dtype),
+            "library": "",
+            "reference": "",
+            "triton": "grouped-query attention has no kernel here",
+        }
+        return replace(self, backend=settle("attention", self.backend, machine, obstacles))
+
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import GroupedQueryAttention as Module
 
@@ -104,6 +125,13 @@ class GroupedQueryAttention:
         )
         weights = matrix(dim, width) + matrix(dim, kv_width) * 2 + matrix(width, dim)
         return weights + products + Cost(kv_cache_elements=2 * kv_width)
+
+
+def without_cudnn(machine: Machine, dtype: str) -> str:
+    """Why cuDNN's attention cannot be used; "" if it can."""
+    if machine.kind != "cuda" or dtype != "bfloat16":
+        return "cuDNN's attention needs a CUDA device and trainer.dtype bfloat16"
+    return ""
 
 
 def on(spec: Spec) -> Spec:

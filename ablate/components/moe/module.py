@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ablate.backends import settled
 from ablate.components.moe.spec import RoutedExperts as RoutedNode
 from ablate.spec import BuildContext
 
@@ -35,8 +36,7 @@ class SwiGLU(nn.Module):
         self.down = context.linear.linear(hidden_dim, context.dim)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up), None
+        return self.down.after_swiglu(self.gate_up(x_BTD)), None
 
 
 class Router(nn.Module):
@@ -53,11 +53,15 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(node.n_routed_experts, dim))
         self.register_buffer("bias_E", torch.zeros(node.n_routed_experts) if selection_bias else None)
 
-    def affinities(self, x_ND: Tensor) -> Tensor:
-        """sigmoid(e_i . u_t), eq. 15: (N, E)."""
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """e_i . u_t: (N, E)."""
         with torch.autocast(x_ND.device.type, enabled=False):
             wide = torch.promote_types(x_ND.dtype, torch.float32)
-            return torch.sigmoid(x_ND.to(wide) @ self.weight.to(wide).T)
+            return x_ND.to(wide) @ self.weight.to(wide).T
+
+    def affinities(self, x_ND: Tensor) -> Tensor:
+        """sigmoid(e_i . u_t), eq. 15: (N, E)."""
+        return torch.sigmoid(self.logits(x_ND))
 
     def select(self, affinity_NE: Tensor) -> Tensor:
         """Indices of the chosen experts, (N, A): eq. 16 inside the best groups of each token."""
@@ -84,18 +88,41 @@ class Router(nn.Module):
         return expert_NA, weight_NA, Routing(self, counts_BE, affinity_BE, self.node.n_activated_experts)
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the P = N A (token, choice) pairs stand when sorted by expert, equal experts in token order."""
+
+    rows_P: Tensor  # token of each sorted row
+    place_NA: Tensor  # sorted row of each choice
+    offsets_E: Tensor  # int32, ends of the experts' rows
+
+
+def place(expert_NA: Tensor, counts_BE: Tensor) -> Placement:
+    """The placement of a choice of experts, by torch's sort."""
+    order_P = expert_NA.flatten().argsort(stable=True)
+    place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(order_P.numel(), device=order_P.device))
+    offsets_E = counts_BE.sum(0).cumsum(0).to(torch.int32)
+    return Placement(order_P // expert_NA.shape[1], place_P.view_as(expert_NA), offsets_E)
+
+
 class Experts(nn.Module):
-    """E SwiGLU networks applied to rows grouped by expert; `offsets_E` (int32) are the ends of the groups."""
+    """E SwiGLU networks over tokens that are routed to them: sum over a token's choices of weight times expert."""
 
     def __init__(self, node: RoutedNode, context: BuildContext) -> None:
         super().__init__()
         n, hidden = node.n_routed_experts, node.expert_hidden_dim
+        self.backend = settled(node.backend)
         self.gate_up = context.linear.grouped(n, context.dim, 2 * hidden)
         self.down = context.linear.grouped(n, hidden, context.dim)
 
-    def forward(self, x_ND: Tensor, offsets_E: Tensor) -> Tensor:
-        gate, up = self.gate_up(x_ND, offsets_E).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, offsets_E)
+    def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Placement) -> Tensor:
+        if self.backend == "triton" and (whole := self.gate_up.experts(self.down)):
+            return whole(x_ND, weight_NA, where.rows_P, where.place_NA, where.offsets_E)
+        gate, up = self.gate_up(x_ND[where.rows_P], where.offsets_E).chunk(2, dim=-1)
+        y_PD = self.down(F.silu(gate) * up, where.offsets_E)
+        if self.backend == "triton":
+            return combine(y_PD, weight_NA, where.place_NA)
+        return (y_PD[where.place_NA] * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
 
 
 class RoutedExperts(nn.Module):
@@ -108,17 +135,37 @@ class RoutedExperts(nn.Module):
         self.shared = SwiGLU(node.n_shared_experts * node.expert_hidden_dim, context) if node.n_shared_experts else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        expert_NA, weight_NA, routing = self.router(x_BTD)
-        n_activated = expert_NA.shape[1]
-        # Rows sorted by expert, equal experts in token order: the sum below is then in a fixed order.
-        order_P = expert_NA.flatten().argsort(stable=True)
-        offsets_E = routing.counts_BE.sum(0).cumsum(0).to(torch.int32)
-        x_PD = x_BTD.flatten(0, 1)[order_P // n_activated]
-        y_PD = self.experts(x_PD, offsets_E)
-        place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(order_P.numel(), device=order_P.device))
-        y_ND = (y_PD[place_P].unflatten(0, (-1, n_activated)) * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
-        y_BTD = y_ND.view_as(x_BTD)
+        if self.experts.backend == "triton":
+            where, weight_NA, routing = self._launched(x_BTD)
+        else:
+            expert_NA, weight_NA, routing = self.router(x_BTD)
+            where = place(expert_NA, routing.counts_BE)
+        y_BTD = self.experts(x_BTD.flatten(0, 1), weight_NA, where).view_as(x_BTD)
         return (y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0]), routing
+
+    def _launched(self, x_BTD: Tensor) -> tuple[Placement, Tensor, Routing]:
+        """Routing and placement by their kernels."""
+        from ablate.components.moe.kernel import route
+
+        router, node = self.router, self.router.node
+        routed = route(
+            router.logits(x_BTD.flatten(0, 1)),
+            router.bias_E,
+            n_groups=node.n_expert_groups,
+            n_limited_groups=node.n_limited_groups,
+            n_group_scores=node.n_group_scores,
+            n_activated=node.n_activated_experts,
+            route_scale=node.route_scale,
+            n_sequences=x_BTD.shape[0],
+        )
+        routing = Routing(router, routed.counts_BE, routed.affinity_BE, node.n_activated_experts)
+        return Placement(routed.rows_P, routed.place_NA, routed.offsets_E), routed.weight_NA, routing
+
+
+def combine(y_PD: Tensor, weight_NA: Tensor, place_NA: Tensor) -> Tensor:
+    from ablate.kernels.combine import combine as kernel
+
+    return kernel(y_PD, weight_NA, place_NA)
 
 
 def _counts(expert_BX: Tensor, n_experts: int) -> Tensor:

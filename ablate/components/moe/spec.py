@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ablate.backends import settle, without_triton
 from ablate.component import setting
 from ablate.cost import Cost, matrix
+from ablate.machine import Machine
 from ablate.spec import FORBID_UNKNOWN, BalanceNode, BuildContext, ModelSpec, Spec
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class RoutedExperts:
     n_expert_groups: int
     n_limited_groups: int
     route_scale: float
+    backend: Literal["auto", "library", "triton"] = "auto"  # of routing and of the experts' data flow
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -76,6 +79,11 @@ class RoutedExperts:
                 f"feed_forward.n_activated_experts is {self.n_activated_experts}; the experts that one token can reach "
                 f"are {reachable} (n_limited_groups x n_routed_experts / n_expert_groups)"
             )
+
+    def settled(self, machine: Machine, dtype: str) -> RoutedExperts:
+        """`library` composes torch's operations; `triton` routes in two launches and multiplies without a copy."""
+        obstacles = {"library": "", "triton": without_triton(machine)}
+        return replace(self, backend=settle("feed_forward", self.backend, machine, obstacles))
 
     @property
     def experts_per_group(self) -> int:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ablate.block import Block, RMSNorm, Rotation
+from ablate.block import Block, Rotation
 from ablate.components.mtp.spec import MultiToken as MultiTokenNode
 from ablate.spec import BuildContext, ModelSpec
 
@@ -38,11 +37,11 @@ class MultiTokenModule(nn.Module):
     def __init__(self, model: ModelSpec, layer: int, context: BuildContext, *, joins_embedding: bool) -> None:
         super().__init__()
         if joins_embedding:
-            self.embedding_norm = RMSNorm(model.dim, model.norm_eps)
-            self.hidden_norm = RMSNorm(model.dim, model.norm_eps)
+            self.embedding_norm = context.norm(model.dim)
+            self.hidden_norm = context.norm(model.dim)
             self.projection = context.linear.linear(2 * model.dim, model.dim)
         self.block = Block(model, layer)
-        self.norm = RMSNorm(model.dim, model.norm_eps)
+        self.norm = context.norm(model.dim)
 
     def join(self, hidden_BTD: Tensor, embedded_BTD: Tensor) -> Tensor:
         """M_k [norm(embedding); norm(hidden)], eq. 21, in the order of DeepSeek's published weights."""
@@ -65,12 +64,12 @@ class MultiToken(nn.Module):
     def loss_weight(self, progress: float) -> float:
         return self.node.loss_weight(progress)
 
-    def loss(self, ahead: Ahead, targets_BT: Tensor, head: nn.Linear) -> Tensor:
-        """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens."""
-        losses = [
-            F.cross_entropy(head(hidden).flatten(0, 1).float(), targets_BT[:, k:].flatten())
-            for k, hidden in enumerate(ahead.hidden_BTD, start=1)
-        ]
+    def loss(self, ahead: Ahead, targets_BT: Tensor, head: Any) -> Tensor:
+        """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens.
+
+        `head`: the main model's, with its `cross_entropy`.
+        """
+        losses = [head.cross_entropy(hidden, targets_BT[:, k:]) for k, hidden in enumerate(ahead.hidden_BTD, start=1)]
         return torch.stack(losses).mean()
 
 

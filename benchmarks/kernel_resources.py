@@ -1,0 +1,55 @@
+"""What every kernel is compiled to for Hopper (sm_90a): registers, spills, shared memory, matrix and copy instructions.
+
+    python benchmarks/kernel_resources.py [--only mla] [--json]
+
+Needs no GPU. Exit code 1 if a kernel spills, misses an instruction that it should use, or passes a limit; or if a
+configuration of a table was compiled by nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+
+from ablate.bench.catalogue import compile_all, faults, unused
+from ablate.kernels.ahead_of_time import Compiled
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="Part of a module's name.")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = compile_all(arguments.only)
+    wrong = [f"{row.kernel} ({row.configuration}): {fault}" for row in rows for fault in faults(row)]
+    wrong += [] if arguments.only else [f"{name} is compiled by no specimen" for name in unused()]
+    triton = metadata.version("triton")
+    if arguments.json:
+        print(json.dumps({"triton": triton, "kernels": [asdict(row) for row in rows], "faults": wrong}, indent=1))
+    else:
+        print(f"Triton {triton}, sm_90a\n\n{table(rows)}")
+    for fault in wrong:
+        print(f"fault: {fault}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def table(rows: Sequence[Compiled]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| kernel | configuration | registers | spills | shared KiB | HGMMA | QGMMA | TMA |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in sorted(rows, key=lambda r: r.kernel):
+        lines.append(
+            f"| {r.kernel} | {r.configuration} | {r.registers} | {r.spill_bytes} | {r.shared_bytes / 1024:.1f} "
+            f"| {r.hgmma} | {r.qgmma} | {r.tma} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Which configuration and which backend is chosen on which machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablate.backends import settle
+from ablate.kernels import table
+from ablate.kernels.launch import check_aligned, check_rows, check_shape, machine_of
+from ablate.kernels.table import Configuration, Table, forced
+from ablate.machine import Machine
+
+HERE = Machine(kind="cpu")
+HOPPER = Machine(kind="cuda", name="NVIDIA H200", capability=(9, 0))
+AMPERE = replace(HOPPER, name="NVIDIA A100-SXM4-80GB", capability=(8, 0))
+SMALL = {"when": {"D": [None, 64]}, "blocks": {"BLOCK_D": 64}, "num_warps": 1, "num_stages": 3}
+LARGE = {"blocks": {"BLOCK_D": 128}}
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of what an H200 has measured; empty at first."""
+    monkeypatch.setattr(table, "MEASURED", tmp_path)
+    table.forget()
+    return tmp_path / "h200.json"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Table:
+    path = tmp_path / "kernel.json"
+    path.write_text(json.dumps({"sm_90": {"norm": {"choices": [SMALL, LARGE], "candidates": [SMALL]}}}))
+    return Table(path)
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_first_choice_whose_bounds_hold(shipped: Table) -> None:
+    small = shipped.choose("norm", HOPPER, D=64)
+    assert small.options == {"BLOCK_D": 64, "num_warps": 1, "num_stages": 3}
+    assert shipped.choose("norm", HOPPER, D=65).blocks == {"BLOCK_D": 128}
+    assert shipped.used["norm"] == [small, shipped.choose("norm", HOPPER, D=65)]
+    assert len(shipped.candidates("norm", "sm_90")) == 2
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("machine", [HERE, AMPERE], ids=str)
+def test_a_machine_without_a_table_is_told_what_to_do(shipped: Table, machine: Machine) -> None:
+    with pytest.raises(ValueError, match=r"kernel norm for .*\(D=8\).*backend library.*--tune"):
+        shipped.choose("norm", machine, D=8)
+
+
+def test_what_this_very_device_has_measured_goes_first(shipped: Table, measured: Path) -> None:
+    document = {"kernels": {"norm": {"choices": [{"blocks": {"BLOCK_D": 32}}]}}, "backends": {"norm": "triton"}}
+    measured.write_text(json.dumps(document))
+    table.forget()
+    assert shipped.choose("norm", HOPPER, D=64).blocks == {"BLOCK_D": 32}
+    h100 = replace(HOPPER, name="NVIDIA H100 80GB HBM3")
+    assert (HOPPER.slug, h100.slug) == ("h200", "h100-80gb-hbm3")
+    assert shipped.choose("norm", h100, D=64).blocks == {"BLOCK_D": 64}
+    obstacles = {"library": "", "triton": ""}
+    assert settle("norm", "auto", HOPPER, obstacles) == "triton"
+    assert settle("norm", "auto", h100, obstacles) == "library"
+    assert settle("norm", "library", HOPPER, obstacles) == "library"
+    assert settle("norm", "auto", HOPPER, {"library": "", "triton": "it is off"}) == "library"
+
+
+@pytest.mark.usefixtures("measured")
+def test_forced_inside_and_nowhere_else(shipped: Table) -> None:
+    other = Configuration(blocks={"BLOCK_D": 16})
+    with forced("norm", other):
+        assert shipped.choose("norm", HOPPER, D=64) == other
+    assert shipped.choose("norm", HOPPER, D=64) != other
+
+
+def test_backends_that_cannot_run_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"norm\.backend is 'triton', and no GPU .*here there are: auto, library"):
+        settle("norm", "triton", HERE, {"library": "", "triton": "no GPU"})
+    with pytest.raises(ValueError, match=r"norm\.backend is 'magic'; there are: auto, library"):
+        settle("norm", "magic", HERE, {"library": ""})
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [(HERE, (False, "cpu")), (AMPERE, (False, "sm_80")), (HOPPER, (True, "sm_90"))],
+    ids=str,
+)
+def test_kernels_run_on_hopper_alone(machine: Machine, expected: tuple[bool, str]) -> None:
+    assert (machine.runs_triton, machine.architecture) == expected
+    assert replace(HERE, interpreted=True).runs_triton
+
+
+def test_a_tensor_elsewhere_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"on meta; it runs on a CUDA device of compute capability 9\.0"):
+        machine_of(torch.device("meta"))
+
+
+def test_checks_say_what_is_wrong() -> None:
+    x = torch.zeros(4, 24, dtype=torch.bfloat16)
+    check_rows("x", x[:, :16], [torch.bfloat16], 2)
+    check_aligned("x", x[:, 8:])
+    for check, sentence in (
+        (lambda: check_rows("x", x.float(), [torch.bfloat16]), "x is torch.float32; it must be one of"),
+        (lambda: check_rows("x", x.T, [torch.bfloat16]), "x has strides.*contiguous"),
+        (lambda: check_rows("x", x[0], [torch.bfloat16], 2), "must have 2 axes"),
+        (lambda: check_aligned("x", x[:, 1:]), "x starts at byte 2 modulo 16"),
+        (lambda: check_aligned("x", torch.zeros(4, 20, dtype=torch.bfloat16)), r"strides of \[40\] bytes"),
+        (lambda: check_shape("x", x, (4, 16)), r"shape \(4, 24\); it must be \(4, 16\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            check()
