@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ablate.codec import decode_run, encode, run_id
+from ablate.machine import Machine
 from ablate.registry import full_variant, none_variant
 from ablate.runs.plan import Plan, make_plan
 from ablate.runs.study import Study, read_study, to_toml
@@ -179,3 +180,55 @@ def test_a_run_is_named_by_all_that_decides_it_and_nothing_else() -> None:
 def test_the_study_files_of_the_repository_can_be_planned(path: Path) -> None:
     made = plan(read_study(path))
     assert made.n_runs >= 4
+
+
+def test_backends_of_a_study_reach_every_variant_that_has_the_part() -> None:
+    asked = study(disable=("mla", "moe"), backends={"attention": "triton", "feed_forward": "triton", "norm": "triton"})
+    assert read_study_text(to_toml(asked)) == asked
+    with_it, less = (v.spec.model for v in variants(asked, asked.load_preset()))
+    assert with_it.backends == {
+        "attention": "triton",
+        "feed_forward": "triton",
+        "balance": "auto",
+        "linear": "auto",
+        "norm": "triton",
+        "head": "auto",
+    }
+    # Grouped-query attention has no kernel here, so its backend is not the study's to name.
+    assert less.backends == {"attention": "auto", "linear": "auto", "norm": "triton", "head": "auto"}
+    for backends, sentence in (
+        ({"atention": "triton"}, "slot 'atention'; did you mean 'attention'"),
+        ({"head": "cudnn"}, "head=cudnn has no effect"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            names(study(backends=backends))
+
+
+def test_auto_is_replaced_before_a_run_has_its_name() -> None:
+    spec = variants(study(), study().load_preset())[0].spec
+    here, hopper = Machine(kind="cpu"), Machine(kind="cuda", name="NVIDIA H200", capability=(9, 0))
+    assert "auto" in spec.model.backends.values()
+    assert spec.settled(here).model.backends == {
+        "attention": "library",
+        "feed_forward": "library",
+        "balance": "library",
+        "linear": "emulated",
+        "norm": "library",
+        "head": "library",
+    }
+    wide = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, dtype="bfloat16"))
+    assert wide.settled(hopper).model.backends == spec.settled(here).model.backends | {
+        "attention": "cudnn",
+        "linear": "triton",
+    }
+    assert wide.settled(hopper).model.portable() == spec.settled(here).model
+    assert spec.settled(here).settled(hopper) == spec.settled(here), "what is named stays named"
+
+
+def read_study_text(text: str) -> Study:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(text)
+        file.flush()
+        return read_study(Path(file.name))

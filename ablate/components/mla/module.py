@@ -130,12 +130,27 @@ class LatentAttention(nn.Module):
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
         up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (node.n_heads, -1))
         up_key, up_value = up_HXR.split([node.qk_nope_head_dim, node.v_head_dim], dim=1)
-        scores = torch.einsum("bthk,hkr,bsr->bhts", q_nope, up_key, past_BSR)
-        scores = (scores + torch.einsum("bthp,bsp->bhts", q_rope, keys_BSP)) * self.scale
-        allowed = torch.ones(t, cache.length, dtype=torch.bool, device=x_BTD.device).tril(start)
-        weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
-        y_BTHV = torch.einsum("bhts,bsr,hvr->bthv", weights, past_BSR, up_value)
-        return self.output(y_BTHV.flatten(2))
+        q_latent = torch.einsum("bthk,hkr->bthr", q_nope, up_key)
+        attend = _decode_launched if node.backend == "triton" else _decode
+        y_BTHR = attend(q_latent, q_rope, past_BSR, keys_BSP, start, self.scale)
+        return self.output(torch.einsum("bthr,hvr->bthv", y_BTHR, up_value).flatten(2))
+
+
+def _decode(
+    q_BTHR: Tensor, q_rope_BTHP: Tensor, past_BSR: Tensor, keys_BSP: Tensor, start: int, scale: float
+) -> Tensor:
+    """Attention of the tokens from `start` on to cached latents, which are keys and values at once. -> (B, T, H, R)"""
+    scores = torch.einsum("bthr,bsr->bhts", q_BTHR, past_BSR)
+    scores = (scores + torch.einsum("bthp,bsp->bhts", q_rope_BTHP, keys_BSP)) * scale
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(start)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+    return torch.einsum("bhts,bsr->bthr", weights, past_BSR)
+
+
+def _decode_launched(*operands: Any) -> Tensor:
+    from ablate.components.mla.kernel.decode import latent_decode
+
+    return latent_decode(*operands)
 
 
 def _joined(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
@@ -152,8 +167,9 @@ def _assembled(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP
     """Heads put together in one launch, for cuDNN's attention. -> (B, T, H, V)"""
     from ablate.components.mla.kernel.assembly import assemble
 
-    k_nope, v_BTHV = kv_BTHX.split([module.node.qk_nope_head_dim, module.node.v_head_dim], dim=-1)
-    q_BTHK, k_BTHK = assemble(q_BTHK, k_nope, key_BTP, rotation.cos_TP, rotation.sin_TP)
+    q_BTHK, k_BTHK, v_BTHV = assemble(
+        q_BTHK, kv_BTHX, key_BTP, rotation.cos_TP, rotation.sin_TP, module.node.qk_nope_head_dim
+    )
     return _attend(module.node.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
 
 
@@ -167,7 +183,7 @@ def _launched(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP:
     k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
     q_rope = rotate(q_rope, rotation.cos_TP, rotation.sin_TP)
     k_rope = rotate(key_BTP.unsqueeze(2), rotation.cos_TP, rotation.sin_TP).squeeze(2)
-    return mla_attention(q_nope, q_rope, k_nope, k_rope, v_BTHV, module.scale)
+    return mla_attention(q_nope, q_rope, k_nope, k_rope, v_BTHV, scale=module.scale)[0]
 
 
 def _attend(backend: str, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, scale: float) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Backend = Literal["auto", "reference", "library", "cudnn", "triton"]
+HeadsBackend = Literal["auto", "reference", "library", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +89,7 @@ class GroupedQueryAttention:
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    backend: Backend = "auto"
+    backend: HeadsBackend = "auto"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -109,7 +110,6 @@ class GroupedQueryAttention:
             "cudnn": without_cudnn(machine, dtype),
             "library": "",
             "reference": "",
-            "triton": "grouped-query attention has no kernel here",
         }
         return replace(self, backend=settle("attention", self.backend, machine, obstacles))
 
