@@ -26,7 +26,7 @@ class BuildContext:
     norm_backend: str
     linear: LinearNode
 
-    def norm(self, dim: int) -> nn.Module:
+    def norm(self, dim: int) -> Any:
         """The root-mean-square norm of `dim` channels."""
         from ablate.block import RMSNorm
 
@@ -88,10 +88,10 @@ class LinearNode(Protocol):
     def kind(self) -> str: ...
 
     def linear(self, in_features: int, out_features: int) -> Any:
-        """A module x (..., I) -> (..., O); its `after_swiglu` maps silu(gate) * up of a (..., 2 I)."""
+        """A module x (..., I) -> (..., O); its `feed_forward` may be it, SwiGLU and a second map in one."""
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> Any:
-        """A module (rows sorted by group, ends of the groups) -> rows; its `experts` may know a whole expert."""
+        """A module (rows sorted by group, ends of the groups) -> rows; its `experts` may be routed experts whole."""
 
     def precision(self, dtype: str, device: str) -> Any:
         """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""

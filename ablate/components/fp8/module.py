@@ -23,14 +23,9 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        """The map of silu(gate) * up; gate and up are the halves of the last axis."""
-        return self(swiglu(gate_up))
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    def feed_forward(self, down: Linear) -> Callable[[Tensor], Tensor] | None:
+        """This map, SwiGLU and `down` as one operation, where there is one; else None."""
+        return None
 
 
 class GroupedLinear(nn.Module):
@@ -231,20 +226,35 @@ class Fp8Linear(nn.Module):
             from ablate.components.fp8.kernel.linear import fp8_linear
 
             (x_NI,) = autocast(x_NI)
-            y_NO = fp8_linear(x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.backend)
+            y_NO = fp8_linear(
+                x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x.device)
+            )
             watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
         return y_NO.view(*x.shape[:-1], -1)
 
-    def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        """The map of silu(gate) * up, which the kernels quantise without writing it."""
+    def feed_forward(self, down: Fp8Linear) -> Callable[[Tensor], Tensor] | None:
+        """The maps and SwiGLU between them, which quantises what it computes without writing it."""
         if self.backend == "emulated" or self.observation is not None:
-            return self(swiglu(gate_up))
-        from ablate.components.fp8.kernel.after_swiglu import fp8_linear_after_swiglu
+            return None
+        from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward
 
-        (gate_up_NX,) = autocast(gate_up.reshape(-1, gate_up.shape[-1]))
-        power_of_two = self.recipe.power_of_two_scales
-        y_NO = fp8_linear_after_swiglu(gate_up_NX, self.weight, power_of_two=power_of_two, backend=self.backend)
-        return y_NO.view(*gate_up.shape[:-1], -1)
+        def whole(x: Tensor) -> Tensor:
+            (x_NI,) = autocast(x.reshape(-1, x.shape[-1]))
+            library = "library" == self.products(x.device) == down.products(x.device)
+            power_of_two = self.recipe.power_of_two_scales
+            y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
+            return y_NO.view(*x.shape[:-1], -1)
+
+        return whole
+
+    def products(self, device: torch.device) -> str:
+        """What multiplies: with backend `library` cuBLAS where it takes these sizes, and the kernels where not."""
+        if self.backend != "library":
+            return self.backend
+        from ablate.components.fp8.kernel.product import machine_of, supported
+
+        obstacle = supported(machine_of(device), self.weight.shape[1], self.weight.shape[0])
+        return "triton" if obstacle else "library"
 
 
 class Fp8GroupedLinear(nn.Module):
@@ -273,13 +283,15 @@ class Fp8GroupedLinear(nn.Module):
         """Routed experts whole, quantised before their rows are sorted; None where products are emulated or watched."""
         if self.backend == "emulated" or self.observation is not None:
             return None
-        from ablate.components.fp8.kernel.experts import fp8_routed_experts
+        from ablate.components.fp8.kernel.feed_forward import fp8_routed_experts
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
-            power_of_two = self.recipe.power_of_two_scales
+            (x_ND,) = autocast(x_ND)
+            rows_P, place_NA, offsets_E = plan
             return fp8_routed_experts(
-                *autocast(x_ND), weight_NA, self.weight, down.weight, *plan, power_of_two=power_of_two
-            )
+                x_ND, weight_NA, self.weight, down.weight, rows_P, place_NA, offsets_E,
+                power_of_two=self.recipe.power_of_two_scales,
+            )  # fmt: skip
 
         return whole
 

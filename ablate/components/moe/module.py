@@ -36,7 +36,10 @@ class SwiGLU(nn.Module):
         self.down = context.linear.linear(hidden_dim, context.dim)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
-        return self.down.after_swiglu(self.gate_up(x_BTD)), None
+        if whole := self.gate_up.feed_forward(self.down):
+            return whole(x_BTD), None
+        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up), None
 
 
 class Router(nn.Module):

@@ -1,0 +1,326 @@
+"""Quantisation to E4M3 with one scale a tile (arXiv:2412.19437, section 3.3.2): activations and weights, in one read.
+
+Values and scales are, bit for bit, those of ablate.components.fp8.quantise: the tile's largest magnitude becomes 448,
+or at most 448 where scales are powers of two, and inf or NaN makes the tile's scale inf or NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ablate.components.fp8.kernel import layout
+from ablate.components.fp8.kernel.layout import Columns, Rows
+from ablate.kernels.launch import (
+    INTERPRETED,
+    ceil_div,
+    check_rows,
+    launch,
+    machine_of,
+    next_power_of_2,
+    operator,
+)
+from ablate.kernels.table import Configuration, Table
+
+TABLE = Table(Path(__file__).with_name("quantise.json"))
+DTYPES = (torch.float32, torch.bfloat16)
+KERNELS: dict[str, tuple[str, ...]] = {"quantise_activation_kernel": (), "quantise_weight_kernel": ()}
+TILE = tl.constexpr(layout.TILE)
+INTERPRETED_KERNEL = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def magnitude_bits(x):
+    """Bits of |x| in float32: as integers they are ordered as the magnitudes are, with NaN above all."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def tile_scale(largest, POWER_OF_TWO: tl.constexpr):
+    """The scale of a tile whose largest magnitude has these bits. Compared as bits, for which NaN is not lost."""
+    scale = tl.math.div_rn(largest.to(tl.float32, bitcast=True), 448.0)
+    bits = tl.maximum(scale.to(tl.int32, bitcast=True), 0x00800000)  # 2^-126, the smallest normal number
+    if POWER_OF_TWO:
+        rounded_up = (tl.minimum(bits, 0x7F000000) + 0x7FFFFF) & 0x7F800000
+        bits = tl.where(bits < 0x7F800000, rounded_up, 0x7FC00000)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fused(a, b, c):
+    """a b + c rounded once. Triton's interpreter rounds the product too, where float64 does it exactly."""
+    if INTERPRETED_KERNEL:
+        result = (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+    else:
+        result = tl.fma(a, b, c)
+    return result
+
+
+@triton.jit
+def encode(x, scale, POWER_OF_TWO: tl.constexpr):
+    """E4M3 of the IEEE quotient x / scale; `scale` broadcasts. The conversion turns what is above 448 into 448.
+
+    A division instruction branches and takes a dozen others. Here the product with the tile's reciprocal is corrected
+    once by its remainder. That may differ from the quotient in the last bit of float32, but it is on the same side of
+    every number at which E4M3 rounding changes, or on it as the quotient is: checked for all 2^23 significands of a
+    scale and all 16 of such numbers.
+    """
+    if POWER_OF_TWO:
+        quotient = x * tl.math.div_rn(1.0, scale)  # exact, as the reciprocal of a power of two is
+    else:
+        # Tiny tiles are lifted, as their remainders would be subnormal. Signs are such that minus zero stays so.
+        lift = tl.where(scale < 2.0**-64, -(2.0**64), -1.0)
+        x *= lift
+        scale *= -lift
+        inverse = tl.math.div_rn(-1.0, scale)
+        quotient = x * inverse
+        # Minus the remainder. An infinite scale, whose inverse is 0, stays out of it.
+        remainder = fused(quotient, tl.where(scale == float("inf"), 0.0, scale), x)
+        quotient = fused(remainder, inverse, quotient)
+    return quotient.to(tl.float8e4nv)
+
+
+@triton.jit
+def rows_of_tile(tile, offsets_ptr, n, n_experts, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
+    """First row of a tile and how many it has, at most SIZE; tiles start anew at every expert if there are offsets.
+
+    None for tiles that no expert has. Every program adds up the experts' tiles again: E numbers from the cache.
+    """
+    if offsets_ptr is None:
+        start = tile * SIZE
+        size = tl.minimum(n - start, SIZE)
+    else:
+        expert_E = tl.arange(0, BLOCK_E)
+        end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
+        start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
+        tiles_E = tl.cdiv(end_E - start_E, SIZE)
+        last_E = tl.cumsum(tiles_E, 0)
+        first_E = last_E - tiles_E
+        mine_E = (first_E <= tile) & (tile < last_E)
+        start = tl.sum(tl.where(mine_E, start_E + (tile - first_E) * SIZE, 0), 0)
+        size = tl.minimum(tl.sum(tl.where(mine_E, end_E, 0), 0) - start, SIZE)
+    return start, size
+
+
+@triton.jit
+def store_row_copy(
+    x_NK, values_ptr, scales_ptr, row_N, inside_N, block, n, stride_vn, POWER_OF_TWO: tl.constexpr
+):  # fmt: skip
+    """Quantise and store the 1 x 128 tiles of x_NK (float32, zero outside), which are channel block `block`."""
+    column_K = block * TILE + tl.arange(0, TILE)
+    scale_N = tile_scale(tl.max(magnitude_bits(x_NK), 1), POWER_OF_TWO)
+    values_NK = encode(x_NK, scale_N[:, None], POWER_OF_TWO)
+    to_NK = values_ptr + row_N[:, None].to(tl.int64) * stride_vn + column_K[None, :]
+    # Up to the padded end of a row: a multiple of 16, which keeps stores wide whatever the number of channels.
+    tl.store(to_NK, values_NK, inside_N[:, None] & (column_K[None, :] < stride_vn))
+    tl.store(scales_ptr + tl.cast(block, tl.int64) * n + row_N, scale_N, inside_N)
+
+
+@triton.jit
+def store_column_copy(
+    x_NK, values_ptr, scales_ptr, tile, block, k, stride_vk, POWER_OF_TWO: tl.constexpr
+):  # fmt: skip
+    """Quantise, transpose and store the 128 x 1 tiles of x_NK (float32, zero outside, 128 rows), token tile `tile`."""
+    column_K = block * TILE + tl.arange(0, TILE)
+    scale_K = tile_scale(tl.max(magnitude_bits(x_NK), 0), POWER_OF_TWO)
+    values_KN = tl.trans(encode(x_NK, scale_K[None, :], POWER_OF_TWO))
+    position_N = tl.cast(tile, tl.int64) * TILE + tl.arange(0, TILE)
+    to_KN = values_ptr + column_K[:, None].to(tl.int64) * stride_vk + position_N[None, :]
+    tl.store(to_KN, values_KN, (column_K < k)[:, None])
+    tl.store(scales_ptr + tl.cast(tile, tl.int64) * k + column_K, scale_K, column_K < k)
+
+
+@triton.jit
+def quantise_activation_kernel(
+    x_ptr, rows_ptr, offsets_ptr, values_NK_ptr, scales_KN_ptr, values_KS_ptr, scales_SK_ptr,
+    n, k, n_experts, stride_xn, stride_vn, stride_vk,
+    POWER_OF_TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK_N rows and 128 channels; pointers are None for what is not there. Columns: BLOCK_N is 128."""
+    n_blocks = tl.cdiv(k, TILE)
+    tile, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
+    start, size = rows_of_tile(tile, offsets_ptr, n, n_experts, BLOCK_N, BLOCK_E)
+    if size > 0:
+        inside_N = tl.arange(0, BLOCK_N) < size
+        row_N = start + tl.arange(0, BLOCK_N)
+        column_K = block * TILE + tl.arange(0, TILE)
+        if rows_ptr is None:
+            source_N = row_N.to(tl.int64)
+        else:
+            source_N = tl.load(rows_ptr + row_N, inside_N, other=0).to(tl.int64)
+        from_NK = x_ptr + source_N[:, None] * stride_xn + column_K[None, :]
+        inside_NK = inside_N[:, None] & (column_K < k)[None, :]
+        # For the second copy the tile comes from the cache again: held in registers, half the programs would fit.
+        if values_NK_ptr is not None:
+            x_NK = tl.load(from_NK, inside_NK, other=0.0).to(tl.float32)
+            store_row_copy(x_NK, values_NK_ptr, scales_KN_ptr, row_N, inside_N, block, n, stride_vn, POWER_OF_TWO)
+        if values_KS_ptr is not None:
+            x_NK = tl.load(from_NK, inside_NK, other=0.0).to(tl.float32)
+            store_column_copy(x_NK, values_KS_ptr, scales_SK_ptr, tile, block, k, stride_vk, POWER_OF_TWO)
+
+
+@triton.jit
+def quantise_weight_kernel(
+    weight_ptr, values_ptr, transposed_ptr, scales_ptr, o, i, stride_we, stride_wo, stride_ve, stride_vo,
+    stride_te, stride_ti, POWER_OF_TWO: tl.constexpr,
+):  # fmt: skip
+    """One tile of 128 x 128 of one matrix."""
+    o_blocks, i_blocks = tl.cdiv(o, TILE), tl.cdiv(i, TILE)
+    expert = (tl.program_id(0) // (o_blocks * i_blocks)).to(tl.int64)
+    row_O = tl.program_id(0) // i_blocks % o_blocks * TILE + tl.arange(0, TILE)
+    column_I = tl.program_id(0) % i_blocks * TILE + tl.arange(0, TILE)
+    from_OI = weight_ptr + expert * stride_we + row_O[:, None].to(tl.int64) * stride_wo + column_I[None, :]
+    weight_OI = tl.load(from_OI, (row_O < o)[:, None] & (column_I < i)[None, :], other=0.0).to(tl.float32)
+    scale = tile_scale(tl.max(tl.max(magnitude_bits(weight_OI), 1), 0), POWER_OF_TWO)
+    values_OI = encode(weight_OI, scale, POWER_OF_TWO)
+    to_OI = values_ptr + expert * stride_ve + row_O[:, None].to(tl.int64) * stride_vo + column_I[None, :]
+    tl.store(to_OI, values_OI, (row_O < o)[:, None] & (column_I < stride_vo)[None, :])
+    to_IO = transposed_ptr + expert * stride_te + column_I[:, None].to(tl.int64) * stride_ti + row_O[None, :]
+    tl.store(to_IO, tl.trans(values_OI), (column_I < i)[:, None] & (row_O < stride_ti)[None, :])
+    tl.store(scales_ptr + tl.program_id(0), scale)
+
+
+def outputs(
+    like: Tensor, n: int, k: int, *, rows: bool, columns: bool, offsets_E: Tensor | None
+) -> tuple[Rows, Columns]:  # fmt: skip
+    """Unwritten copies of a matrix (n, k), or what stands for them."""
+    n_experts = None if offsets_E is None else offsets_E.shape[0]
+    return (
+        layout.new_rows(like, n, k) if rows else layout.no_rows(like),
+        layout.new_columns(like, n, k, n_experts) if columns else layout.no_columns(like),
+    )
+
+
+def check_copies(rows: bool, columns: bool, offsets_E: Tensor | None) -> None:
+    """ValueError where no copy is asked for, or the ends of experts' rows are not what kernels read."""
+    if not rows and not columns:
+        raise ValueError("neither rows nor columns are asked for: ask for at least one copy")
+    if offsets_E is not None:
+        check_rows("offsets_E", offsets_E, (torch.int32,), 1)
+        if offsets_E.shape[0] == 0:
+            raise ValueError("offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix")
+
+
+def choose(table: Table, kernel: str, x: Tensor, *, columns: bool, **sizes: int) -> Configuration:
+    """The configuration of `<kernel>_tiles` (128 rows, for column copies) or of `<kernel>_rows`."""
+    return table.choose(f"{kernel}_{'tiles' if columns else 'rows'}", machine_of(x.device), **sizes)
+
+
+def tiling(n: int, columns: bool, offsets_E: Tensor | None, block: int) -> tuple[int, int, int]:
+    """Tiles of `block` rows, experts whose ends kernels read, and these rounded up to a power of two.
+
+    Without column copies tiles need not start anew at experts: every row is its own.
+    """
+    if offsets_E is None or not columns:
+        return ceil_div(n, block), 0, 1
+    return layout.token_tiles(n, offsets_E.shape[0]), offsets_E.shape[0], next_power_of_2(offsets_E.shape[0])
+
+
+def or_none(wanted: bool, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+    """What a kernel is given: None for pointers that it must not use."""
+    return tensors if wanted else (None,) * len(tensors)
+
+
+@operator("fp8_quantise_activation")
+def quantise_activation(
+    x_NK: Tensor,
+    offsets_E: Tensor | None = None,
+    rows_P: Tensor | None = None,
+    *,
+    power_of_two: bool,
+    rows: bool,
+    columns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x in tiles of 1 x 128 (`rows`), of 128 x 1 transposed (`columns`), or both in one read; layouts: layout.py.
+
+    x: (N, K), float32 or bfloat16. offsets_E: int32 ends of the experts' rows, where column tiles start anew; every
+    row must lie before the last. rows_P: int32, quantise x[rows_P] instead, columns only.
+    -> values_NK, scales_KN, values_KS, scales_SK; empty tensors for what is not asked for.
+    Raises ValueError for other dtypes or strides, no copy, or a row copy with rows_P.
+    """
+    check_rows("what is quantised", x_NK, DTYPES, 2)
+    check_copies(rows, columns, offsets_E)
+    if rows_P is not None:
+        check_rows("rows_P", rows_P, (torch.int32,), 1)
+        if rows:
+            raise ValueError("rows_P is given and rows are asked for; quantise the rows once, before they are gathered")
+    n, k = x_NK.shape[0] if rows_P is None else rows_P.shape[0], x_NK.shape[1]
+    by_row, by_column = outputs(x_NK, n, k, rows=rows, columns=columns, offsets_E=offsets_E)
+    chosen = choose(TABLE, "quantise", x_NK, columns=columns, K=k)
+    tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
+    launch(
+        quantise_activation_kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), x_NK, rows_P,
+        offsets_E if columns else None, *or_none(rows, by_row.values_NK, by_row.scales_KN),
+        *or_none(columns, by_column.values_KS, by_column.scales_SK), n, k, n_experts, x_NK.stride(0),
+        by_row.values_NK.stride(0), by_column.values_KS.stride(0),
+        POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
+    )  # fmt: skip
+    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+
+
+@quantise_activation.register_fake
+def _(
+    x_NK: Tensor,
+    offsets_E: Tensor | None = None,
+    rows_P: Tensor | None = None,
+    *,
+    power_of_two: bool,
+    rows: bool,
+    columns: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = x_NK.shape[0] if rows_P is None else rows_P.shape[0]
+    by_row, by_column = outputs(x_NK, n, x_NK.shape[1], rows=rows, columns=columns, offsets_E=offsets_E)
+    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+
+
+@operator("fp8_quantise_weight")
+def quantise_weight(weight: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices (E, O, I) or one (O, I) in tiles of 128 x 128: values, the same transposed, scales; one read.
+
+    float32 or bfloat16, the last axis contiguous; else ValueError. Layouts: layout.py.
+    """
+    if weight.ndim not in (2, 3):
+        raise ValueError(f"the weight has shape {tuple(weight.shape)}; it must be (O, I), or (E, O, I) of experts")
+    check_rows("the weight", weight, DTYPES)
+    made = layout.new_weight(weight)
+    from_, to, transposed = (
+        t if t.ndim == 3 else t[None] for t in (weight, made.values_EOI, made.values_EIO)
+    )  # fmt: skip
+    chosen = TABLE.choose("quantise_weight", machine_of(weight.device), O=weight.shape[-2], I=weight.shape[-1])
+    launch(
+        quantise_weight_kernel, (made.scales_EOI.numel(),), weight, made.values_EOI, made.values_EIO, made.scales_EOI,
+        *weight.shape[-2:], *from_.stride()[:2], *to.stride()[:2], *transposed.stride()[:2],
+        POWER_OF_TWO=power_of_two, **chosen.options,
+    )  # fmt: skip
+    return made.values_EOI, made.values_EIO, made.scales_EOI
+
+
+@quantise_weight.register_fake
+def _(weight: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
+    made = layout.new_weight(weight)
+    return made.values_EOI, made.values_EIO, made.scales_EOI
+
+
+def specimens() -> Iterator[Any]:
+    """Launches on meta tensors that use every shipped configuration."""
+    x_NK = torch.empty(32768, 7168, dtype=torch.bfloat16, device="meta")
+    offsets_E = torch.empty(256, dtype=torch.int32, device="meta")
+    rows_P = torch.empty(8 * 4096, dtype=torch.int32, device="meta")
+    for power_of_two in (False, True):
+        for rows, columns in ((True, False), (False, True), (True, True)):
+            yield quantise_activation.launched(x_NK, power_of_two=power_of_two, rows=rows, columns=columns)
+        yield quantise_activation.launched(
+            x_NK, power_of_two=power_of_two, rows=True, columns=True, offsets_E=offsets_E
+        )  # fmt: skip
+        yield quantise_activation.launched(
+            x_NK, power_of_two=power_of_two, rows=False, columns=True, offsets_E=offsets_E, rows_P=rows_P
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            weight = torch.empty(16, 2048, 7168, dtype=dtype, device="meta")
+            yield quantise_weight.launched(weight, power_of_two=power_of_two)

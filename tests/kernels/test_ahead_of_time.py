@@ -1,0 +1,73 @@
+"""Every kernel compiles for Hopper at every configuration that ships: no spills, the right instructions, in limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablate.bench.catalogue import MODULES
+from ablate.kernels.ahead_of_time import SHARED_BYTES
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def compiled() -> dict[str, Any]:
+    """What the command prints, in a process in which Triton does not interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_resources.py"), "--json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_kernel_is_unfit() -> None:
+    assert not compiled()["faults"]
+
+
+def test_every_kernel_of_every_module_is_among_them() -> None:
+    import importlib
+
+    names = {row["kernel"] for row in compiled()["kernels"]}
+    for module in MODULES:
+        wanted = set(importlib.import_module(module).KERNELS)
+        assert wanted, module
+        assert wanted <= names, module
+
+
+@pytest.mark.parametrize("feature", ["hgmma", "qgmma", "tma"])
+def test_matrix_and_copy_instructions_are_used(feature: str) -> None:
+    assert any(row[feature] for row in compiled()["kernels"])
+
+
+def test_limits_are_those_of_the_chip() -> None:
+    for row in compiled()["kernels"]:
+        assert row["target"] == "sm_90a"
+        assert row["spill_bytes"] == 0, row
+        assert row["registers"] <= 255, row
+        assert row["shared_bytes"] <= SHARED_BYTES, row
+
+
+def test_a_kernel_that_spills_is_told() -> None:
+    from dataclasses import replace
+
+    from ablate.bench.catalogue import faults
+    from ablate.kernels.ahead_of_time import Compiled
+
+    row = next(r for r in compiled()["kernels"] if r["kernel"] == "fp8_product_kernel")
+    good = Compiled(**row)
+    assert not faults(good)
+    for change, words in (
+        ({"spill_bytes": 8}, "spills 8 bytes"),
+        ({"qgmma": 0}, "no qgmma"),
+        ({"shared_bytes": SHARED_BYTES + 1}, "shared memory"),
+        ({"target": "sm_80"}, "compiled for sm_80"),
+    ):
+        assert any(words in fault for fault in faults(replace(good, **change)))
