@@ -112,7 +112,9 @@ def grouped_weight_gradient_op(
     dw_EOI = g_PO.new_empty(e, o, i, dtype=dtype)
     if not dw_EOI.numel():
         return dw_EOI
-    chosen = choose(TABLE, "grouped_weight_gradient", g_PO, ROWS=p // e, M=o, N=i)
+    gathered = g_rows_P is not None or x_rows_P is not None
+    kernel = "gathered_weight_gradient" if gathered else "grouped_weight_gradient"
+    chosen = choose(TABLE, kernel, g_PO, ROWS=p // e, M=o, N=i)
     tiles = ceil_div(o, chosen.blocks["BLOCK_M"]) * ceil_div(i, chosen.blocks["BLOCK_N"])
     launch(
         grouped_weight_gradient_kernel, (e * tiles,), g_PO, g_rows_P, x_PI, x_rows_P, offsets_E, dw_EOI, o, i,
@@ -149,7 +151,7 @@ def grouped_weight_gradient(
 
 def specimens() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration, each without and with gathered rows."""
-    for e, p, i, o in ((8, 32768, 7168, 4096), (128, 262144, 2048, 1536), (64, 32768, 512, 512), (256, 16384, 512, 256)):
+    for e, p, i, o in ((8, 32768, 7168, 4096), (128, 262144, 2048, 1536), (256, 32768, 512, 256)):
         offsets_E, rows_P = (torch.empty(n, dtype=torch.int32, device="meta") for n in (e, p))
         g_PO, x_PI = (torch.empty(p, width, dtype=torch.bfloat16, device="meta") for width in (o, i))
         for dtype in DTYPES:

@@ -46,7 +46,7 @@ def test_ordinary_arithmetic(changes: dict[str, str]) -> None:
 
 
 def test_eight_bits() -> None:
-    """The kernels' float32 sums may differ in their last bit from the emulation's, and a rounding to E4M3 then flips."""
+    """Sums of kernel and emulation may differ in their last bit, and a rounding to E4M3 then flips."""
     model = spec_of(FULL).model
     expected, gradients = trained(model, {})
     found, others = trained(model, KERNELS)

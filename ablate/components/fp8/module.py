@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.backends import settled
+from ablate.block import RMSNorm, plain
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
 
@@ -79,6 +80,10 @@ def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Te
     assert ends[-1] == x_NI.shape[0]
     groups = zip([0, *ends[:-1]], ends, weight_EOI, strict=True)
     return torch.cat([F.linear(x_NI[start:end], weight) for start, end, weight in groups])
+
+
+if TYPE_CHECKING:
+    from ablate.components.fp8.kernel.normed import Normed
 
 
 @lru_cache(maxsize=1)
@@ -218,7 +223,10 @@ class Fp8Linear(nn.Module):
         self.observation: Observation | None = None
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
+        """x: (..., I), or what an `Fp8Norm` gives."""
+        if not isinstance(x, Tensor):
+            return self._of_normed(x)
         x_NI = x.reshape(-1, x.shape[-1])
         if self.backend == "emulated":
             y_NO = fp8_product(x_NI, self.weight, None, self.recipe, self.observation)
@@ -232,15 +240,23 @@ class Fp8Linear(nn.Module):
             watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
         return y_NO.view(*x.shape[:-1], -1)
 
+    def _of_normed(self, x: Normed) -> Tensor:
+        from ablate.components.fp8.kernel.normed import fp8_linear_of_normed
+
+        power_of_two, products = self.recipe.power_of_two_scales, self.products(x.value.device)
+        y = fp8_linear_of_normed(x, self.weight, power_of_two=power_of_two, backend=products)
+        watch(self.observation, self.recipe, x.value.flatten(0, -2), self.weight, y)
+        return y
+
     def feed_forward(self, down: Fp8Linear) -> Callable[[Tensor], Tensor] | None:
         """The maps and SwiGLU between them, which quantises what it computes without writing it."""
         if self.backend == "emulated" or self.observation is not None:
             return None
         from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward
 
-        def whole(x: Tensor) -> Tensor:
-            (x_NI,) = autocast(x.reshape(-1, x.shape[-1]))
-            library = "library" == self.products(x.device) == down.products(x.device)
+        def whole(x: Any) -> Tensor:
+            (x_NI,) = autocast(plain(x).reshape(-1, x.shape[-1]))
+            library = "library" == self.products(x_NI.device) == down.products(x_NI.device)
             power_of_two = self.recipe.power_of_two_scales
             y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
             return y_NO.view(*x.shape[:-1], -1)
@@ -255,6 +271,22 @@ class Fp8Linear(nn.Module):
 
         obstacle = supported(machine_of(device), self.weight.shape[1], self.weight.shape[0])
         return "triton" if obstacle else "library"
+
+
+class Fp8Norm(RMSNorm):
+    """A norm between the residual stream and linear maps in E4M3, which it leaves its output quantised for."""
+
+    def __init__(self, dim: int, eps: float, recipe: Recipe) -> None:
+        super().__init__(dim, eps, "triton")
+        self.recipe = recipe
+
+    def forward(self, x: Tensor) -> Any:  # a Normed
+        from ablate.components.fp8.kernel.normed import fp8_norm
+
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        power_of_two = self.recipe.power_of_two_scales
+        return fp8_norm(x, self.weight, self.epsilon, power_of_two=power_of_two, dtype=dtype)
 
 
 class Fp8GroupedLinear(nn.Module):

@@ -40,6 +40,11 @@ class StandardLinear:
 
         return Linear(in_features, out_features)
 
+    def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
+        from ablate.block import RMSNorm
+
+        return RMSNorm(dim, eps, backend)
+
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import GroupedLinear
 
@@ -89,6 +94,14 @@ class Fp8Linear:
         from ablate.components.fp8.module import Fp8Linear as Module
 
         return Module(in_features, out_features, recipe=self._recipe(), backend=self.backend)
+
+    def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
+        """Where both norm and products are kernels, one that quantises what it writes."""
+        from ablate.block import RMSNorm
+        from ablate.components.fp8.module import Fp8Norm
+
+        fused = backend == "triton" and self.backend != "emulated"
+        return Fp8Norm(dim, eps, self._recipe()) if fused else RMSNorm(dim, eps, backend)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8GroupedLinear as Module

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.backends import settled
-from ablate.block import Rotation
+from ablate.block import Rotation, plain
 from ablate.components.mla import reference
 from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
 from ablate.components.mla.spec import LatentAttention as LatentNode
@@ -86,17 +86,17 @@ class LatentAttention(nn.Module):
         heads = node.n_heads
         if node.q_lora_rank:
             self.q_down = linear(context.dim, node.q_lora_rank)
-            self.q_norm = context.norm(node.q_lora_rank)
+            self.q_norm = context.input_norm(node.q_lora_rank)
             self.q_up = linear(node.q_lora_rank, heads * node.qk_head_dim)
         else:
             self.q = linear(context.dim, heads * node.qk_head_dim)
         self.kv_down = linear(context.dim, node.kv_lora_rank + node.qk_rope_head_dim)
-        self.kv_norm = context.norm(node.kv_lora_rank)
+        self.kv_norm = context.input_norm(node.kv_lora_rank)
         self.kv_up = linear(node.kv_lora_rank, heads * (node.qk_nope_head_dim + node.v_head_dim))
         self.output = linear(heads * node.v_head_dim, context.dim)
         self.scale = node.qk_head_dim**-0.5
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Any, Tensor]:
         """Queries (B, T, H, K), the normed latent (B, T, R), and the key (B, T, P) of all heads; nothing rotated."""
         q = self.q_up(self.q_norm(self.q_down(x_BTD))) if self.node.q_lora_rank else self.q(x_BTD)
         latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.node.kv_lora_rank, self.node.qk_rope_head_dim], dim=-1)
@@ -125,7 +125,7 @@ class LatentAttention(nn.Module):
         q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
         q_nope, q_rope = self.queries(q_BTHK, rotation)
         key_BTP = rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
-        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = latent_BTR, key_BTP
+        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = plain(latent_BTR), key_BTP
         cache.length = start + t
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
         up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (node.n_heads, -1))

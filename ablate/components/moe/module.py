@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.backends import settled
+from ablate.block import plain
 from ablate.components.moe.spec import RoutedExperts as RoutedNode
 from ablate.spec import BuildContext
 
@@ -138,13 +139,14 @@ class RoutedExperts(nn.Module):
         self.shared = SwiGLU(node.n_shared_experts * node.expert_hidden_dim, context) if node.n_shared_experts else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        shared, x_BTD = x_BTD, plain(x_BTD)
         if self.experts.backend == "triton":
             where, weight_NA, routing = self._launched(x_BTD)
         else:
             expert_NA, weight_NA, routing = self.router(x_BTD)
             where = place(expert_NA, routing.counts_BE)
         y_BTD = self.experts(x_BTD.flatten(0, 1), weight_NA, where).view_as(x_BTD)
-        return (y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)[0]), routing
+        return (y_BTD if self.shared is None else y_BTD + self.shared(shared)[0]), routing
 
     def _launched(self, x_BTD: Tensor) -> tuple[Placement, Tensor, Routing]:
         """Routing and placement by their kernels."""

@@ -79,6 +79,7 @@ def norm_quantise_columns_kernel(
     rstd_N = tl.load(rstd_ptr + row_N, row_N < n, other=0.0)
     weight_D = tl.load(weight_ptr + column_D, column_D < dim, other=0.0).to(tl.float32)
     y_ND = (x_ND * rstd_N[:, None] * weight_D[None, :]).to(DTYPE).to(tl.float32)
+    y_ND = tl.where(inside_ND, y_ND, 0.0)  # not minus zero, where the weight is negative
     store_column_copy(y_ND, values_ptr, scales_ptr, tile, block, dim, stride_vd, POWER_OF_TWO)
 
 
@@ -93,7 +94,7 @@ def rms_norm_quantise(
     output: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y = x / sqrt(mean(x^2) + eps) * weight, rounded to `dtype` (None: x's), and y in E4M3 as quantise_activation has it.
+    """x / sqrt(mean(x^2) + eps) * weight = y, in `dtype` (None: x's), and in E4M3, as quantise_activation gives it.
 
     x: (N, D), float32 or bfloat16; weight: (D,), either. `output`: whether y itself is written.
     -> y, rstd_N (float32, for ablate.kernels.rms_norm.rms_norm_backward_op), values_ND, scales_DN, and, if `columns`,

@@ -204,7 +204,9 @@ def check_copies(rows: bool, columns: bool, offsets_E: Tensor | None) -> None:
     if offsets_E is not None:
         check_rows("offsets_E", offsets_E, (torch.int32,), 1)
         if offsets_E.shape[0] == 0:
-            raise ValueError("offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix")
+            raise ValueError(
+                "offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix"
+            )
 
 
 def choose(table: Table, kernel: str, x: Tensor, *, columns: bool, **sizes: int) -> Configuration:

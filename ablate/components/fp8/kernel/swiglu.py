@@ -149,7 +149,7 @@ def swiglu_quantise(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """silu(gate) up in E4M3, as quantise_activation gives it, with silu(gate) and the product rounded to gate's dtype.
 
-    gate_up: (N, 2F), channels [0, F) the gate; float32 or bfloat16. offsets_E: int32 ends of experts' rows, for columns.
+    gate_up: (N, 2F), channels [0, F) the gate; float32 or bfloat16. offsets_E: int32 ends of experts' rows.
     -> values_NF, scales_FN, values_FS, scales_SF (layout.py); empty tensors for what is not asked for.
     Raises ValueError for other dtypes or strides, an odd number of channels, or no copy.
     """
@@ -235,7 +235,12 @@ def specimens() -> Iterator[Any]:
     dh_NF = torch.empty(32768, 2048, dtype=torch.bfloat16, device="meta")
     offsets_E = torch.empty(256, dtype=torch.int32, device="meta")
     for power_of_two in (False, True):
-        for rows, columns, ends in ((True, False, None), (False, True, None), (True, True, None), (True, True, offsets_E)):
+        for rows, columns, ends in (
+            (True, False, None),
+            (False, True, None),
+            (True, True, None),
+            (True, True, offsets_E),
+        ):
             how = {"power_of_two": power_of_two, "rows": rows, "columns": columns}
             yield swiglu_quantise.launched(gate_up, ends, **how)
             yield swiglu_backward_quantise.launched(gate_up, dh_NF, ends, **how)

@@ -43,6 +43,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "mla_attention_backward_query_kernel": ("wgmma", "tma"),
     "mla_attention_backward_key_kernel": ("wgmma", "tma"),
 }
+MOST_HEADS = 65535  # of all sequences together: programs along a grid's second axis
 SMALLEST_BLOCK = 16  # numbers along a matrix product's inner axis
 # On a device float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
 EXACT = Configuration(blocks={"BLOCK_M": 16, "BLOCK_N": 16}, num_warps=8, num_stages=1)
@@ -84,6 +85,8 @@ class _Operands:
             check_shape(name, x, shape)
             check_rows(name, x, DTYPES if name == "q_nope" else (dtype,))
             check_aligned(name, x)
+        if b * h > MOST_HEADS:
+            raise ValueError(f"{b} sequences of {h} heads are {b * h}; a launch takes {MOST_HEADS}: split the batch")
         if self.document_BT is not None:
             check_shape("document", self.document_BT, (b, t))
             check_rows("document", self.document_BT, (torch.int32,))

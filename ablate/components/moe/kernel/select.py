@@ -1,0 +1,70 @@
+"""Device functions of the router: affinities, keys that order scores and say their place, and the best of each row."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Below every key of a score; taken keys stand above those that were never to be had.
+OUT_OF_REACH = tl.constexpr(-(2**63))
+TAKEN = tl.constexpr(-(2**63) + 1)
+LARGEST = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without an exponential that overflows."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def key_of(score, position, WIDTH: tl.constexpr):
+    """An int64 that orders float32 scores, NaN above all as in torch.topk, and equal ones by the lower position."""
+    bits = score.to(tl.int32, bitcast=True)
+    ordered = tl.where(score != score, LARGEST, bits ^ ((bits >> 31) & LARGEST))
+    return (ordered.to(tl.int64) << 32) | (WIDTH - 1 - position).to(tl.int64)
+
+
+@triton.jit
+def score_of(key):
+    ordered = (key >> 32).to(tl.int32)
+    return (ordered ^ ((ordered >> 31) & LARGEST)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def position_of(key, WIDTH: tl.constexpr):
+    """In [0, WIDTH), whatever the key."""
+    return (WIDTH - 1) - (key & (WIDTH - 1)).to(tl.int32)
+
+
+@triton.jit
+def expert_at(position, IN_GROUP: tl.constexpr, BLOCK_X: tl.constexpr):
+    """The expert of a column, where groups of IN_GROUP experts stand BLOCK_X columns apart."""
+    if IN_GROUP == BLOCK_X:
+        expert = position  # seen to be contiguous, which is loaded in vectors
+    else:
+        expert = position // BLOCK_X * IN_GROUP + position % BLOCK_X
+    return expert
+
+
+@triton.jit
+def within_best_groups(
+    key_NE, GROUPS: tl.constexpr, LIMITED: tl.constexpr, SCORES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """The keys, out of reach outside the LIMITED groups with the largest sum of their SCORES best scores."""
+    key_NGX = tl.reshape(key_NE, (BLOCK_N, BLOCK_G, BLOCK_X))
+    left_NGX = key_NGX
+    sum_NG = tl.zeros((BLOCK_N, BLOCK_G), tl.float32)
+    for _ in range(SCORES):
+        best_NG = tl.max(left_NGX, 2)
+        sum_NG += score_of(best_NG)
+        left_NGX = tl.where(left_NGX == best_NG[:, :, None], OUT_OF_REACH, left_NGX)
+    group_G = tl.arange(0, BLOCK_G)
+    key_NG = tl.where((group_G < GROUPS)[None, :], key_of(sum_NG, group_G[None, :], BLOCK_G), OUT_OF_REACH)
+    for _ in range(LIMITED):
+        best_N = tl.max(key_NG, 1)
+        key_NG = tl.where(key_NG == best_N[:, None], TAKEN, key_NG)
+    reached_NGX = tl.where((key_NG == TAKEN)[:, :, None], key_NGX, OUT_OF_REACH)
+    return tl.reshape(reached_NGX, (BLOCK_N, BLOCK_G * BLOCK_X))

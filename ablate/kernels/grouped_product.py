@@ -1,0 +1,401 @@
+"""Products of the matrices of experts with rows that are sorted by expert, or gathered on the way; SwiGLU fused.
+
+Which rows an expert has is known on the device only (offsets_E, int32 ends of the experts' rows): a number of programs
+that is enough for every routing finds its tiles from there, and those without one return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ablate.kernels.grouped_weight_gradient import (
+    DTYPES,
+    check_offsets,
+    check_row_numbers,
+    choose,
+    grouped_weight_gradient_op,
+    tile_at,
+)
+from ablate.kernels.launch import (
+    TMA_ALIGNMENT_BYTES,
+    ceil_div,
+    check_aligned,
+    check_rows,
+    check_shape,
+    describe,
+    launch,
+    next_power_of_2,
+    operator,
+)
+from ablate.kernels.table import Configuration, Table
+
+TABLE = Table(Path(__file__).with_name("grouped_product.json"))
+KERNELS: dict[str, tuple[str, ...]] = {
+    "grouped_product_kernel": ("wgmma", "tma"),
+    "grouped_swiglu_forward_kernel": ("wgmma", "tma"),
+    "grouped_swiglu_backward_kernel": ("wgmma", "tma"),
+}
+
+
+@triton.jit
+def find_tile(
+    offsets_ptr, n_experts, n_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr
+):  # fmt: skip
+    """Of this program: its expert, first row, the end of the expert's rows (0 where there is no tile), column tile."""
+    expert_E = tl.arange(0, BLOCK_E)
+    end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
+    start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
+    tiles_E = tl.cdiv(end_E - start_E, BLOCK_M)
+    last_E = tl.cumsum(tiles_E, 0)
+    first_E = last_E - tiles_E
+    m_tiles = tl.sum(tiles_E, 0)
+    m_tile, n_tile = tile_at(tl.program_id(0), m_tiles, n_tiles, GROUP_M)
+    # Programs beyond the last tile would else repeat rows of a group that is not full, in columns beyond the last.
+    mine_E = (first_E <= m_tile) & (m_tile < last_E) & (tl.program_id(0) < m_tiles * n_tiles)
+    expert = tl.sum(tl.where(mine_E, expert_E, 0), 0)
+    start = tl.sum(tl.where(mine_E, start_E + (m_tile - first_E) * BLOCK_M, 0), 0)
+    end = tl.sum(tl.where(mine_E, end_E, 0), 0)
+    return expert, start, end, n_tile
+
+
+@triton.jit
+def grouped_product_kernel(
+    x_desc, x_ptr, rows_ptr, w_desc, offsets_ptr, y_ptr, n, k, n_experts, stride_xp,
+    TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, N)."""
+    expert, start, end, n_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(n, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    if start >= end:
+        return
+    row_M = start + tl.arange(0, BLOCK_M)
+    inside_M = row_M < end
+    column_N = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    source_M = row_M
+    if rows_ptr is not None:
+        source_M = tl.load(rows_ptr + row_M, inside_M, other=0)
+    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, k, BLOCK_K):
+        if rows_ptr is None:
+            # Rows beyond the expert's are its neighbour's; they are summed like others and not stored.
+            x_MK = x_desc.load([start, first])
+        else:
+            column_K = first + tl.arange(0, BLOCK_K)
+            from_MK = x_ptr + source_M[:, None].to(tl.int64) * stride_xp + column_K[None, :]
+            x_MK = tl.load(from_MK, inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+        if TRANSPOSED:
+            w_KN = w_desc.load([expert, first, n_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+        else:
+            w_KN = w_desc.load([expert, n_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K).T
+        acc_MN = tl.dot(x_MK, w_KN, acc_MN, input_precision="ieee")
+    to_MN = y_ptr + row_M[:, None].to(tl.int64) * n + column_N[None, :]
+    tl.store(to_MN, acc_MN.to(y_ptr.dtype.element_ty), inside_M[:, None] & (column_N < n)[None, :])
+
+
+@triton.jit
+def grouped_swiglu_forward_kernel(
+    x_ptr, rows_ptr, w_desc, offsets_ptr, gate_up_ptr, h_ptr, f, k, n_experts, stride_xn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """h[p] = silu(x[rows[p]] gate^T) * x[rows[p]] up^T of p's expert; gate and up are kept where gate_up_ptr is."""
+    expert, start, end, f_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    if start >= end:
+        return
+    row_M = start + tl.arange(0, BLOCK_M)
+    inside_M = row_M < end
+    column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside_MF = inside_M[:, None] & (column_F < f)[None, :]
+    from_M = x_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_xn
+    gate_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, k, BLOCK_K):
+        column_K = first + tl.arange(0, BLOCK_K)
+        x_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+        gate_FK = w_desc.load([expert, f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
+        up_FK = w_desc.load([expert, f + f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
+        gate_MF = tl.dot(x_MK, gate_FK.T, gate_MF, input_precision="ieee")
+        up_MF = tl.dot(x_MK, up_FK.T, up_MF, input_precision="ieee")
+    # As stored: what the backward pass reads is what was multiplied here.
+    gate_MF, up_MF = gate_MF.to(h_ptr.dtype.element_ty), up_MF.to(h_ptr.dtype.element_ty)
+    wide_M = row_M[:, None].to(tl.int64)
+    if gate_up_ptr is not None:
+        tl.store(gate_up_ptr + wide_M * 2 * f + column_F[None, :], gate_MF, inside_MF)
+        tl.store(gate_up_ptr + wide_M * 2 * f + f + column_F[None, :], up_MF, inside_MF)
+    gate_MF = gate_MF.to(tl.float32)
+    h_MF = gate_MF * tl.sigmoid(gate_MF) * up_MF.to(tl.float32)
+    tl.store(h_ptr + wide_M * f + column_F[None, :], h_MF.to(h_ptr.dtype.element_ty), inside_MF)
+
+
+@triton.jit
+def through_swiglu(dh_MF, gate_up_ptr, d_gate_up_ptr, h_ptr, wide_M, weight_M, column_F, inside_M, f):
+    """Stores gradients of gate and up and weighted h, from what reached h before its weight. -> sum over F of h dh."""
+    inside_MF = inside_M[:, None] & (column_F < f)[None, :]
+    at_MF = wide_M[:, None] * 2 * f + column_F[None, :]
+    dtype = h_ptr.dtype.element_ty
+    gate_MF = tl.load(gate_up_ptr + at_MF, inside_MF, other=0.0).to(tl.float32)
+    up_MF = tl.load(gate_up_ptr + f + at_MF, inside_MF, other=0.0).to(tl.float32)
+    sigmoid_MF = tl.sigmoid(gate_MF)
+    silu_MF = gate_MF * sigmoid_MF
+    h_MF = silu_MF * up_MF
+    # Columns beyond F have gate = up = 0, but dh may be NaN there.
+    along_M = tl.sum(tl.where(inside_MF, h_MF * dh_MF, 0.0), 1)
+    tl.store(h_ptr + wide_M[:, None] * f + column_F[None, :], (h_MF * weight_M[:, None]).to(dtype), inside_MF)
+    dh_MF *= weight_M[:, None]
+    tl.store(d_gate_up_ptr + f + at_MF, (dh_MF * silu_MF).to(dtype), inside_MF)
+    # The derivative of silu is sigmoid + silu (1 - sigmoid).
+    slope_MF = sigmoid_MF + silu_MF * (1.0 - sigmoid_MF)
+    tl.store(d_gate_up_ptr + at_MF, (dh_MF * up_MF * slope_MF).to(dtype), inside_MF)
+    return along_M
+
+
+@triton.jit
+def grouped_swiglu_backward_kernel(
+    dy_ptr, rows_ptr, w_desc, offsets_ptr, gate_up_ptr, weight_ptr, d_gate_up_ptr, h_ptr, partial_ptr,
+    n_pairs, f, k, n_experts, stride_dyn,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """Of dh[p] = dy[rows[p]] down and weight[p]: gradients of gate and up, weighted h, and this tile's sum of h dh."""
+    expert, start, end, f_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    if start >= end:
+        return
+    row_M = start + tl.arange(0, BLOCK_M)
+    inside_M = row_M < end
+    from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn
+    dh_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, k, BLOCK_K):
+        column_K = first + tl.arange(0, BLOCK_K)
+        dy_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+        down_KF = w_desc.load([expert, first, f_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+        dh_MF = tl.dot(dy_MK, down_KF, dh_MF, input_precision="ieee")
+    wide_M = row_M.to(tl.int64)
+    weight_M = tl.load(weight_ptr + row_M, inside_M, other=0.0)
+    along_M = tl.zeros((BLOCK_M,), tl.float32)
+    # In parts: what the whole tile needs at once is more than there are registers.
+    left_MF, right_MF = tl.split(dh_MF.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
+    for half in tl.static_range(2):
+        half_MF = left_MF if half == 0 else right_MF
+        first_MF, second_MF = tl.split(half_MF.reshape(BLOCK_M, 2, BLOCK_N // 4).permute(0, 2, 1))
+        for part in tl.static_range(2):
+            part_MF = first_MF if part == 0 else second_MF
+            column_F = f_tile * BLOCK_N + (2 * half + part) * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+            along_M += through_swiglu(
+                part_MF, gate_up_ptr, d_gate_up_ptr, h_ptr, wide_M, weight_M, column_F, inside_M, f
+            )  # fmt: skip
+    tl.store(partial_ptr + f_tile.to(tl.int64) * n_pairs + row_M, along_M, inside_M)
+
+
+def grid_of(p: int, e: int, n: int, chosen: Configuration) -> tuple[int]:
+    """Programs enough for any routing: of E experts min(E, P) have rows, each at most one tile that is not full."""
+    return ((p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(n, chosen.blocks["BLOCK_N"]),)
+
+
+def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None) -> None:
+    """ValueError unless rows of k numbers, matrices, offsets and row numbers are what the kernels read."""
+    check_rows("the rows", x, DTYPES, 2)
+    check_shape("the rows", x, (x.shape[0], k))
+    check_rows("the experts' weights", weight_EOI, (x.dtype,), 3)
+    e, o, i = weight_EOI.shape
+    numbers = TMA_ALIGNMENT_BYTES // x.element_size()
+    if 0 in (e, o, i) or o % numbers or i % numbers:
+        raise ValueError(
+            f"{e} experts' weights of {o} x {i} numbers of {x.dtype} were given; both sizes must be multiples of "
+            f"{numbers} (16 bytes), and none 0: give dim and the expert's hidden width such sizes"
+        )
+    check_aligned("the experts' weights", weight_EOI)
+    if rows_P is None:
+        check_aligned("the rows", x)
+    check_offsets(offsets_E, e)
+    check_row_numbers("rows_P", rows_P)
+
+
+def described_weight(weight_EOI: Tensor, block_o: int, block_i: int) -> Any:
+    return describe(weight_EOI, (1, block_o, block_i))
+
+
+@operator("grouped_product")
+def grouped_product_op(
+    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None, transposed: bool
+) -> Tensor:
+    e, o, i = weight_EOI.shape if weight_EOI.ndim == 3 else (0, 0, 0)
+    n, k = (i, o) if transposed else (o, i)
+    check_operands(x_PI, k, weight_EOI, offsets_E, rows_P)
+    p = (x_PI if rows_P is None else rows_P).shape[0]
+    y_PN = x_PI.new_empty(p, n)
+    if not p:
+        return y_PN
+    kernel = "grouped_product" if rows_P is None else "gathered_product"
+    chosen = choose(TABLE, kernel, x_PI, ROWS=p // e, N=n, K=k)
+    block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
+    x_desc = describe(x_PI, (block_m, block_k)) if rows_P is None else None
+    w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
+    launch(
+        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if rows_P is None else x_PI, rows_P, w_desc,
+        offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed, BLOCK_E=next_power_of_2(e), **chosen.options,
+    )  # fmt: skip
+    return y_PN
+
+
+@grouped_product_op.register_fake
+def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None, transposed: bool) -> Tensor:
+    return x_PI.new_empty((x_PI if rows_P is None else rows_P).shape[0], weight_EOI.shape[2 if transposed else 1])
+
+
+def grouped_product(
+    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None = None, transposed: bool = False
+) -> Tensor:
+    """y[p] = x[p] w[e]^T, or of x[rows_P[p]], for the expert e whose rows p is among. Not differentiable.
+
+    x: (P, I), or (N, I) with rows_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width O,
+    without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows beyond it are
+    not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
+    Raises ValueError for other dtypes, shapes, strides or alignments.
+    """
+    return grouped_product_op(x_PI, weight_EOI, offsets_E, rows_P, transposed)
+
+
+@operator("grouped_linear")
+def grouped_linear_op(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    return grouped_product_op.launched(x_PI, weight_EOI, offsets_E, None, False)
+
+
+@grouped_linear_op.register_fake
+def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    return x_PI.new_empty(x_PI.shape[0], weight_EOI.shape[1])
+
+
+def readable(g: Tensor) -> Tensor:
+    """A gradient, which may have any strides, as rows that the memory accelerator reads."""
+    numbers = TMA_ALIGNMENT_BYTES // g.element_size()
+    apart = g.stride(-1) == 1 and g.stride(0) >= g.shape[1]
+    return g if apart and g.stride(0) % numbers == 0 and g.storage_offset() % numbers == 0 else g.contiguous()
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, g_PO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x_PI, weight_EOI, offsets_E = ctx.saved_tensors
+    needs_x, needs_weight, _ = ctx.needs_input_grad
+    g_PO = readable(g_PO)
+    dx = grouped_product_op(g_PO, weight_EOI, offsets_E, None, True) if needs_x else None
+    dw = grouped_weight_gradient_op(g_PO, x_PI, offsets_E, None, None, weight_EOI.dtype) if needs_weight else None
+    return dx, dw, None
+
+
+grouped_linear_op.register_autograd(_backward, setup_context=_keep)
+
+
+def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    """y[p] = x[p] w[e]^T for the expert e whose rows p is among: F.grouped_mm(x, w.mT, offs=offsets_E), differentiable.
+
+    x: (P, I), rows sorted by expert; weight: (E, O, I); both float32 or both bfloat16, last axes contiguous, I and O
+    multiples of 8 (of 4 in float32). offsets_E: int32 (E,), ends of the experts' rows, the last of them P. -> (P, O).
+    Sums in float32. Raises ValueError for other dtypes, shapes, strides or alignments.
+    """
+    return grouped_linear_op(x_PI, weight_EOI, offsets_E)
+
+
+@operator("grouped_swiglu")
+def grouped_swiglu_op(
+    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, rows_P: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """h[p] = silu(gate x[rows_P[p]]) * up x[rows_P[p]] of p's expert, arXiv:2002.05202, and gate and up themselves.
+
+    gate_up: (E, 2 F, D), rows [0, F) of an expert are the gate. -> h (P, F), and (P, 2 F) if keep, else (0, 2 F).
+    """
+    e, x, d = gate_up_EXD.shape if gate_up_EXD.ndim == 3 else (0, 0, 0)
+    check_operands(x_ND, d, gate_up_EXD, offsets_E, rows_P)
+    p, f = rows_P.shape[0], x // 2
+    if x % 2:
+        raise ValueError(f"the experts' weights of gate and up have {x} rows each; it must be an even number")
+    h_PF, gate_up_PX = _swiglu_outputs(x_ND, gate_up_EXD, rows_P, keep)
+    if not p:
+        return h_PF, gate_up_PX
+    chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, ROWS=p // e, N=f, K=d)
+    w_desc = described_weight(gate_up_EXD, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"])
+    launch(
+        grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, rows_P, w_desc, offsets_E,
+        gate_up_PX if keep else None, h_PF, f, d, e, x_ND.stride(0), BLOCK_E=next_power_of_2(e), **chosen.options,
+    )  # fmt: skip
+    return h_PF, gate_up_PX
+
+
+@grouped_swiglu_op.register_fake
+def _(
+    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, rows_P: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _swiglu_outputs(x_ND, gate_up_EXD, rows_P, keep)
+
+
+def _swiglu_outputs(x_ND: Tensor, gate_up_EXD: Tensor, rows_P: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    p, x = rows_P.shape[0], gate_up_EXD.shape[1]
+    return x_ND.new_empty(p, x // 2), x_ND.new_empty(p if keep else 0, x)
+
+
+@operator("grouped_swiglu_backward")
+def grouped_swiglu_backward_op(
+    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, rows_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through y[n] = sum over rows p of token n of weight[p] down h[p], h = silu(gate) * up, without y's addends.
+
+    With dh[p] = down^T dy[rows_P[p]]: -> weight[p] times the gradient of gate and up, (P, 2 F); weight[p] h[p], (P, F),
+    for the gradient of down; and the gradient of weight[p], h[p] . dh[p] = dy[n] . (down h[p]), float32 (P,).
+    """
+    e, d, f = down_EDF.shape if down_EDF.ndim == 3 else (0, 0, 0)
+    check_operands(dy_ND, d, down_EDF, offsets_E, rows_P)
+    p = rows_P.shape[0]
+    check_rows("gate and up", gate_up_PX, (dy_ND.dtype,), 2)
+    check_shape("gate and up", gate_up_PX, (p, 2 * f))
+    check_rows("the rows' weights", weight_P, (torch.float32,), 1)
+    check_shape("the rows' weights", weight_P, (p,))
+    d_gate_up_PX, h_PF, d_weight_P = _swiglu_gradients(dy_ND, down_EDF, rows_P)
+    if not p:
+        return d_gate_up_PX, h_PF, d_weight_P
+    chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, ROWS=p // e, N=f, K=d)
+    w_desc = described_weight(down_EDF, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"])
+    partial_TP = dy_ND.new_empty(ceil_div(f, chosen.blocks["BLOCK_N"]), p, dtype=torch.float32)
+    launch(
+        grouped_swiglu_backward_kernel, grid_of(p, e, f, chosen), dy_ND, rows_P, w_desc, offsets_E,
+        gate_up_PX.contiguous(), weight_P, d_gate_up_PX, h_PF, partial_TP, p, f, d, e, dy_ND.stride(0),
+        BLOCK_E=next_power_of_2(e), **chosen.options,
+    )  # fmt: skip
+    return d_gate_up_PX, h_PF, partial_TP.sum(0)
+
+
+@grouped_swiglu_backward_op.register_fake
+def _(
+    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, rows_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _swiglu_gradients(dy_ND, down_EDF, rows_P)
+
+
+def _swiglu_gradients(dy_ND: Tensor, down_EDF: Tensor, rows_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p, f = rows_P.shape[0], down_EDF.shape[2]
+    return dy_ND.new_empty(p, 2 * f), dy_ND.new_empty(p, f), dy_ND.new_empty(p, dtype=torch.float32)
+
+
+def specimens() -> Iterator[Any]:
+    """Launches on meta tensors that use every shipped configuration: many rows an expert, and few."""
+    for e, n, a, d, f in ((8, 32768, 1, 7168, 2048), (128, 32768, 8, 2048, 768), (256, 4096, 8, 7168, 2048)):
+        offsets_E, rows_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n * a))
+        x_ND, gate_up_EXD, down_EDF, weight_P = (
+            torch.empty(shape, dtype=dtype, device="meta")
+            for *shape, dtype in (
+                (n, d, torch.bfloat16), (e, 2 * f, d, torch.bfloat16), (e, d, f, torch.bfloat16), (n * a, torch.float32)
+            )
+        )  # fmt: skip
+        for keep in (False, True):
+            h_PF, gate_up_PX = grouped_swiglu_op.launched(x_ND, gate_up_EXD, offsets_E, rows_P, keep)
+        yield grouped_product_op.launched(h_PF, down_EDF, offsets_E, None, False)
+        yield grouped_swiglu_backward_op.launched(x_ND, down_EDF, offsets_E, rows_P, gate_up_PX, weight_P)
+        yield grouped_product_op.launched(gate_up_PX, gate_up_EXD, offsets_E, None, True)
+        for weight, transposed in ((gate_up_EXD, False), (down_EDF, True)):
+            yield grouped_product_op.launched(x_ND, weight, offsets_E, rows_P, transposed)
