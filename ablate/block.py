@@ -54,6 +54,11 @@ class RMSNorm(nn.RMSNorm):
         return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
 
 
+def plain(x: Any) -> Tensor:
+    """The tensor of what an input norm gave: for readers that are not linear maps."""
+    return x if isinstance(x, Tensor) else x.value
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)). Returns the routing of its experts, if it has any."""
 
@@ -61,9 +66,9 @@ class Block(nn.Module):
         super().__init__()
         context = build_context(model)
         feed_forward, balance = model.layer_feed_forward(layer)
-        self.attention_norm = context.norm(model.dim)
+        self.attention_norm = context.input_norm(model.dim)
         self.attention: Any = model.attention.build(context)
-        self.feed_forward_norm = context.norm(model.dim)
+        self.feed_forward_norm = context.input_norm(model.dim)
         self.feed_forward = feed_forward.build(context, balance)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:

@@ -32,6 +32,10 @@ class BuildContext:
 
         return RMSNorm(dim, self.norm_eps, self.norm_backend)
 
+    def input_norm(self, dim: int) -> Any:
+        """The norm before linear maps, which these may read in a form of their own (`ablate.block.plain`)."""
+        return self.linear.norm(dim, self.norm_eps, self.norm_backend)
+
 
 class AttentionNode(Protocol):
     @property
@@ -89,6 +93,9 @@ class LinearNode(Protocol):
 
     def linear(self, in_features: int, out_features: int) -> Any:
         """A module x (..., I) -> (..., O); its `feed_forward` may be it, SwiGLU and a second map in one."""
+
+    def norm(self, dim: int, eps: float, backend: str) -> Any:
+        """The norm whose output its linear maps read, on a backend of norms."""
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> Any:
         """A module (rows sorted by group, ends of the groups) -> rows; its `experts` may be routed experts whole."""
