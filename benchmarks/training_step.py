@@ -12,86 +12,34 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from ablate.export.config import hf_config
-from ablate.model import build
+from ablate.bench.step import LEFT_OUT, in_turn, ours, theirs, windows
+from ablate.machine import this_machine
 from ablate.presets import preset
 from ablate.registry import full_variant, resolve, without
-from ablate.spec import Spec
 
-LEFT_OUT = ("mtp", "fp8", "distill")
+WARM_UP = 2
 
 
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    base = preset(arguments.preset)
-    spec = resolve(base, without(full_variant(base), LEFT_OUT, {}))
+    base, machine = preset(arguments.preset), this_machine()
+    device = torch.device(machine.kind)
+    spec = resolve(base, without(full_variant(base), LEFT_OUT, {})).settled(machine)
     length = arguments.sequence_length or base.trainer.sequence_length
-    window = torch.randint(
-        spec.model.vocab_size, (arguments.batch, length + 1), generator=torch.Generator().manual_seed(0)
-    )
-    steps = {"ours": _ours(spec, window), "transformers": _theirs(spec, window)}
-    seconds = _in_turn(steps, arguments.rounds)
-    _print(seconds, window, arguments)
+    window = windows(spec.model.vocab_size, arguments.batch, length, device)
+    steps = {"ours": ours(spec, window, device), "transformers": theirs(spec, window, device)}
+    in_turn(steps, WARM_UP, device)
+    samples = in_turn(steps, arguments.rounds, device)
+    _print({name: sample.seconds for name, sample in samples.items()}, arguments.batch * length, arguments)
 
 
-def _ours(spec: Spec, window: torch.Tensor) -> Callable[[], None]:
-    model = build(spec.model, seed=0)
-
-    def loss() -> torch.Tensor:
-        prediction = model.predict(window[:, :-1])
-        logits = model.head(prediction.hidden_BTD)
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-        return cross_entropy + spec.model.balance.loss(prediction.routing, {}) if spec.model.balance else cross_entropy
-
-    return _step(model, loss)
-
-
-def _theirs(spec: Spec, window: torch.Tensor) -> Callable[[], None]:
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
-    config = DeepseekV3Config(**hf_config(spec.model, window.shape[1] - 1), use_cache=False)
-    model = DeepseekV3ForCausalLM(config).train()
-
-    def loss() -> torch.Tensor:
-        logits = model(window[:, :-1]).logits
-        return F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-
-    return _step(model, loss)
-
-
-def _step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
-
-
-def _in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_ >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _print(seconds: dict[str, list[float]], window: torch.Tensor, arguments: Any) -> None:
-    n_tokens = window[:, 1:].numel()
+def _print(seconds: Mapping[str, Sequence[float]], n_tokens: int, arguments: Any) -> None:
     ratio = statistics.median(t / o for t, o in zip(seconds["transformers"], seconds["ours"], strict=True))
     for name, values in seconds.items():
         median = statistics.median(values)

@@ -233,7 +233,8 @@ def grouped_product_op(
     kernel = "grouped_product" if rows_P is None else "gathered_product"
     chosen = choose(TABLE, kernel, x_PI, ROWS=p // e, N=n, K=k)
     block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
-    x_desc = describe(x_PI, (block_m, block_k)) if rows_P is None else None
+    # Flattened first, one row has the stride of its length: the memory accelerator does not take every other.
+    x_desc = describe(x_PI.flatten().view(1, k) if p == 1 else x_PI, (block_m, block_k)) if rows_P is None else None
     w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
     launch(
         grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if rows_P is None else x_PI, rows_P, w_desc,
@@ -272,6 +273,8 @@ def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
 
 def readable(g: Tensor) -> Tensor:
     """A gradient, which may have any strides, as rows that the memory accelerator reads."""
+    if not g.numel():
+        return g.new_empty(g.shape)
     numbers = TMA_ALIGNMENT_BYTES // g.element_size()
     apart = g.stride(-1) == 1 and g.stride(0) >= g.shape[1]
     return g if apart and g.stride(0) % numbers == 0 and g.storage_offset() % numbers == 0 else g.contiguous()

@@ -61,7 +61,9 @@ class GroupedLinear(nn.Module):
         from ablate.kernels.routed_experts import routed_experts
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
-            return routed_experts(*autocast(x_ND), weight_NA, *autocast(self.weight, down.weight), *plan)
+            x_ND, gate_up, down_weight = autocast(x_ND, self.weight, down.weight)
+            rows_P, place_NA, offsets_E = plan
+            return routed_experts(x_ND, weight_NA, gate_up, down_weight, rows_P, place_NA, offsets_E)
 
         return whole
 

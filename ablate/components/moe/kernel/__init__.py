@@ -58,7 +58,15 @@ def route(
 
 def specimens() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
-    for experts, groups, limited, scores, activated in ((16, 1, 1, 1, 2), (64, 4, 2, 3, 6), (256, 8, 4, 2, 8)):
+    sizes = (
+        (16, 1, 1, 1, 2),
+        (64, 4, 2, 3, 6),
+        (128, 1, 1, 1, 8),
+        (160, 8, 3, 2, 6),
+        (256, 8, 4, 2, 8),
+        (384, 1, 1, 1, 8),
+    )
+    for experts, groups, limited, scores, activated in sizes:
         logits_NE = torch.empty(32768, experts, device="meta")
         for bias_E in (torch.empty(experts, device="meta"), None):
             made = route_op.launched(logits_NE, bias_E, groups, limited, scores, activated, 2.5, 8)

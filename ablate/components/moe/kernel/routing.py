@@ -66,13 +66,16 @@ def route_forward_kernel(
         position_NA = tl.zeros((BLOCK_N, BLOCK_A), tl.int32)
         for a in range(A):
             best_N = position_of(tl.max(key_NE, 1), BLOCK_E)
-            key_NE = tl.where(position_E[None, :] == best_N[:, None], TAKEN, key_NE)
+            key_NE = tl.where(position_E[None, :] == best_N[:, None], TAKEN + tl.cast(a, tl.int64), key_NE)
             position_NA = tl.where(choice_A[None, :] == a, best_N[:, None], position_NA)
 
         # A token takes an expert once, so the rank among the program's pairs of an expert counts tokens.
-        taken_NE = ((key_NE == TAKEN) & inside_NE).to(tl.int32)
-        rank_NE = count_E[None, :] + tl.cumsum(taken_NE, 0) - taken_NE
-        count_E += tl.sum(taken_NE, 0)
+        taken_NE = (key_NE >= TAKEN) & (key_NE < TAKEN + A) & inside_NE
+        one_NE = taken_NE.to(tl.int32)
+        rank_NE = count_E[None, :] + tl.cumsum(one_NE, 0) - one_NE
+        count_E += tl.sum(one_NE, 0)
+        to_NE = rank_ptr + wide_N[:, None] * A + (key_NE - TAKEN)
+        tl.store(to_NE, rank_NE, taken_NE)
         expert_NA = expert_at(position_NA, IN_GROUP, BLOCK_X)
         inside_NA = inside_N[:, None] & (choice_A < A)[None, :]
         # The affinities themselves, which the bias is no part of.
@@ -81,7 +84,6 @@ def route_forward_kernel(
         pair_NA = wide_N[:, None] * A + choice_A[None, :]
         tl.store(expert_ptr + pair_NA, expert_NA, inside_NA)
         tl.store(weight_ptr + pair_NA, weight_NA, inside_NA)
-        tl.store(rank_ptr + pair_NA, tl.gather(rank_NE, position_NA, 1), inside_NA)
 
     at_E = program.to(tl.int64) * E + expert_E
     tl.store(share_ptr + at_E, share_E, real_E)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Below every key of a score; taken keys stand above those that were never to be had.
+# Below every key of a score. The key that is taken a-th becomes TAKEN + a.
 OUT_OF_REACH = tl.constexpr(-(2**63))
 TAKEN = tl.constexpr(-(2**63) + 1)
 LARGEST = tl.constexpr(2**31 - 1)

@@ -1,0 +1,1 @@
+"""How fast operations and training steps are on this machine, beside what libraries make of the same work."""

@@ -1,0 +1,226 @@
+"""What `dsv3-ablate bench` does: run a group of cases or the step ladder, and write down everything that is known.
+
+    python -m ablate.bench.command kernels --out reports/h200     # where the command line's packages are not installed
+
+Needs torch and Triton; the steps need pydantic and Lightning too, and transformers for its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablate.bench import attention, fp8, loss, moe, norms, quantise
+from ablate.bench.case import Case, first_line, run_case
+from ablate.bench.render import render
+from ablate.bench.timing import Ceilings, ceilings
+from ablate.kernels import launch  # noqa: F401  # repairs the interpreter before any kernel runs
+from ablate.machine import Machine, this_machine
+from ablate.runs import environment
+
+# The most telling first: what a time limit cuts off are the last.
+GROUPS: dict[str, Callable[[], list[Case]]] = {
+    "attention": attention.cases,
+    "moe": moe.cases,
+    "fp8": lambda: [*fp8.cases(), *quantise.cases()],
+    "loss": loss.cases,
+    "norm": norms.cases,
+}
+NAMES = ("kernels", *GROUPS, "step")
+BUDGET_S = 0.2  # of measuring, for each way of a case
+SMOKE_BUDGET_S = 0.004
+PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
+SMOKE_PRESET = "nano"
+
+
+def run_bench(
+    group: str,
+    *,
+    preset: str = "",
+    tune: bool = False,
+    smoke: bool = False,
+    out: Path | None = None,
+    limit_s: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Everything measured, in plain data; with `out` also written to <group>.json and <group>.md, after every case.
+
+    group: one of NAMES; `kernels` is all but `step`. `tune`: also time the candidates of every kernel that ships, and
+    write what is fastest for this device. `smoke`: every path, figures without meaning. `limit_s`: what is not begun
+    by then is listed and left out. ValueError for a group or preset that there is not, and for tuning without CUDA.
+    """
+    machine = this_machine()
+    if group not in NAMES:
+        raise ValueError(f"there is no group {group!r} of benchmarks; there are: {', '.join(NAMES)}")
+    if tune and (machine.kind != "cuda" or not machine.runs_triton):
+        raise ValueError(f"--tune measures kernels on a GPU of compute capability 9.0; this machine is: {machine}")
+    if tune and group == "step":
+        raise ValueError("--tune measures kernels: use it with the group kernels, or with one of its parts")
+    began = time.monotonic()
+
+    def left_s() -> float:
+        return float("inf") if limit_s is None else limit_s - (time.monotonic() - began)
+
+    limits = ceilings(torch.device(machine.kind), smoke=smoke)
+    document = _empty(group, machine, limits, smoke)
+    parts = _steps(document, machine, limits, preset, smoke, left_s) if group == "step" else None
+    for text in parts or _cases(document, machine, limits, group, tune, smoke, left_s):
+        say(text)
+        document["seconds"] = round(time.monotonic() - began, 1)
+        if out is not None:
+            save(document, out)
+    if tune:
+        from ablate.bench.tune import write
+
+        document["written"] = write(document, machine, _fills())
+        if out is not None:
+            save(document, out)
+    return document
+
+
+def _empty(group: str, machine: Machine, limits: Ceilings, smoke: bool) -> dict[str, Any]:
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {
+        "group": group,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"kind": machine.kind, "name": machine.name, "slug": machine.slug, "smoke": smoke},
+        "environment": environment.describe(),
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+        "smoke": smoke,
+        "ceilings": limits.summary(),
+        "cases": [],
+        "steps": [],
+        "tuned": [],
+        "skipped": [],
+        "seconds": 0.0,
+    }
+
+
+def _cases(
+    document: dict[str, Any],
+    machine: Machine,
+    limits: Ceilings,
+    group: str,
+    tune: bool,
+    smoke: bool,
+    left_s: Callable[[], float],
+) -> Iterator[str]:
+    """A line for each case as it is done."""
+    seen: set[Any] = set()
+    for case in [c for name, make in GROUPS.items() if group in (name, "kernels") for c in make()]:
+        # A processor knows only the small shapes, which are the same for several cases.
+        key = (case.group, case.name, tuple(case.small.items()))
+        if machine.kind != "cuda" and key in seen:
+            continue
+        seen.add(key)
+        if left_s() <= 0:
+            document["skipped"].append(f"{case.title}: no time was left")
+            continue
+        document["cases"].append(run_case(case, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
+        yield summary(document["cases"][-1])
+        if tune and left_s() > 0:
+            yield from _tuned(document, case, machine)
+
+
+def _tuned(document: dict[str, Any], case: Case, machine: Machine) -> Iterator[str]:
+    from ablate.bench.tune import tune_case
+
+    ours = {way.name for way in case.ways if way.needs == "triton"}
+    right = {row["backend"] for row in document["cases"][-1]["backends"] if row["status"] == "measured"}
+    if not ours & right:
+        return
+    try:
+        found = tune_case(replace(case, ways=[w for w in case.ways if w.name in right]), machine, BUDGET_S)
+    except Exception as fault:
+        document["skipped"].append(f"{case.title}: its kernels were not tuned; {first_line(fault)}")
+        return
+    document["tuned"] += found
+    yield f"  tuned: {', '.join(entry['kernel'] for entry in found) or 'nothing'}"
+
+
+def _fills() -> dict[tuple[str, str, str], str]:
+    cases = [case for make in GROUPS.values() for case in make()]
+    return {(case.group, case.name, way.name): way.fills for case in cases for way in case.ways if way.fills}
+
+
+def _steps(
+    document: dict[str, Any],
+    machine: Machine,
+    limits: Ceilings,
+    name: str,
+    smoke: bool,
+    left_s: Callable[[], float],
+) -> Iterator[str]:
+    from ablate.bench.step import ladder
+
+    try:
+        from ablate.presets import preset
+
+        base = preset(name or (SMOKE_PRESET if smoke else PRESETS[machine.kind]))
+    except ImportError as fault:
+        raise ValueError(f"steps are those of a preset, which {fault.name} reads; install {fault.name}") from None
+    trainer = base.trainer
+    document["model"] = {"preset": base.name, "sequence_length": trainer.sequence_length, "dtype": trainer.dtype}
+    rows = ladder(
+        base,
+        machine,
+        limits.flops_per_s,
+        batch=trainer.micro_batch_size,
+        length=trainer.sequence_length,
+        rounds=2 if smoke else 10,
+        left_s=left_s,
+    )
+    for row in rows:
+        document["steps"].append(row)
+        rate = f"{row['tokens_per_s']:,.0f} tokens/s" if "seconds" in row else f"{row['status']}; {row['reason']}"
+        yield f"{row['name']}: {rate}"
+
+
+def summary(case: dict[str, Any]) -> str:
+    """One line of a case: every way with its milliseconds, or what became of it."""
+    parts = []
+    for row in case["backends"]:
+        became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]
+        parts.append(f"{row['backend']} {became}")
+    return f"{case['name']} {' '.join(f'{k}{v}' for k, v in case['shape'].items())}: {', '.join(parts)}"
+
+
+def save(document: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{document['group']}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (out / f"{document['group']}.md").write_text(render(document), encoding="utf-8")
+
+
+def main() -> int:
+    """The same without the command line's packages. 2 for what cannot be asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", nargs="?", default="kernels", choices=NAMES)
+    parser.add_argument("--preset", default="", help="of the steps")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--limit-s", type=float)
+    parser.add_argument("--json", action="store_true")
+    given = vars(parser.parse_args())
+    as_json = given.pop("json")
+    try:
+        document = run_bench(**given, say=lambda text: print(text, file=sys.stderr, flush=True))
+    except ValueError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    print(json.dumps(document, indent=1) if as_json else render(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Cases of what only moves memory: the norm, and the heads of latent attention put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
+from ablate.block import Rotation, rotation_table
+
+EPS = 1e-6
+PASSES = ("forward", "backward")
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Tensor:
+    """Normal numbers on the default device; the same everywhere but for the device's generator."""
+    device = torch.get_default_device()
+    generator = torch.Generator(device).manual_seed(seed)
+    return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
+
+
+def forward(function: Callable[..., Any]) -> Callable[..., Prepared]:
+    """A way's `prepare` of a function's forward pass alone."""
+
+    def prepare(*inputs: Tensor) -> Prepared:
+        def run() -> Any:
+            with torch.no_grad():
+                return function(*inputs)
+
+        return run
+
+    return prepare
+
+
+def backward(function: Callable[..., Any], n_gradients: int, *, both: bool = False) -> Callable[..., Prepared]:
+    """A way's `prepare` of a function's backward pass by the first `n_gradients` inputs; `both`: with the forward pass.
+
+    The last input is the gradient of the result.
+    """
+
+    def prepare(*inputs: Tensor) -> Prepared:
+        *given, gradient = inputs
+        wanted = [x.detach().requires_grad_() for x in given[:n_gradients]]
+        arguments = [*wanted, *given[n_gradients:]]
+        if both:
+            return lambda: torch.autograd.grad(function(*arguments), wanted, gradient)
+        result = function(*arguments)
+        return lambda: torch.autograd.grad(result, wanted, gradient, retain_graph=True)
+
+    return prepare
+
+
+def expected_backward(function: Callable[..., Tensor], n_gradients: int) -> Callable[..., Tensors]:
+    return lambda *wide: backward(function, n_gradients)(*wide)()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By torch.compile, when it is first called (importing the compiler takes seconds); one graph for each shape."""
+
+    @cache
+    def made() -> Callable[..., Any]:
+        from torch._functorch import config
+
+        # Else a compiled backward pass may use what was kept for it as scratch, and cannot be timed twice.
+        config.donated_buffer = False
+        return torch.compile(function, dynamic=False)
+
+    return lambda *arguments, **options: made()(*arguments, **options)
+
+
+def cases() -> list[Case]:
+    return [*_norm_cases(), _assembly_case()]
+
+
+def _norm_cases() -> list[Case]:
+    def inputs(shape: Shape, seed: int) -> Tensors:
+        n, d = shape["N"], shape["D"]
+        return random(n, d, seed=seed), random(d, seed=seed + 1, dtype=torch.float32), random(n, d, seed=seed + 2)
+
+    return [_norm_case(n, d, pass_, inputs) for n, d in ((16384, 4096), (32768, 1024)) for pass_ in PASSES]
+
+
+def _norm_case(n: int, d: int, pass_: str, inputs: Callable[[Shape, int], Tensors]) -> Case:
+    def prepare(function: Callable[..., Any]) -> Callable[..., Prepared]:
+        return forward(lambda x, w, _: function(x, w)) if pass_ == "forward" else backward(function, 2)
+
+    return Case(
+        group="norm",
+        name=f"rms_norm {pass_}",
+        shape={"N": n, "D": d},
+        small={"N": 200, "D": 256},
+        inputs=inputs,
+        expected=expected_backward(_exact, 2) if pass_ == "backward" else lambda x, w, _: _exact(x, w),
+        bytes=lambda s: (2.0 if pass_ == "forward" else 3.0) * 2 * s["N"] * s["D"],
+        slot="norm" if d == 1024 else "",
+        ways=[
+            Way(name="library", prepare=prepare(_library), fills="library"),
+            Way(name="torch.compile", prepare=prepare(compiled(_library)), needs="cuda"),
+            Way(name="Liger", prepare=prepare(_liger), needs="cuda"),
+            Way(name="triton", prepare=prepare(_ours), needs="triton", fills="triton"),
+        ],
+    )
+
+
+def _exact(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, EPS)
+
+
+def _library(x: Tensor, weight: Tensor) -> Tensor:
+    """As block.RMSNorm has it: float32 inside."""
+    return F.rms_norm(x.float(), weight.shape, weight, EPS).to(x.dtype)
+
+
+def _ours(x: Tensor, weight: Tensor) -> Tensor:
+    from ablate.kernels.rms_norm import rms_norm
+
+    return rms_norm(x, weight, EPS)
+
+
+def _liger(x: Tensor, weight: Tensor) -> Tensor:
+    try:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+    except ImportError:
+        raise Unavailable("liger-kernel is not installed") from None
+    return LigerRMSNormFunction.apply(x, weight.to(x.dtype), EPS, 0.0, "llama", False)
+
+
+def _assembly_case() -> Case:
+    """Joined, rotated queries and keys, and values, from what the projections gave."""
+    small = {"B": 2, "T": 64, "H": 2, "K": 128, "P": 64, "V": 128}
+
+    def inputs(s: Shape, seed: int) -> Tensors:
+        table = rotation_table(s["P"], s["T"], 1e4, torch.get_default_device())
+        return (
+            random(s["B"], s["T"], s["H"], s["K"] + s["P"], seed=seed),
+            random(s["B"], s["T"], s["H"], s["K"] + s["V"], seed=seed + 1),
+            random(s["B"], s["T"], s["P"], seed=seed + 2),
+            table.cos_TP,
+            table.sin_TP,
+        )
+
+    def moved(s: Shape) -> float:
+        read, written = 2 * s["K"] + s["P"] + s["V"], 2 * (s["K"] + s["P"]) + s["V"]
+        return 2.0 * s["B"] * s["T"] * s["H"] * (read + written)
+
+    def joined(q: Tensor, kv: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+        p = key.shape[-1]
+        nope, rotation = q.shape[-1] - p, Rotation(cos, sin)
+        query = torch.cat([q[..., :nope], rotation.rotate(q[..., nope:])], -1)
+        shared = rotation.rotate(key[:, :, None]).expand(-1, -1, q.shape[2], -1)
+        return query, torch.cat([kv[..., :nope], shared], -1), kv[..., nope:].contiguous()
+
+    def ours(q: Tensor, kv: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Tensors:
+        from ablate.components.mla.kernel.assembly import assemble
+
+        return assemble(q, kv, key, cos, sin, q.shape[-1] - key.shape[-1])
+
+    return Case(
+        group="attention",
+        name="heads assembled",
+        shape={**small, "B": 8, "T": 4096, "H": 16},
+        small=small,
+        inputs=inputs,
+        expected=joined,
+        bytes=moved,
+        ways=[
+            Way(name="library", prepare=forward(joined)),
+            Way(name="torch.compile", prepare=forward(compiled(joined)), needs="cuda"),
+            Way(name="triton", prepare=forward(ours), needs="triton"),
+        ],
+    )

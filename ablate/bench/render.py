@@ -1,0 +1,140 @@
+"""A benchmark's document as tables of Markdown, which are read as plain text as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+GIB = 2**30
+
+
+def render(document: Mapping[str, Any]) -> str:
+    lines = [*_heading(document)]
+    if document["cases"]:
+        lines += ["", *_cases(document["cases"])]
+    if document["steps"]:
+        lines += ["", *_steps(document)]
+    if document["tuned"]:
+        lines += ["", *_tuned(document["tuned"], document.get("written", ""))]
+    without = _without_seconds(document)
+    if without:
+        lines += ["", "## Not measured", "", *without]
+    return "\n".join(lines) + "\n"
+
+
+def _heading(document: Mapping[str, Any]) -> list[str]:
+    environment, ceilings = document["environment"], document["ceilings"]
+    packages = ", ".join(f"{n} {environment['packages'][n]}" for n in ("torch", "triton"))
+    commit = environment["commit"].get("hash", "")[:12] or "unknown"
+    changed = " with changes" if environment["commit"].get("dirty") else ""
+    device = environment["device"] if environment["device"] != "cpu" else environment["processor"]
+    lines = [
+        f"# Speed on {device}",
+        "",
+        f"{document['date']}; {packages}, CUDA {document['cuda'] or 'none'}, cuDNN {document['cudnn'] or 'none'}; "
+        f"commit {commit}{changed}.",
+        f"Measured ceilings: copy {_rate(ceilings['bytes_per_s'], 'B/s')}, "
+        f"{ceilings['product']['dtype']} product {_rate(ceilings['flops_per_s'], 'FLOP/s')}.",
+        "Median seconds with quartiles; share: the seconds that both ceilings allow, over those measured (FP8 may pass "
+        "1, as the ceiling is that of the product named). Error: relative, against float64.",
+    ]
+    if document["smoke"]:
+        lines += ["", "**A smoke test: the figures say nothing of the machine.**"]
+    return lines
+
+
+def _cases(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "## Operations",
+        "",
+        "| operation | shape | backend | ms | quartiles | arithmetic | traffic | share | error |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        shape = " ".join(f"{k}{v}" for k, v in case["shape"].items())
+        measured = [row for row in case["backends"] if "seconds" in row]
+        fastest = min((row["seconds"]["median"] for row in measured), default=None)
+        for row in measured:
+            s = row["seconds"]
+            name = f"**{row['backend']}**" if s["median"] == fastest and len(measured) > 1 else row["backend"]
+            lines.append(
+                f"| {case['name']} | {shape} | {name} | {_ms(s['median'])} | {_ms(s['q1'])}-{_ms(s['q3'])} "
+                f"| {_rate(row.get('flops_per_s'), 'FLOP/s')} | {_rate(row.get('bytes_per_s'), 'B/s')} "
+                f"| {_percent(row.get('share_of_ceiling'))} | {row['relative_error']:.1e} |"
+            )
+    return lines
+
+
+def _steps(document: Mapping[str, Any]) -> list[str]:
+    model = document["model"]
+    lines = [
+        "## Training steps",
+        "",
+        f"Preset {model['preset']}, sequences of {model['sequence_length']} tokens, {model['dtype']}. MFU: training "
+        "FLOPs with exact causal attention, over the measured product's rate, and over the datasheet's of bfloat16.",
+        "",
+        "| step | tokens | ms | quartiles | tokens/s | MFU measured | MFU datasheet | peak GiB | backends |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in document["steps"]:
+        if "seconds" not in row:
+            continue
+        s, peak = row["seconds"], row["peak_bytes"]
+        named = ", ".join(f"{slot} {name}" for slot, name in row["backends"].items())
+        lines.append(
+            f"| {row['name']} | {row['tokens_per_step']} | {_ms(s['median'])} | {_ms(s['q1'])}-{_ms(s['q3'])} "
+            f"| {row['tokens_per_s']:,.0f} | {_percent(row['mfu_of_measured_peak'])} "
+            f"| {_percent(row['mfu_of_datasheet'])} | {'' if peak is None else f'{peak / GIB:.1f}'} | {named} |"
+        )
+    return lines
+
+
+def _tuned(tuned: Sequence[Mapping[str, Any]], written: str) -> list[str]:
+    lines = [
+        "## Configurations",
+        "",
+        f"Written to {written}." if written else "Not written.",
+        "",
+        "| kernel | sizes | configuration | ms of the operation | |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in tuned:
+        sizes = " ".join(f"{k}{v}" for k, v in entry["sizes"].items())
+        for i, row in enumerate(entry["candidates"]):
+            c = row["configuration"]
+            text = " ".join([*(f"{k}{v}" for k, v in c["blocks"].items()), f"w{c['num_warps']} s{c['num_stages']}"])
+            note = row.get("fault", "shipped" if i == 0 else "")
+            seconds = _ms(row["seconds"]) if "seconds" in row else ""
+            lines.append(f"| {entry['kernel']} | {sizes} | {text} | {seconds} | {note} |")
+    return lines
+
+
+def _without_seconds(document: Mapping[str, Any]) -> list[str]:
+    found: dict[str, None] = {}
+    for case in document["cases"]:
+        for row in case["backends"]:
+            if "seconds" not in row:
+                found[f"- {case['name']}, {row['backend']}: {row['status']}; {row.get('reason', '')}"] = None
+    for row in document["steps"]:
+        if "seconds" not in row:
+            found[f"- {row['name']}: {row['status']}; {row.get('reason', '')}"] = None
+    for text in document["skipped"]:
+        found[f"- {text}"] = None
+    return list(found)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def _rate(value: float | None, unit: str) -> str:
+    """Three digits or so, in the largest prefix that leaves something before the point."""
+    if value is None:
+        return ""
+    scale, prefix = next(((s, p) for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= s), (1.0, ""))
+    digits = max(0, 2 - (len(str(int(value / scale))) - 1))
+    return f"{value / scale:.{digits}f} {prefix}{unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,280 @@
+"""Training steps of a preset: every component on and off, every slot on its library and on our kernels, and theirs.
+
+Theirs is transformers' DeepseekV3 of the same sizes, batch, dtype, optimizer and clipping; without multi-token
+prediction and FP8, which it does not have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.bench.case import first_line, release
+from ablate.bench.timing import Sample
+from ablate.machine import Machine
+from ablate.spec import ModelSpec, Spec
+
+LEFT_OUT = ("mtp", "fp8", "distill")  # what transformers' model does not have
+LEARNING_RATE = 1e-3
+DATASHEET_BF16 = {"H100": 989e12, "H200": 989e12}  # dense FLOP/s
+SLOTS = ("norm", "head", "attention", "feed_forward", "balance", "linear")
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One row: a model and what it runs on. `theirs`: transformers' model of the same sizes."""
+
+    name: str
+    spec: Spec
+    theirs: bool = False
+
+
+def resolve_full(base: Any) -> Spec:
+    """Everything on that the preset has sizes for."""
+    from ablate.registry import full_variant, resolve
+
+    return resolve(base, full_variant(base))
+
+
+def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
+    """Rungs in groups that are measured in turn; the most telling first."""
+    from ablate.registry import full_variant, none_variant, resolve, without
+
+    full = full_variant(base)
+    everything, comparable = resolve_full(base), resolve(base, without(full, LEFT_OUT, {}))
+    yield [
+        Rung("comparable, ours", comparable),
+        Rung("comparable, ours by libraries", on(comparable, "library")),
+        Rung("comparable, transformers", comparable, theirs=True),
+    ]
+    by_libraries = [Rung("full by libraries", on(everything, "library"))] if machine.kind == "cuda" else []
+    by_kernels = [Rung("full by our kernels", on(everything, "triton"))] if machine.runs_triton else []
+    yield [Rung("full", everything), *by_libraries, *by_kernels]
+    for name in full:
+        if full[name] == "on" and name != "distill":  # where text comes from is no part of a step
+            yield [Rung(f"full without {name}", resolve(base, without(full, [name], {})))]
+    yield [Rung("none", resolve(base, none_variant()))]
+    if machine.kind == "cuda":
+        for slot in SLOTS:
+            yield [Rung(f"full by libraries, {slot} by our kernels", on(on(everything, "library"), "triton", slot))]
+
+
+def on(spec: Spec, backend: str, *slots: str) -> Spec:
+    """The same with a backend in these slots (in all), where their nodes have it."""
+    return replace(spec, model=spec.model.with_backends(dict.fromkeys(slots or SLOTS, backend)))
+
+
+def ladder(
+    base: Any, machine: Machine, peak_flops: float, *, batch: int, length: int, rounds: int, left_s: Callable[[], float]
+) -> Iterator[dict[str, Any]]:
+    """A row for each rung, as its group is measured."""
+    for group in rungs(base, machine):
+        if left_s() <= 0:
+            yield from ({"name": rung.name, "status": "unavailable", "reason": "no time was left"} for rung in group)
+            continue
+        yield from _measured(group, machine, peak_flops, batch, length, rounds)
+        release()
+
+
+def _measured(
+    group: Sequence[Rung], machine: Machine, peak_flops: float, batch: int, length: int, rounds: int
+) -> list[dict[str, Any]]:
+    """All of a group at once, in turn; where they do not fit together one by one, and then with less batch."""
+    try:
+        return _in_turn(group, machine, peak_flops, batch, length, rounds)
+    except torch.cuda.OutOfMemoryError:
+        release()
+    rows = []
+    for rung in group:
+        for size in (batch, batch // 2, batch // 4):
+            try:
+                rows += _in_turn([rung], machine, peak_flops, max(1, size), length, rounds)
+                break
+            except torch.cuda.OutOfMemoryError:
+                release()
+        else:
+            rows.append({"name": rung.name, "status": "failed", "reason": "out of memory at a quarter of the batch"})
+    return rows
+
+
+def _in_turn(
+    group: Sequence[Rung], machine: Machine, peak_flops: float, batch: int, length: int, rounds: int
+) -> list[dict[str, Any]]:
+    device = torch.device(machine.kind)
+    rows: list[dict[str, Any]] = []
+    steps: dict[str, Step] = {}
+    for rung in group:
+        row: dict[str, Any] = {"name": rung.name, "status": "measured"}
+        rows.append(row)
+        try:
+            spec = rung.spec.settled(machine)
+            row["backends"] = {"all": "transformers"} if rung.theirs else dict(spec.model.backends)
+            window = windows(spec.model.vocab_size, batch, length, device)
+            before = _begin(device)
+            step = (theirs if rung.theirs else ours)(spec, window, device)
+            step()
+            if machine.interpreted and "triton" in row["backends"].values():
+                row |= {"status": "checked", "reason": "it ran, and is not timed: its kernels are interpreted"}
+                continue
+            step()
+            steps[rung.name] = step
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except ImportError as fault:
+            row |= {"status": "unavailable", "reason": f"{fault.name} is not installed"}
+        except Exception as fault:
+            row |= {"status": "failed", "reason": first_line(fault)}
+        else:
+            row |= {"tokens_per_step": batch * length, "peak_bytes": _peak(device, before)}
+    samples = in_turn(steps, rounds, device)
+    for rung, row in zip(group, rows, strict=True):
+        if rung.name in samples:
+            row |= figures(rung.spec.model, samples[rung.name], batch, length, machine, peak_flops)
+    return rows
+
+
+def figures(
+    model: ModelSpec, sample: Sample, batch: int, length: int, machine: Machine, peak_flops: float
+) -> dict[str, Any]:
+    """Tokens a second, and MFU with exact causal FLOPs (ModelSpec.cost); recomputation is not counted."""
+    flops = model.cost(length).training_flops_per_token
+    rate = batch * length / sample.median
+    datasheet = next((peak for name, peak in DATASHEET_BF16.items() if name in machine.name), None)
+    return {
+        "seconds": sample.summary(),
+        "tokens_per_s": rate,
+        "training_flops_per_token": flops,
+        "mfu_of_measured_peak": rate * flops / peak_flops,
+        "mfu_of_datasheet": rate * flops / datasheet if datasheet else None,
+    }
+
+
+def windows(vocab_size: int, batch: int, length: int, device: torch.device) -> Tensor:
+    """Random token numbers, (batch, length + 1)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (batch, length + 1), generator=generator).to(device)
+
+
+def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
+    """One step of a settled variant, with everything that its slots add to it."""
+    from ablate.model import Transformer
+
+    with device:
+        model = Transformer(spec.model)
+    fill(model, spec.model)
+    inputs, targets = window[:, :-1], window[:, 1:]
+    balance, objective = spec.model.balance, model.objective
+    weight = objective.loss_weight(0.0)
+    loads: dict[Any, Tensor] = {}
+
+    def loss() -> Tensor:
+        prediction = model.predict(inputs)
+        total = model.head.cross_entropy(prediction.hidden_BTD, targets)
+        if weight:
+            total = total + weight * objective.loss(prediction.ahead, targets, model.head)
+        if balance is not None:
+            total = total + balance.loss(prediction.routing, {})
+        loads.update({routing.router: routing.counts_BE.sum(0) for routing in prediction.routing})
+        return total
+
+    def before_step() -> None:
+        if balance is not None and balance.selection_bias:
+            for router, counts in loads.items():
+                _move_bias(router, counts, balance)
+
+    return training_step(model, loss, before_step, spec.trainer.dtype, device)
+
+
+def _move_bias(router: Any, counts: Tensor, balance: Any) -> None:
+    if balance.backend == "triton":
+        from ablate.components.aux_free.kernel import bias_update
+
+        router.bias_E.copy_(bias_update(router.bias_E, counts, balance.bias_update_speed))
+    else:
+        from ablate.components.aux_free.module import update_bias
+
+        update_bias(router.bias_E, counts, balance.bias_update_speed)
+
+
+def fill(model: nn.Module, spec: ModelSpec) -> None:
+    """Weights of the specification's deviation, made where they are: speed does not depend on which."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, spec.init.deviation(parameter.shape[-1]))
+            else:
+                parameter.fill_(1.0)
+
+
+def theirs(spec: Spec, window: Tensor, device: torch.device) -> Step:
+    """One step of transformers' model of the same sizes."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    from ablate.export.config import hf_config
+
+    config = DeepseekV3Config(**hf_config(spec.model, window.shape[1] - 1), use_cache=False)
+    with device:
+        model = DeepseekV3ForCausalLM(config).train()
+
+    def loss() -> Tensor:
+        logits = model(window[:, :-1]).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
+
+    return training_step(model, loss, lambda: None, spec.trainer.dtype, device)
+
+
+def training_step(
+    model: nn.Module, loss: Callable[[], Tensor], before_step: Step, dtype: str, device: torch.device
+) -> Step:
+    """Loss, backward, clipping, AdamW: float32 weights, bfloat16 by autocast where the run asks for it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        before_step()
+        optimizer.step()
+
+    return step
+
+
+def in_turn(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, Sample]:
+    """Seconds of whole steps, A B A B; each ends when the device has done it."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            _wait(device)
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Sample(tuple(values)) for name, values in seconds.items() if values}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _begin(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _peak(device: torch.device, before: int) -> int | None:
+    """Bytes beyond those that the other models of the group hold; None where nobody counts."""
+    return torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None

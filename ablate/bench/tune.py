@@ -1,0 +1,179 @@
+"""The fastest configuration of every kernel at the shapes of the benchmark, and the fastest backend of every slot.
+
+What was measured goes to kernels/measured/<device>.json, which the tables read before all others. A choice holds for
+sizes near the measured ones; for others the shipped choices stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from unittest import mock
+
+import torch
+
+from ablate.bench.case import Case, Prepared, Way, as_tensors, first_line, largest_error, made, release
+from ablate.bench.timing import measure
+from ablate.kernels import table
+from ablate.kernels.table import Configuration, Table
+from ablate.machine import Machine
+
+WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
+NEAR = (3 / 4, 3 / 2)  # of a measured size
+
+
+@dataclass(slots=True)
+class Steering:
+    """What kernels were chosen for, and what they are to be launched with instead of their tables' choice."""
+
+    asked: dict[str, tuple[Table, dict[str, int], Configuration]] = field(default_factory=dict)
+    wanted: dict[str, Configuration] = field(default_factory=dict)
+
+
+@contextmanager
+def steered() -> Iterator[Steering]:
+    """Inside, every table's choices are noted and can be replaced, in all threads: autograd has its own for CUDA."""
+    steering, choose = Steering(), Table.choose
+
+    def noted(self: Table, kernel: str, machine: Machine, **sizes: int) -> Configuration:
+        chosen = choose(self, kernel, machine, **sizes)
+        steering.asked[kernel] = self, sizes, chosen
+        return steering.wanted.get(kernel, chosen)
+
+    with mock.patch.object(Table, "choose", noted):
+        yield steering
+
+
+def tune_case(case: Case, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
+    """The candidates of every kernel that the case's own way launches, each with its seconds or its fault."""
+    ways = [way for way in case.ways if way.needs == "triton"]
+    device = torch.device(machine.kind)
+    shape = case.shape if machine.kind == "cuda" else case.small
+    found = []
+    for way in ways:
+        inputs = [made(case, shape, seed, device) for seed in (0, 1)]
+        with steered() as steering:
+            run = way.prepare(*inputs[0])
+            expected = tuple(t.detach().clone() for t in way.read(run()))
+            asked = dict(steering.asked)
+            for kernel, (own, sizes, shipped) in asked.items():
+                others = own.candidates(kernel, machine.architecture)
+                candidates = [shipped, *(c for c in others if c.options != shipped.options)]
+                if len(candidates) > 1:
+                    rows = _try(case, way, inputs, steering, kernel, candidates, expected, budget_s)
+                    found.append({"kernel": kernel, "case": case.title, "sizes": sizes, "candidates": rows})
+        del inputs, expected
+        release()
+    return found
+
+
+def _try(
+    case: Case,
+    way: Way,
+    inputs: Sequence[Any],
+    steering: Steering,
+    kernel: str,
+    candidates: Sequence[Configuration],
+    expected: Sequence[torch.Tensor],
+    budget_s: float,
+) -> list[dict[str, Any]]:
+    """Seconds of the whole way with each candidate; the first is what the table chooses."""
+    rows: list[dict[str, Any]] = []
+    ready: dict[str, list[Prepared]] = {}
+    for candidate in candidates:
+        steering.wanted[kernel] = candidate
+        row: dict[str, Any] = {"configuration": encode(candidate)}
+        rows.append(row)
+        try:
+            prepared = [way.prepare(*each) for each in inputs]
+            error = largest_error(way.read(prepared[0]()), as_tensors(tuple(expected)))
+        except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
+            row["fault"] = first_line(fault)
+            continue
+        if error > 2 * way.allowed(case):
+            row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
+            continue
+        ready[str(len(rows) - 1)] = [_with(steering, kernel, candidate, run) for run in prepared]
+    for index, sample in measure(ready, inputs[0][0].device, budget_s).items():
+        rows[int(index)]["seconds"] = sample.median
+    steering.wanted.pop(kernel, None)
+    return rows
+
+
+def _with(steering: Steering, kernel: str, candidate: Configuration, run: Prepared) -> Callable[[], Any]:
+    def steered_run() -> Any:
+        steering.wanted[kernel] = candidate
+        return run()
+
+    return steered_run
+
+
+def encode(c: Configuration) -> dict[str, Any]:
+    return {"blocks": dict(c.blocks), "num_warps": c.num_warps, "num_stages": c.num_stages}
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The fastest that is right; the shipped one (the first) unless another is faster by more than noise."""
+    timed = [row for row in rows if "seconds" in row]
+    if not timed:
+        return None
+    fastest = min(timed, key=lambda row: row["seconds"])
+    shipped = rows[0]
+    keep = "seconds" in shipped and fastest["seconds"] > WORTH_CHANGING * shipped["seconds"]
+    return dict((shipped if keep else fastest)["configuration"])
+
+
+def choices(tuned: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Kernel -> its choices by size, as the tables read them. Of cases with the same sizes the first counts."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in tuned:
+        configuration = best(entry["candidates"])
+        if configuration is None:
+            continue
+        when = {name: [math.ceil(NEAR[0] * n), math.floor(NEAR[1] * n)] for name, n in entry["sizes"].items()}
+        known = found.setdefault(entry["kernel"], {"choices": []})["choices"]
+        if all(choice["when"] != when for choice in known):
+            known.append({"when": when, **configuration})
+    return found
+
+
+def backends(cases: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
+    """Slot -> the backend with the fewest seconds over the slot's cases, of those that were measured in all of them.
+
+    `fills`: (group, case, way) -> backend. Two kinds of node of one slot (linear/fp8 and linear/standard) must agree.
+    """
+    winners: dict[str, set[str]] = {}
+    for kind in {case["slot"] for case in cases if case.get("slot")}:
+        totals: dict[str, list[float]] = {}
+        own = [case for case in cases if case.get("slot") == kind]
+        for case in own:
+            for row in case["backends"]:
+                backend = fills.get((case["group"], case["name"], row["backend"]))
+                if backend and row["status"] == "measured":
+                    totals.setdefault(backend, []).append(row["seconds"]["median"])
+        complete = {name: sum(seconds) for name, seconds in totals.items() if len(seconds) == len(own)}
+        if len(complete) > 1:
+            winners.setdefault(kind.partition("/")[0], set()).add(min(complete, key=lambda name: complete[name]))
+    return {slot: next(iter(names)) for slot, names in sorted(winners.items()) if len(names) == 1}
+
+
+def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[str, str, str], str]) -> str:
+    """The device's file of measured choices; kernels and slots that were not measured this time keep theirs."""
+    path = table.MEASURED / f"{machine.slug}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = {
+        "device": machine.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": document["environment"]["packages"],
+        "kernels": before.get("kernels", {}) | choices(document["tuned"]),
+        "backends": before.get("backends", {}) | backends(document["cases"], fills),
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    table.forget()
+    return str(path)
