@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 
-from ablate.bench.catalogue import compile_all, faults, unused
+from ablate.bench.catalogue import compile_all
 from ablate.kernels.ahead_of_time import Compiled
 
 
@@ -23,10 +24,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="Part of a module's name.")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Processes.")
     arguments = parser.parse_args()
-    rows = compile_all(arguments.only)
-    wrong = [f"{row.kernel} ({row.configuration}): {fault}" for row in rows for fault in faults(row)]
-    wrong += [] if arguments.only else [f"{name} is compiled by no specimen" for name in unused()]
+    rows, wrong = compile_all(arguments.only, arguments.jobs)
     triton = metadata.version("triton")
     if arguments.json:
         print(json.dumps({"triton": triton, "kernels": [asdict(row) for row in rows], "faults": wrong}, indent=1))
@@ -45,7 +45,7 @@ def table(rows: Sequence[Compiled]) -> str:
     ]
     for r in sorted(rows, key=lambda r: r.kernel):
         lines.append(
-            f"| {r.kernel} | {r.configuration} | {r.registers} | {r.spill_bytes} | {r.shared_bytes / 1024:.1f} "
+            f"| {r.kernel} | {r.configuration} | {r.registers} | {r.stack_bytes} | {r.shared_bytes / 1024:.1f} "
             f"| {r.hgmma} | {r.qgmma} | {r.tma} |"
         )
     return "\n".join(lines)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
+from ablate.kernels import launch
 from ablate.kernels.ahead_of_time import REGISTERS, SHARED_BYTES, Compiled, compiling
 from ablate.kernels.table import Table
 
@@ -31,58 +34,53 @@ MODULES = (
 COUNTS = {"wgmma": "hgmma", "qgmma": "qgmma", "tma": "tma"}
 
 
-def features() -> Mapping[str, tuple[str, ...]]:
-    """Kernel -> what its machine code must show: wgmma, qgmma, tma."""
-    return {kernel: wanted for module in _modules() for kernel, wanted in module.KERNELS.items()}
+def compile_all(only: str = "", jobs: int = 1) -> tuple[list[Compiled], list[str]]:
+    """Every kernel at every configuration that ships for sm_90, compiled here, and what makes any of it unfit.
 
-
-def compile_all(only: str = "") -> list[Compiled]:
-    """Every kernel at every configuration that ships for sm_90, compiled here; `only`: of modules whose name has it.
-
-    Raises ValueError where Triton interprets. No GPU is used.
+    only: of modules whose name has it. jobs: processes. No GPU is used. ValueError where Triton interprets.
     """
-    with compiling() as found:
-        for module in _modules(only):
-            for _ in module.specimens():
-                pass
-    return found
+    names = [name for name in MODULES if only in name]
+    if launch.INTERPRETED:
+        raise ValueError("kernels cannot be compiled while TRITON_INTERPRET=1 is set; unset it")
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(_compile, names))
+    return [row for rows, _ in results for row in rows], [fault for _, found in results for fault in found]
 
 
-def unused() -> list[str]:
-    """Shipped configurations that no specimen of this process has chosen: they would stay uncompiled."""
+def _compile(name: str) -> tuple[list[Compiled], list[str]]:
+    module = importlib.import_module(name)
+    with compiling() as rows:
+        for _ in module.specimens():
+            pass
+    found = [f"{row.kernel} ({row.configuration}): {fault}" for row in rows for fault in faults(row, module.KERNELS)]
+    missing = set(module.KERNELS) - {row.kernel for row in rows}
+    found += [f"{name}: the specimens launch no {kernel}" for kernel in sorted(missing)]
+    return rows, found + unused(module)
+
+
+def unused(module: Any) -> list[str]:
+    """Configurations that the module ships and its specimens have not chosen: they would stay uncompiled."""
+    table: Table = module.TABLE
     return [
-        f"{table.path.name}: {kernel} {choice}"
-        for table in _tables()
+        f"{table.path.name}: {kernel} {choice} is compiled by no specimen"
         for kernel in table.kernels("sm_90")
         for choice in table.shipped(kernel, "sm_90")
         if choice not in table.used.get(kernel, [])
     ]
 
 
-def faults(compiled: Compiled) -> list[str]:
-    """What makes a compiled kernel unfit to ship."""
+def faults(compiled: Compiled, features: Mapping[str, Sequence[str]]) -> list[str]:
+    """What makes a compiled kernel unfit to ship; features: kernel -> what its machine code must show."""
     found = []
     if compiled.target != "sm_90a":
         found.append(f"it was compiled for {compiled.target}")
-    if compiled.spill_bytes:
-        found.append(f"it spills {compiled.spill_bytes} bytes")
+    if compiled.stack_bytes or compiled.local:
+        found.append(f"it spills: {compiled.stack_bytes} bytes of stack, {compiled.local} accesses to local memory")
     if compiled.registers > REGISTERS:
         found.append(f"it uses {compiled.registers} registers")
     if compiled.shared_bytes > SHARED_BYTES:
         found.append(f"it uses {compiled.shared_bytes} bytes of shared memory")
-    for wanted in features()[compiled.kernel]:
+    for wanted in features[compiled.kernel]:
         if not getattr(compiled, COUNTS[wanted]):
             found.append(f"its machine code has no {wanted}")
-    return found
-
-
-def _modules(only: str = "") -> Iterator[Any]:
-    return (importlib.import_module(name) for name in MODULES if only in name)
-
-
-def _tables() -> list[Table]:
-    """The tables of all modules; one that several share, once."""
-    found: list[Table] = []
-    for module in _modules():
-        found += [t for t in vars(module).values() if isinstance(t, Table) and t not in found]
     return found

@@ -10,43 +10,37 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from unittest import mock
 
 import torch
 
 from ablate.bench.case import Case, Prepared, Way, as_tensors, first_line, largest_error, made, release
 from ablate.bench.timing import measure
 from ablate.kernels import table
-from ablate.kernels.table import Configuration, Table
+from ablate.kernels.table import Configuration, Table, forced
 from ablate.machine import Machine
 
 WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
 NEAR = (3 / 4, 3 / 2)  # of a measured size
 
 
-@dataclass(slots=True)
-class Steering:
-    """What kernels were chosen for, and what they are to be launched with instead of their tables' choice."""
-
-    asked: dict[str, tuple[Table, dict[str, int], Configuration]] = field(default_factory=dict)
-    wanted: dict[str, Configuration] = field(default_factory=dict)
+Asked = dict[str, tuple[Table, Mapping[str, int], Configuration]]  # kernel -> where, for what sizes, and the choice
 
 
 @contextmanager
-def steered() -> Iterator[Steering]:
-    """Inside, every table's choices are noted and can be replaced, in all threads: autograd has its own for CUDA."""
-    steering, choose = Steering(), Table.choose
+def asking() -> Iterator[Asked]:
+    """Inside, what every kernel was chosen for is noted, whichever thread launches it."""
+    asked: Asked = {}
 
-    def noted(self: Table, kernel: str, machine: Machine, **sizes: int) -> Configuration:
-        chosen = choose(self, kernel, machine, **sizes)
-        steering.asked[kernel] = self, sizes, chosen
-        return steering.wanted.get(kernel, chosen)
+    def note(own: Table, kernel: str, sizes: Mapping[str, int], chosen: Configuration) -> None:
+        asked[kernel] = own, sizes, chosen
 
-    with mock.patch.object(Table, "choose", noted):
-        yield steering
+    table.watchers.append(note)
+    try:
+        yield asked
+    finally:
+        table.watchers.remove(note)
 
 
 def tune_case(case: Case, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
@@ -57,16 +51,15 @@ def tune_case(case: Case, machine: Machine, budget_s: float) -> list[dict[str, A
     found = []
     for way in ways:
         inputs = [made(case, shape, seed, device) for seed in (0, 1)]
-        with steered() as steering:
+        with asking() as asked:
             run = way.prepare(*inputs[0])
             expected = tuple(t.detach().clone() for t in way.read(run()))
-            asked = dict(steering.asked)
-            for kernel, (own, sizes, shipped) in asked.items():
-                others = own.candidates(kernel, machine.architecture)
-                candidates = [shipped, *(c for c in others if c.options != shipped.options)]
-                if len(candidates) > 1:
-                    rows = _try(case, way, inputs, steering, kernel, candidates, expected, budget_s)
-                    found.append({"kernel": kernel, "case": case.title, "sizes": sizes, "candidates": rows})
+        for kernel, (own, sizes, shipped) in asked.items():
+            others = own.candidates(kernel, machine.architecture)
+            candidates = [shipped, *(c for c in others if c.options != shipped.options)]
+            if len(candidates) > 1:
+                rows = _try(case, way, inputs, kernel, candidates, expected, budget_s)
+                found.append({"kernel": kernel, "case": case.title, "sizes": dict(sizes), "candidates": rows})
         del inputs, expected
         release()
     return found
@@ -76,7 +69,6 @@ def _try(
     case: Case,
     way: Way,
     inputs: Sequence[Any],
-    steering: Steering,
     kernel: str,
     candidates: Sequence[Configuration],
     expected: Sequence[torch.Tensor],
@@ -86,31 +78,30 @@ def _try(
     rows: list[dict[str, Any]] = []
     ready: dict[str, list[Prepared]] = {}
     for candidate in candidates:
-        steering.wanted[kernel] = candidate
         row: dict[str, Any] = {"configuration": encode(candidate)}
         rows.append(row)
         try:
-            prepared = [way.prepare(*each) for each in inputs]
-            error = largest_error(way.read(prepared[0]()), as_tensors(tuple(expected)))
+            with forced(kernel, candidate):
+                prepared = [way.prepare(*each) for each in inputs]
+                error = largest_error(way.read(prepared[0]()), as_tensors(tuple(expected)))
         except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
             row["fault"] = first_line(fault)
             continue
         if error > 2 * way.allowed(case):
             row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
             continue
-        ready[str(len(rows) - 1)] = [_with(steering, kernel, candidate, run) for run in prepared]
+        ready[str(len(rows) - 1)] = [_with(kernel, candidate, run) for run in prepared]
     for index, sample in measure(ready, inputs[0][0].device, budget_s).items():
         rows[int(index)]["seconds"] = sample.median
-    steering.wanted.pop(kernel, None)
     return rows
 
 
-def _with(steering: Steering, kernel: str, candidate: Configuration, run: Prepared) -> Callable[[], Any]:
-    def steered_run() -> Any:
-        steering.wanted[kernel] = candidate
-        return run()
+def _with(kernel: str, candidate: Configuration, run: Prepared) -> Callable[[], Any]:
+    def launched() -> Any:
+        with forced(kernel, candidate):
+            return run()
 
-    return steered_run
+    return launched
 
 
 def encode(c: Configuration) -> dict[str, Any]:

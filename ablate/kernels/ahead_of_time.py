@@ -28,18 +28,19 @@ SHARED_BYTES = 227 * 1024  # a block's most on sm_90
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """One kernel as compiled for sm_90a. Spills are bytes stored to and loaded from local memory."""
+    """One kernel as compiled for sm_90a. `stack_bytes` of a thread hold spilled registers; 0 is none."""
 
     kernel: str
     configuration: str
     target: str
     registers: int
-    spill_bytes: int
+    stack_bytes: int
     shared_bytes: int
     wgmma: int  # matrix instructions in the PTX
     tma: int  # tensor copies by the memory accelerator in the PTX
     hgmma: int  # matrix instructions in the machine code, of 16-bit and TF32 numbers
     qgmma: int  # of 8-bit numbers
+    local: int  # loads and stores of local memory in the machine code: what spills cost
     seconds: float
 
 
@@ -88,9 +89,8 @@ def _read(binary: Any, options: dict[str, Any], seconds: float) -> Compiled:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(binary.asm["cubin"])
         usage, sass = _run("cuobjdump", "-res-usage", str(cubin)), _run("cuobjdump", "-sass", str(cubin))
-        registers, spills = _spills(ptx, Path(folder))
     target = re.search(r"\.target (\S+)", ptx)
-    counted = re.search(r"REG:(\d+)", usage)
+    counted = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert target
     assert counted
     sizes = {k: v for k, v in options.items() if k not in ("num_warps", "num_stages")}
@@ -99,26 +99,16 @@ def _read(binary: Any, options: dict[str, Any], seconds: float) -> Compiled:
         kernel=binary.metadata.name,
         configuration=f"{text} w{binary.metadata.num_warps} s{binary.metadata.num_stages}".strip(),
         target=target[1].rstrip(","),
-        registers=max(registers, int(counted[1])),
-        spill_bytes=spills,
+        registers=int(counted[1]),
+        stack_bytes=int(counted[2]),
         shared_bytes=binary.metadata.shared,
         wgmma=len(re.findall(r"wgmma\.mma_async", ptx)),
         tma=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         hgmma=len(re.findall(r"\bHGMMA\b", sass)),
         qgmma=len(re.findall(r"\bQGMMA\b", sass)),
+        local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         seconds=round(seconds, 2),
     )
-
-
-def _spills(ptx: str, folder: Path) -> tuple[int, int]:
-    """Registers a thread, and bytes of spill stores and loads, as the assembler says."""
-    source = folder / "kernel.ptx"
-    source.write_text(ptx)
-    text = _run("ptxas", "-v", "--gpu-name=sm_90a", str(source), "-o", str(folder / "again.cubin"))
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text))
-    used = re.search(r"Used (\d+) registers", text)
-    assert used, text
-    return int(used[1]), spills
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -8,9 +8,8 @@ Measured choices of one device stand in `measured/<device>.json` beside this fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -49,17 +48,25 @@ class Configuration:
         return f"{blocks} w{self.num_warps} s{self.num_stages}".strip()
 
 
-_forced: ContextVar[Mapping[str, Configuration]] = ContextVar("forced")
+# Of the whole process: autograd launches backward kernels from threads of its own.
+_forced: dict[str, Configuration] = {}
 
 
 @contextmanager
 def forced(kernel: str, configuration: Configuration) -> Iterator[None]:
     """Inside, `kernel` is launched with this configuration, whatever the table says: for tuning and for tests."""
-    token = _forced.set({**_forced.get({}), kernel: configuration})
+    before = _forced.get(kernel)
+    _forced[kernel] = configuration
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop(kernel)
+        if before is not None:
+            _forced[kernel] = before
+
+
+# Told of every choice that is made: the table, the kernel, the sizes, the configuration.
+watchers: list[Callable[[Table, str, Mapping[str, int], Configuration], None]] = []
 
 
 class Table:
@@ -71,11 +78,13 @@ class Table:
 
     def choose(self, kernel: str, machine: Machine, **sizes: int) -> Configuration:
         """The configuration of a kernel for these sizes. ValueError where the table has none."""
-        if kernel in (chosen := _forced.get({})):
-            return chosen[kernel]
+        if kernel in _forced:
+            return _forced[kernel]
         found = _choose(self.path, kernel, machine, tuple(sorted(sizes.items())))
         if found not in self.used.setdefault(kernel, []):
             self.used[kernel].append(found)
+        for watch in watchers:
+            watch(self, kernel, sizes, found)
         return found
 
     def kernels(self, architecture: str) -> tuple[str, ...]:

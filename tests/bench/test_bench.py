@@ -292,22 +292,30 @@ def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
         table.forget()
 
 
-def test_steering_reaches_the_threads_of_autograd() -> None:
+def test_what_is_forced_and_asked_reaches_the_threads_of_autograd() -> None:
     """A context variable would not: backward kernels on CUDA are launched by other threads."""
     import threading
 
     found = []
     wanted = Configuration(blocks={"ROWS": 2})
-    with tune.steered() as steering:
-        steering.wanted["rms_norm_forward"] = wanted
-        thread = threading.Thread(
-            target=lambda: found.append(rms_norm.TABLE.choose("rms_norm_forward", INTERPRETED, D=64))
-        )
+
+    def choose() -> None:
+        found.append(rms_norm.TABLE.choose("rms_norm_forward", INTERPRETED, D=64))
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=choose)
         thread.start()
         thread.join()
-    assert found == [wanted]
-    assert steering.asked["rms_norm_forward"][1] == {"D": 64}
-    assert rms_norm.TABLE.choose("rms_norm_forward", INTERPRETED, D=64) != wanted
+
+    with tune.asking() as asked:
+        elsewhere()
+        with table.forced("rms_norm_forward", wanted):
+            elsewhere()
+    shipped, forced = found
+    assert forced == wanted != shipped
+    assert asked["rms_norm_forward"][1:] == ({"D": 64}, shipped)
+    choose()
+    assert found[-1] == shipped
 
 
 # From a checkout on a machine with few packages.

@@ -50,24 +50,49 @@ def test_matrix_and_copy_instructions_are_used(feature: str) -> None:
 def test_limits_are_those_of_the_chip() -> None:
     for row in compiled()["kernels"]:
         assert row["target"] == "sm_90a"
-        assert row["spill_bytes"] == 0, row
+        assert row["stack_bytes"] == row["local"] == 0, row
         assert row["registers"] <= 255, row
         assert row["shared_bytes"] <= SHARED_BYTES, row
 
 
-def test_a_kernel_that_spills_is_told() -> None:
+def test_what_makes_a_kernel_unfit() -> None:
     from dataclasses import replace
 
     from ablate.bench.catalogue import faults
     from ablate.kernels.ahead_of_time import Compiled
 
     row = next(r for r in compiled()["kernels"] if r["kernel"] == "fp8_product_kernel")
-    good = Compiled(**row)
-    assert not faults(good)
-    for change, words in (
-        ({"spill_bytes": 8}, "spills 8 bytes"),
+    good, features = Compiled(**row), {"fp8_product_kernel": ("qgmma", "tma")}
+    assert not faults(good, features)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"stack_bytes": 8}, "spills: 8 bytes of stack"),
+        ({"local": 3}, "3 accesses to local memory"),
         ({"qgmma": 0}, "no qgmma"),
+        ({"tma": 0}, "no tma"),
         ({"shared_bytes": SHARED_BYTES + 1}, "shared memory"),
+        ({"registers": 256}, "256 registers"),
         ({"target": "sm_80"}, "compiled for sm_80"),
-    ):
-        assert any(words in fault for fault in faults(replace(good, **change)))
+    ]
+    for change, words in changes:
+        assert any(words in fault for fault in faults(replace(good, **change), features))
+
+
+SPILLING = """
+from itertools import islice
+from ablate.bench.catalogue import faults
+from ablate.components.mla.kernel import attention
+from ablate.kernels.ahead_of_time import compiling
+from ablate.kernels.table import Configuration, forced
+
+too_wide = Configuration(blocks={"BLOCK_M": 64, "BLOCK_N": 128}, num_warps=8, num_stages=2)
+with forced("mla_attention_backward_key", too_wide), compiling() as rows:
+    list(islice(attention.specimens(), 1))
+print([fault for row in rows for fault in faults(row, attention.KERNELS)])
+"""
+
+
+def test_a_kernel_that_spills_is_caught() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SPILLING]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "it spills: " in done.stdout
