@@ -62,7 +62,7 @@ correctness() {
     fi
     local files=(tests/kernels/test_*.py)
     if [ -n "$smoke" ]; then
-        files=(tests/kernels/test_rms_norm.py tests/kernels/test_table.py)
+        files=(tests/kernels/test_rms_norm.py tests/kernels/test_configurations.py)
         jobs=1
     fi
     logs=$(mktemp -d)

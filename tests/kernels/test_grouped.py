@@ -6,11 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
 from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.kernels.grouped_product import (
+    find_tile,
     grouped_linear,
     grouped_linear_op,
     grouped_product,
@@ -44,6 +47,33 @@ def rows(n_pairs: int, n_rows: int) -> Tensor:
 def product(x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """The float64 loop: x[p] weight[e]^T."""
     return torch.cat([x[at].double() @ w.double().T for at, w in zip(experts(sizes), weight, strict=True)])
+
+
+@triton.jit
+def cover_kernel(
+    offsets_ptr, count_ptr, expert_ptr, n_experts, n_tiles, width,
+    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    expert, start, end, n_tile = find_tile(offsets_ptr, n_experts, n_tiles, BLOCK_M, BLOCK_E, GROUP_M)
+    row_M = start + tl.arange(0, BLOCK_M)
+    tl.atomic_add(count_ptr + row_M * width + n_tile, 1, row_M < end)
+    tl.store(expert_ptr + row_M, expert, row_M < end)
+
+
+@pytest.mark.parametrize("n_tiles", [1, 2, 3])
+@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("sizes", [*ROUTINGS, (0, 16, 17, 0, 0)], ids=str)
+def test_every_tile_is_found_once_and_nothing_beyond(sizes: tuple[int, ...], group: int, n_tiles: int) -> None:
+    n_pairs, n_experts, block = sum(sizes), len(sizes), 64
+    width = n_tiles + 8  # tiles beyond the last would show there
+    count = torch.zeros(n_pairs, width, dtype=torch.int32, device=DEVICE)
+    expert = torch.full((n_pairs,), -1, dtype=torch.int32, device=DEVICE)
+    grid = ((n_pairs // block + min(n_experts, n_pairs)) * n_tiles,)
+    padded = triton.next_power_of_2(n_experts)
+    cover_kernel[grid](ends(sizes), count, expert, n_experts, n_tiles, width, block, padded, group)
+    assert (count[:, :n_tiles] == 1).all()
+    assert not count[:, n_tiles:].any()
+    assert expert.tolist() == [e for e, size in enumerate(sizes) for _ in range(size)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -165,6 +195,24 @@ def test_hidden_rows_do_not_depend_on_what_is_kept() -> None:
     assert_close(kept, product(x[rows_P.long()], gate_up, sizes), torch.float32)
     gate, up = product(x[rows_P.long()], gate_up, sizes).chunk(2, dim=-1)
     assert_close(h, F.silu(gate) * up, torch.float32)
+
+
+def test_rows_beyond_the_last_expert_are_not_written() -> None:
+    offsets, n_pairs = ends((3, 0, 57)), 70
+    x, weight, down = random(n_pairs, 16), random(3, 48, 16, seed=1), random(3, 16, 24, seed=2)
+    rows_P, pair = rows(n_pairs, n_pairs), random(n_pairs, seed=3)
+    with poisoned():
+        h, gate_up = grouped_swiglu_op(x, weight, offsets, rows_P, True)
+        outputs = [
+            grouped_product(x, weight, offsets),
+            grouped_product(x, weight, offsets, rows_P),
+            h,
+            gate_up,
+            *grouped_swiglu_backward_op(x, down, offsets, rows_P, gate_up, pair),
+        ]
+    for y in outputs:
+        assert y[:60].isfinite().all()
+        assert y[60:].isnan().all()
 
 
 def test_no_rows() -> None:

@@ -45,9 +45,10 @@ def route(
 ) -> Routed:
     """Sigmoid routing with node-limited top-k (arXiv:2412.19437, eqs. 13-16 and section 2.1.2), and its placement.
 
-    logits: (N, E) float32, the gate's product; bias: (E,) float32, added for the selection and in no weight; of a
-    token's tokens equal scores the lower expert's is chosen. NaN is the largest score. The results are bit for bit
-    the same from run to run. Raises ValueError for other dtypes or strides, and for sizes that do not fit.
+    logits: (N, E) float32, the gate's product; bias: (E,) float32, added for the selection and in no weight. Groups are
+    ranked by the sum of their n_group_scores best scores. A token's experts stand best first; of equal scores the
+    lower expert's is chosen, and NaN is the largest. Results are bit for bit the same from run to run. Raises
+    ValueError for other dtypes or strides, and for sizes that do not fit.
     """
     weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_GE, start_CE = route_op(
         logits_NE, bias_E, n_groups, n_limited_groups, n_group_scores, n_activated, route_scale, n_sequences

@@ -88,7 +88,8 @@ def route_forward_kernel(
     at_E = program.to(tl.int64) * E + expert_E
     tl.store(share_ptr + at_E, share_E, real_E)
     tl.store(count_ptr + at_E, count_E, real_E)
-    tl.atomic_add(counts_ptr + sequence.to(tl.int64) * E + expert_E, count_E.to(tl.int64), real_E & (count_E > 0))
+    to_E = counts_ptr + sequence.to(tl.int64) * E + expert_E
+    tl.atomic_add(to_E, count_E.to(tl.int64), real_E & (count_E > 0), sem="relaxed")
 
     # Of a chunk's programs the last to arrive sums their counts; of those, the last sums the chunks'. The barrier and
     # the atomic's release show the others what all threads have stored; its acquire and .cg read what they stored.
