@@ -81,7 +81,7 @@ def run(
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
         backends=_pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    _conduct(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+    _run_study(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
 
 
 @app.command()
@@ -96,15 +96,15 @@ def sweep(
     """Run what a study file asks for, as far as it has not been run, and report."""
     from ablate.runs.study import read_study
 
-    _conduct(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+    _run_study(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
 
 
-def _conduct(study: Any, *, json: bool, **options: Any) -> None:
-    from ablate.console import ConsoleDisplay
-    from ablate.sweep.conduct import Options, conduct
+def _run_study(study: Any, *, json: bool, **options: Any) -> None:
+    from ablate.sweep.console import ConsoleDisplay
+    from ablate.sweep.run import Options, run_study
 
     display = ConsoleDisplay()
-    done = conduct(study, Options(**options), display)
+    done = run_study(study, Options(**options), display)
     if done.outcome is None:
         if json:
             from ablate.runs.plan import summary
@@ -159,8 +159,8 @@ def attribute(
     json: Json = False,
 ) -> None:
     """Attribute the results of a table, from wherever they come."""
-    from ablate.attribution.table import attribute_csv
-    from ablate.attribution.table_text import render_text
+    from ablate.attribution.table.attribute import attribute_csv
+    from ablate.attribution.table.text import render_text
 
     result = attribute_csv(
         table,
@@ -182,7 +182,7 @@ def attribute(
 @app.command()
 def components(name: Annotated[str | None, typer.Argument(metavar="[C]", help="Only this one.")] = None) -> None:
     """List the components, or explain one."""
-    from ablate.listing import card, overview
+    from ablate.components.listing import card, overview
 
     typer.echo(card(name) if name else overview())
 
@@ -198,7 +198,7 @@ def account(
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
-    from ablate.account import account_model, account_preset, render
+    from ablate.presets.account import account_model, account_preset, render
 
     if model is not None:
         if preset or disable or enable or alternative:
@@ -334,7 +334,7 @@ def _print_json(document: Any) -> None:
 
 def _default_preset() -> str:
     """`cpu` on a machine without a GPU. Asked of the driver, since importing torch takes seconds."""
-    from ablate.machine import has_gpu
+    from ablate.spec.machine import has_gpu
 
     return "h200-d512" if has_gpu() else "cpu"
 

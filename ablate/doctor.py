@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablate.machine import has_gpu
+from ablate.spec.machine import has_gpu
 
 OPTIONAL = {"pyarrow": "parquet", "datasets": "datasets", "transformers": "transformers"}
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from cost_to_answer import TOLERANCE, eight_player_cells, equal_runs_table, runs_needed, staged_row
 
-from ablate.attribution import coverage
-from ablate.attribution.coverage import TRUTHS, Check
-from ablate.attribution.recovery import check_recovery
+from ablate.validation import coverage
+from ablate.validation.coverage import TRUTHS, Check
+from ablate.validation.recovery import check_recovery
 
 # Checks that call the real estimators once or often per study take a share of the studies.
 SLOW = {

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ablate.console import ConsoleDisplay
 from ablate.runs.store import Store
 from ablate.runs.study import Study
-from ablate.sweep.conduct import Options, conduct
+from ablate.sweep.console import ConsoleDisplay
+from ablate.sweep.run import Options, run_study
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     for rate in arguments.rates:
         at_rate = dataclasses.replace(study, trainer={**arguments.trainer, "learning_rate": rate})
         options = Options(out=arguments.out / f"rate-{rate:g}", n_parallel=arguments.jobs)
-        done = conduct(at_rate, options, ConsoleDisplay())
+        done = run_study(at_rate, options, ConsoleDisplay())
         store = Store(done.folder)
         for variant in done.plan.variants:
             records = [store.read(identity) for identity in variant.run_ids]

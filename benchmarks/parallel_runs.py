@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ablate.components.variants import full_variant, resolve
 from ablate.data.prepare import prepare
-from ablate.machine import this_machine
 from ablate.presets import preset
-from ablate.registry import full_variant, resolve
-from ablate.runs.executor import execute_all
+from ablate.runs.executors.local import execute_all
 from ablate.runs.job import Job
 from ablate.runs.store import Store
-from ablate.spec import RunSpec
+from ablate.spec.machine import this_machine
+from ablate.spec.run import RunSpec
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) -> tuple[int, float]:
     base = preset(name)
     variant = full_variant(base)
-    spec = resolve(base, variant).settled(this_machine())
+    spec = resolve(base, variant).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     runs = [
         RunSpec(

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
+from ablate.components.variants import full_variant, resolve, without
 from ablate.data.prepare import prepare
-from ablate.machine import this_machine
 from ablate.presets import preset
-from ablate.registry import full_variant, resolve, without
-from ablate.runs.callbacks import Curve, Keeper, Progress
 from ablate.runs.execute import quiet, trainer_for
-from ablate.runs.training import TrainingModule
-from ablate.spec import RunSpec
+from ablate.spec.machine import this_machine
+from ablate.spec.run import RunSpec
+from ablate.training.callbacks import Curve, Keeper, Progress
+from ablate.training.module import TrainingModule
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     quiet()
     base = preset(arguments.preset)
-    spec = resolve(base, without(full_variant(base), arguments.disable, {})).settled(this_machine())
+    spec = resolve(base, without(full_variant(base), arguments.disable, {})).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     trainer = replace(spec.trainer, n_evaluations=1, batch_size=arguments.batch, micro_batch_size=arguments.batch)
     run = RunSpec(

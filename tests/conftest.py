@@ -2,7 +2,7 @@
 
 import os
 
-from ablate.machine import has_gpu
+from ablate.spec.machine import has_gpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from ablate.codec import encode
-from ablate.machine import this_machine
-from ablate.model import build
+from ablate.components.variants import none_variant, resolve
+from ablate.model.transformer import build
 from ablate.presets import preset
-from ablate.registry import none_variant, resolve
-from ablate.spec import ModelSpec, RunSpec
+from ablate.spec.decoding import encode
+from ablate.spec.machine import this_machine
+from ablate.spec.model import ModelSpec
+from ablate.spec.run import RunSpec
 
 
 def write_weights(folder: Path, *, corpus_hash: str = "", model: ModelSpec | None = None, seed: int = 0) -> Path:
     """The folder `weights` of a run of preset nano with everything off, or of another model."""
-    spec = resolve(preset("nano"), none_variant()).settled(this_machine())
+    spec = resolve(preset("nano"), none_variant()).for_machine(this_machine())
     run = RunSpec(
         model=model or spec.model,
         text=spec.data.text,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ablate.registry import COMPONENTS
+from ablate.components.registry import COMPONENTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ablate"
@@ -19,36 +19,39 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = SOURCES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
 LINE_CEILING = 500
 
-# Each part may import those of a lower rank and its own. Within `values` the parts are listed in order too.
-RANKS = [
-    {"cost", "errors", "machine"},
-    {"kernels"},
-    {"backends"},
-    {"spec"},
-    {"component"},
-    {"calibration"},
-    {"block", "components", "data"},  # modules of components are built from blocks, and blocks from nodes' modules
-    {"registry"},
-    {"codec"},
-    {"presets"},
-    {"model"},
-    {"runs", "export", "doctor", "bench"},
+# Imports go only downwards in this list, inside functions and under TYPE_CHECKING too.
+LAYERS = [
+    {"cli"},
+    {"doctor"},
+    {"report"},
+    {"evidence"},
+    {"sweep"},
+    {"bench"},
+    {"export"},
+    {"validation"},
     {"attribution"},
-    {"report", "sweep", "cluster"},
+    {"runs"},
+    {"training"},
+    {"parallel"},
+    {"cluster"},
+    {"teachers"},
+    {"presets"},
+    {"components"},
+    {"data"},
+    {"model"},
+    {"kernels"},
+    {"spec"},
+    {"errors", "files", "quantities", "randomness"},
 ]
-RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-COMMANDS = len(RANKS)  # whatever is not listed is a command's, and may import everything
-
-# A teacher is the product of a run, so what trains and loads one stands above the model, in its component's folder.
-ABOVE = {PACKAGE / "components" / "distill" / name for name in ("teacher.py", "ready.py")}
+DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # Never with torch: what plans, prices, attributes and reports.
 WITHOUT_TORCH = [
     "ablate.spec",
-    "ablate.cost",
-    "ablate.component",
-    "ablate.registry",
-    "ablate.codec",
+    "ablate.spec.cost",
+    "ablate.components.component",
+    "ablate.components.registry",
+    "ablate.components.codec",
     "ablate.presets",
     "ablate.data.tokenizer",
     "ablate.data.store",
@@ -93,33 +96,45 @@ def modules_below(name: str) -> list[str]:
     return [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in found]
 
 
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of this package that it imports, whenever that happens."""
+    known = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+    return {
+        module: {name for name, _ in imports(path) if name in known and name != module}
+        for module, path in known.items()
+    }
+
+
 def test_imports_point_one_way() -> None:
     wrong = []
-    for path in SOURCES:
-        if path == PACKAGE / "__init__.py" or path in ABOVE:
-            continue
-        own = RANK.get(part(path), COMMANDS)
-        for module, at_import in imports(path):
-            names = module.split(".")
-            if not at_import or names[0] != "ablate" or len(names) < 2 or not modules_below(".".join(names[:2])):
-                continue
-            if RANK.get(names[1], COMMANDS) > own:
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    for module, imported in graph().items():
+        for other in imported:
+            if module.count(".") and other.count("."):
+                own, theirs = module.split(".")[1], other.split(".")[1]
+                if own != theirs and own != "__main__" and DEPTH[theirs] <= DEPTH[own]:
+                    wrong.append(f"{module} imports {other}")
     assert not wrong
+
+
+def test_there_is_no_import_circle() -> None:
+    """Not inside functions and not under TYPE_CHECKING either."""
+    left = graph()
+    while leaves := {module for module, imported in left.items() if not imported & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in leaves}
+    # What is left imports, directly or not, something that imports it: without what only reads a circle.
+    while roots := {m for m in left if not any(m in imported for imported in left.values())}:
+        left = {module: imported for module, imported in left.items() if module not in roots}
+    assert not sorted(left)
 
 
 def test_components_know_no_runs_and_each_other_only_by_need() -> None:
     """A folder can be deleted: others import it only where they require it, and nodes and not registries."""
     wrong = []
-    for path in set((PACKAGE / "components").rglob("*.py")) - ABOVE:
+    for path in (PACKAGE / "components").glob("*/**/*.py"):
         own = path.relative_to(PACKAGE / "components").parts[0]
-        for module, at_import in imports(path):
+        for module, _ in imports(path):
             names = module.split(".")
-            if names[0] == "ablate" and len(names) > 1 and names[1] in {"cli", "report", "sweep", "attribution"}:
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
-            if at_import and names[:2] in (["ablate", "registry"], ["ablate", "presets"], ["ablate", "codec"]):
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
-            if names[:2] == ["ablate", "components"] and len(names) > 2 and names[2] != own:
+            if names[:2] == ["ablate", "components"] and len(names) > 2 and names[2] not in (own, "component"):
                 required = {r.replace("-", "_") for c in COMPONENTS for r in c.requires if own == folder(c.name)}
                 if names[2] not in required:
                     wrong.append(f"{path.relative_to(ROOT)} imports {module}")
@@ -141,7 +156,7 @@ def test_planning_pricing_attribution_and_reports_need_no_torch() -> None:
         "    heavy = {'torch', 'lightning', 'transformers', 'optuna', 'wandb'} & set(sys.modules)\n"
         "    assert not heavy, f'{name} imports {sorted(heavy)}'\n"
         "from ablate.presets import preset\n"
-        "from ablate.registry import full_variant, resolve\n"
+        "from ablate.components.variants import full_variant, resolve\n"
         "nano = preset('nano')\n"
         "resolve(nano, full_variant(nano)).model.cost(32).summary()\n"
         "assert 'torch' not in sys.modules\n"
@@ -171,7 +186,7 @@ def test_no_component_is_named_where_only_slots_are_known() -> None:
     kinds = {t.__dataclass_fields__["kind"].default for c in COMPONENTS for ts in c.nodes.values() for t in ts} - {
         "none"
     }
-    for path in [PACKAGE / "model.py", PACKAGE / "block.py", *(PACKAGE / "runs").rglob("*.py")]:
+    for path in (p for part in ("model", "training", "runs") for p in (PACKAGE / part).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documentation = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
         for node in ast.walk(tree):
@@ -181,7 +196,8 @@ def test_no_component_is_named_where_only_slots_are_known() -> None:
                 name = node.id if isinstance(node, ast.Name) else node.attr
                 assert not set(re.split(r"[^a-z0-9]+|_", name.lower())) & {"mla", "moe", "mtp"}, (path.name, name)
         for module, _ in imports(path):
-            assert not module.startswith("ablate.components."), f"{path.name} imports {module}"
+            named = {f"ablate.components.{folder(c.name)}" for c in COMPONENTS}
+            assert not any(module.startswith(each) for each in named), f"{path.name} imports {module}"
 
 
 FORBIDDEN = {

@@ -10,20 +10,12 @@ from typing import Any
 import pytest
 from variants import FULL, NANO, cells, dependants, every_variant, levels, means_something, name_of, neighbours, spec_of
 
-from ablate.codec import canonical, decode_model, encode
-from ablate.component import ON, Component
-from ablate.registry import (
-    COMPONENTS,
-    NAMES,
-    component,
-    full_variant,
-    none_variant,
-    resolve,
-    satisfies,
-    unmet,
-    without,
-)
-from ablate.spec import Spec
+from ablate.components.codec import decode_model
+from ablate.components.component import ON, Component
+from ablate.components.registry import COMPONENTS, NAMES, component
+from ablate.components.variants import full_variant, none_variant, resolve, satisfies, unmet, without
+from ablate.spec.decoding import canonical, encode
+from ablate.spec.run import Spec
 
 LOSS_COMPONENTS = {"mla", "moe", "aux-free", "mtp", "fp8", "distill"}
 HEADINGS = (

@@ -14,10 +14,10 @@ from variants import (
     FULL,
     NANO,
     cells,
+    for_this_machine,
     models,
     name_of,
     neighbours,
-    settled,
     spec_of,
     tokens,
     training_loss,
@@ -25,11 +25,12 @@ from variants import (
     with_reference,
 )
 
-from ablate.component import ON, Component
-from ablate.model import Transformer, build, parameter_hashes
+from ablate.components.component import ON, Component
+from ablate.components.registry import COMPONENTS, NAMES
+from ablate.components.variants import full_variant, none_variant, resolve
+from ablate.model.transformer import Transformer, build, parameter_hashes
 from ablate.presets import preset
-from ablate.registry import COMPONENTS, NAMES, full_variant, none_variant, resolve
-from ablate.spec import ModelSpec
+from ablate.spec.model import ModelSpec
 
 SEQUENCE = 24
 each_model = pytest.mark.parametrize("model", models().values(), ids=models().keys())
@@ -47,7 +48,7 @@ def marks(variant: dict[str, str]) -> frozenset[str]:
 
 @cache
 def marks_of(spec: ModelSpec) -> frozenset[str]:
-    spec = settled(spec)
+    spec = for_this_machine(spec)
     with torch.device("meta"):
         model = Transformer(spec)
     found = {f"tensor {name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()}
@@ -118,7 +119,7 @@ def test_law_7_every_parameter_gets_a_gradient(model: ModelSpec) -> None:
 
 def test_law_8_parameters_are_the_closed_form() -> None:
     """Exactly, for every model that the registry can make."""
-    ordinary = {n: m for n, m in models("every").items() if m.linear == settled(NANO.model).linear}
+    ordinary = {n: m for n, m in models("every").items() if m.linear == for_this_machine(NANO.model).linear}
     assert len(ordinary) > 100
     for name, model in (models() | ordinary).items():
         with torch.device("meta"):
@@ -189,7 +190,7 @@ def test_law_8_parameters_at_the_size_of_deepseek_v3() -> None:
     for variant in (full_variant(large), none_variant()):
         model = resolve(large, variant).model
         with torch.device("meta"):
-            built = Transformer(settled(model))
+            built = Transformer(for_this_machine(model))
         assert sum(p.numel() for p in built.parameters()) == model.cost(4096).trained_parameters
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ablate.cli import _number, _pairs
-from ablate.console import duration, quantity
+from ablate.components.listing import card, overview
+from ablate.components.registry import NAMES
 from ablate.doctor import examine, render
-from ablate.listing import card, overview
-from ablate.registry import NAMES
+from ablate.sweep.console import duration, quantity
 
 
 @pytest.mark.parametrize(

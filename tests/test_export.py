@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from variants import FULL, NANO, spec_of, tokens, with_ordinary_products
 
+from ablate.components.variants import none_variant, resolve
 from ablate.data.tokenizer import train_tokenizer
 from ablate.export import export_hf
-from ablate.model import Transformer, build
-from ablate.registry import none_variant, resolve
-from ablate.spec import ModelSpec
+from ablate.model.transformer import Transformer, build
+from ablate.spec.model import ModelSpec
 
 transformers = pytest.importorskip("transformers")
 SEQUENCE = 32

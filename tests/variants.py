@@ -15,12 +15,14 @@ from teacher_checkpoint import write_weights
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.component import ON, Component
-from ablate.machine import this_machine
-from ablate.model import Transformer
+from ablate.components.component import ON, Component
+from ablate.components.registry import COMPONENTS
+from ablate.components.variants import describe, full_variant, resolve, satisfies, unmet
+from ablate.model.transformer import Transformer
 from ablate.presets import preset
-from ablate.registry import COMPONENTS, describe, full_variant, resolve, satisfies, unmet
-from ablate.spec import ModelSpec, Preset, Spec
+from ablate.spec.machine import this_machine
+from ablate.spec.model import ModelSpec
+from ablate.spec.run import Preset, Spec
 
 
 def _distinct_heads(nano: Preset) -> Preset:
@@ -102,12 +104,12 @@ def models(kind: str = "neighbours") -> dict[str, ModelSpec]:
     variants = {"neighbours": neighbours, "every": every_variant, "cells": cells}[kind]()
     found: dict[ModelSpec, str] = {}
     for variant in variants:
-        found.setdefault(settled(spec_of(variant).model), name_of(variant))
+        found.setdefault(for_this_machine(spec_of(variant).model), name_of(variant))
     return {name: model for model, name in found.items()}
 
 
-def settled(model: ModelSpec) -> ModelSpec:
-    return model.settled(this_machine(), "float32")
+def for_this_machine(model: ModelSpec) -> ModelSpec:
+    return model.for_machine(this_machine(), "float32")
 
 
 def with_reference(model: ModelSpec) -> ModelSpec:
@@ -121,7 +123,7 @@ def with_reference(model: ModelSpec) -> ModelSpec:
 
 
 def with_ordinary_products(model: ModelSpec) -> ModelSpec:
-    return settled(replace(model, linear=NANO.model.linear))
+    return for_this_machine(replace(model, linear=NANO.model.linear))
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from math import comb, factorial
 
 import numpy as np
 
-from ablate.attribution.games import Floats, Lattice, largest_feasible, positions
+from ablate.attribution.lattice import Floats, Lattice, largest_feasible, positions
 
 INDICES = ("first", "last", "owen", "shapley", "banzhaf", "permission", "faigle-kern")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ablate.attribution.designs import add_cells, drop_cells
-from ablate.attribution.estimates import Estimate, Estimates, Observations, estimate
-from ablate.attribution.games import Floats, Lattice, order_spectrum
+from ablate.attribution.design.designs import add_cells, drop_cells
+from ablate.attribution.estimation.estimates import Estimate, Estimates, Observations, estimate
 from ablate.attribution.indices import index_weights, interaction_weights, total_weights, undefined_reason
+from ablate.attribution.lattice import Floats, Lattice, order_spectrum
 from ablate.attribution.results import Attribution, ComponentEffect, Interaction, Number, Question
 from ablate.attribution.verdicts import (
     GAIN,
@@ -28,7 +28,7 @@ from ablate.attribution.verdicts import (
 
 SHOWN = ("first", "last", "owen", "shapley")
 SENSITIVITY = ("banzhaf", "permission", "faigle-kern")
-MOST_RUNS = 100_000  # a larger number of further runs is no advice
+MAX_RUNS = 100_000  # a larger number of further runs is no advice
 HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
 
 
@@ -168,7 +168,7 @@ def _further_runs(line: Estimate, verdict: str, question: Question, effects: int
         confidence=1 - (1 - question.confidence) / effects, df_per_unit=line.df_per_unit,
     )  # fmt: skip
     runs = None if units is None else ceil(max(units - line.n, 1) * line.runs_per_unit)
-    return None if runs is None or runs > MOST_RUNS else runs
+    return None if runs is None or runs > MAX_RUNS else runs
 
 
 def _interactions(lattice: Lattice, lines: Mapping[str, Estimate], question: Question) -> tuple[Interaction, ...]:

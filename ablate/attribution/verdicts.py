@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, ndtri, stdtr, stdtrit
 
-from ablate.attribution.games import Floats
+from ablate.attribution.lattice import Floats
 
 GAIN = "gain"
 HARM = "harm"
@@ -19,7 +19,7 @@ NOT_RESOLVED = "not resolved"
 VERDICTS = (GAIN, HARM, NO_EFFECT, NOT_RESOLVED)
 
 POWER = 0.8  # chance that the stated number of further runs decides, if the estimate is the truth
-MOST_UNITS = 100_000  # beyond this a number of runs is no advice
+MAX_UNITS = 100_000  # beyond this a number of runs is no advice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,9 +195,9 @@ def units_to_resolve(
 
     if standard_error == 0:
         return n if distance != 0 else None
-    if distance == 0 or not enough(MOST_UNITS):
+    if distance == 0 or not enough(MAX_UNITS):
         return None
-    low, high = n - 1, MOST_UNITS
+    low, high = n - 1, MAX_UNITS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

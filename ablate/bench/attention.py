@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
-from ablate.block import Rotation, rotation_table
 from ablate.components.mla import reference
+from ablate.model.block import Rotation, rotation_table
 
 HEAD = {"K": 128, "P": 64, "V": 128}  # position-free, rotated, value
 

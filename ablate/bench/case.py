@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate.backends import without_cuda, without_triton
 from ablate.bench.timing import Ceilings, Sample, measure, n_sets
-from ablate.machine import Machine
+from ablate.spec.backends import without_cuda, without_triton
+from ablate.spec.machine import Machine
 
 Shape = Mapping[str, int]
 Tensors = tuple[Tensor, ...]

@@ -50,16 +50,16 @@ def compile_all(only: str = "", jobs: int = 1) -> tuple[list[Compiled], list[str
 def _compile(name: str) -> tuple[list[Compiled], list[str]]:
     module = importlib.import_module(name)
     with compiling() as rows:
-        for _ in module.specimens():
+        for _ in module.example_launches():
             pass
     found = [f"{row.kernel} ({row.configuration}): {fault}" for row in rows for fault in faults(row, module.KERNELS)]
     missing = set(module.KERNELS) - {row.kernel for row in rows}
-    found += [f"{name}: the specimens launch no {kernel}" for kernel in sorted(missing)]
+    found += [f"{name}: the example_launches launch no {kernel}" for kernel in sorted(missing)]
     return rows, found + unused(module)
 
 
 def unused(module: Any) -> list[str]:
-    """Configurations that the module ships and its specimens have not chosen: they would stay uncompiled."""
+    """Configurations that the module ships and its example_launches have not chosen: they would stay uncompiled."""
     table: Table = module.TABLE
     return [
         f"{table.path.name}: {kernel} {choice} is compiled by no specimen"

@@ -24,8 +24,8 @@ from ablate.bench.case import Case, first_line, run_case
 from ablate.bench.render import render
 from ablate.bench.timing import Ceilings, ceilings
 from ablate.kernels import launch  # noqa: F401  # repairs the interpreter before any kernel runs
-from ablate.machine import Machine, this_machine
 from ablate.runs import environment
+from ablate.spec.machine import Machine, this_machine
 
 # The most telling first: what a time limit cuts off are the last.
 GROUPS: dict[str, Callable[[], list[Case]]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
-from ablate.block import Rotation, rotation_table
+from ablate.model.block import Rotation, rotation_table
 
 EPS = 1e-6
 PASSES = ("forward", "backward")

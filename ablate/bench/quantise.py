@@ -13,7 +13,7 @@ from ablate.bench.case import Case, Shape, Tensors, Way
 from ablate.bench.norms import EPS, compiled, forward, random
 
 LARGEST = 448.0  # of E4M3
-SMALLEST_SCALE = 2.0**-126
+MIN_SCALE = 2.0**-126
 TILE = 128
 
 
@@ -29,7 +29,7 @@ def cases() -> list[Case]:
 def rows_of(x: Tensor) -> Tensors:
     """Values and scales of tiles of 1 x 128, by torch."""
     tiles = x.float().unflatten(-1, (-1, TILE))
-    scale = (tiles.abs().amax(-1) / LARGEST).clamp_min(SMALLEST_SCALE)
+    scale = (tiles.abs().amax(-1) / LARGEST).clamp_min(MIN_SCALE)
     return (tiles / scale[..., None]).to(torch.float8_e4m3fn).flatten(-2), scale.T.contiguous()
 
 
@@ -116,7 +116,7 @@ def _weight_case() -> Case:
     def library(w: Tensor) -> Tensors:
         e, o, i = w.shape
         tiles = w.float().view(e, o // TILE, TILE, i // TILE, TILE)
-        scale = (tiles.abs().amax((2, 4), keepdim=True) / LARGEST).clamp_min(SMALLEST_SCALE)
+        scale = (tiles.abs().amax((2, 4), keepdim=True) / LARGEST).clamp_min(MIN_SCALE)
         values = (tiles / scale).to(torch.float8_e4m3fn).view(e, o, i)
         return values, values.transpose(1, 2).contiguous(), scale[:, :, 0, :, 0]
 

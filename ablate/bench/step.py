@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from ablate.bench.case import first_line, release
 from ablate.bench.timing import Sample
-from ablate.machine import Machine
-from ablate.spec import ModelSpec, Spec
+from ablate.spec.machine import Machine
+from ablate.spec.model import ModelSpec
+from ablate.spec.run import Spec
 
 LEFT_OUT = ("mtp", "fp8", "distill")  # what transformers' model does not have
 LEARNING_RATE = 1e-3
@@ -40,14 +41,14 @@ class Rung:
 
 def resolve_full(base: Any) -> Spec:
     """Everything on that the preset has sizes for."""
-    from ablate.registry import full_variant, resolve
+    from ablate.components.variants import full_variant, resolve
 
     return resolve(base, full_variant(base))
 
 
 def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
     """Rungs in groups that are measured in turn; the most telling first."""
-    from ablate.registry import full_variant, none_variant, resolve, without
+    from ablate.components.variants import full_variant, none_variant, resolve, without
 
     full = full_variant(base)
     everything, comparable = resolve_full(base), resolve(base, without(full, LEFT_OUT, {}))
@@ -116,7 +117,7 @@ def _in_turn(
         row: dict[str, Any] = {"name": rung.name, "status": "measured"}
         rows.append(row)
         try:
-            spec = rung.spec.settled(machine)
+            spec = rung.spec.for_machine(machine)
             row["backends"] = {"all": "transformers"} if rung.theirs else dict(spec.model.backends)
             window = windows(spec.model.vocab_size, batch, length, device)
             before = _begin(device)
@@ -165,8 +166,8 @@ def windows(vocab_size: int, batch: int, length: int, device: torch.device) -> T
 
 
 def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
-    """One step of a settled variant, with everything that its slots add to it."""
-    from ablate.model import Transformer
+    """One step of a variant for this machine, with everything that its slots add to it."""
+    from ablate.model.transformer import Transformer
 
     with device:
         model = Transformer(spec.model)

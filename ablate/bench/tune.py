@@ -19,7 +19,7 @@ from ablate.bench.case import Case, Prepared, Way, as_tensors, first_line, large
 from ablate.bench.timing import measure
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
-from ablate.machine import Machine
+from ablate.spec.machine import Machine
 
 WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
 NEAR = (3 / 4, 3 / 2)  # of a measured size

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ablate.data.corpus import Corpus
 from ablate.data.windows import Windows, batch_indices
-from ablate.spec import RunSpec
+from ablate.spec.run import RunSpec
 
 Batch = dict[str, Any]  # "window_BT1": int64 (B, T + 1); a text node may add to it
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
-SMALLEST_VOCABULARY = 257  # 256 bytes and <|endoftext|>
+MIN_VOCABULARY = 257  # 256 bytes and <|endoftext|>
 # Merges are learnt from about this many characters, taken evenly over the corpus: more text moves no frequent pair.
 TRAINING_CHARACTERS = 64 * 1024**2
 # Longer documents are encoded in pieces, and a batch holds about this much, so memory does not grow with the corpus.
@@ -23,10 +23,10 @@ BATCH_CHARACTERS = 2 * 1024**2
 
 def check_vocab_size(vocab_size: int) -> None:
     """Raise ValueError for a vocabulary without room for every byte."""
-    if vocab_size < SMALLEST_VOCABULARY:
+    if vocab_size < MIN_VOCABULARY:
         raise ValueError(
-            f"vocab_size is {vocab_size}, but a byte-level vocabulary has at least {SMALLEST_VOCABULARY} tokens "
-            f"(256 bytes and {END_OF_TEXT}); give {SMALLEST_VOCABULARY} or more"
+            f"vocab_size is {vocab_size}, but a byte-level vocabulary has at least {MIN_VOCABULARY} tokens "
+            f"(256 bytes and {END_OF_TEXT}); give {MIN_VOCABULARY} or more"
         )
 
 

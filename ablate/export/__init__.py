@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablate.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 from ablate.export.config import SPECIAL_IDS, hf_config
 from ablate.export.weights import hf_weights
-from ablate.spec import ModelSpec
+from ablate.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
 from ablate.components.moe.spec import RoutedExperts, SwiGLU
 from ablate.components.mtp.spec import MultiToken
 from ablate.data.tokenizer import END_OF_TEXT_ID
-from ablate.spec import ModelSpec
+from ablate.spec.model import ModelSpec
 
 EXPORTABLE = "mla with moe or with moe off (dense), and gqa, mha or mqa with moe off (dense)"
 LATENT_NORM_EPS = 1e-6  # transformers norms the latents with this, whatever rms_norm_eps says

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablate.components.mla.spec import LatentAttention
 from ablate.components.moe.spec import RoutedExperts
 from ablate.export.config import dense_width, exported_modules
-from ablate.spec import ModelSpec
+from ablate.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

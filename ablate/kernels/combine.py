@@ -149,7 +149,7 @@ def combine(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
     return combine_op(y_PD, weight_NA, place_NA)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for dim, activated in ((512, 2), (2048, 6), (7168, 8)):
         y_PD = torch.empty(4096 * activated, dim, dtype=torch.bfloat16, device="meta")

@@ -23,7 +23,7 @@ KERNELS: dict[str, tuple[str, ...]] = {"cross_entropy_forward_kernel": ()}
 # of its three products, whatever the vocabulary: 5 % at n = 4096 tokens, 43 % at 512. 1 GiB of logits is 4096 tokens of
 # a vocabulary of 129,280 in bfloat16; beyond 8192 tokens the share no longer falls noticeably.
 LOGITS_BYTES = 2**30
-MOST_TOKENS = 8192
+MAX_TOKENS = 8192
 ALIGNED_COLUMNS = 16  # rows of logits start at multiples of this, which both the products and the kernel read faster
 
 
@@ -109,7 +109,7 @@ def linear_cross_entropy_op(
 
 def tokens_at_once(n: int, n_classes: int, element_bytes: int) -> int:
     """Tokens of a chunk: as many as LOGITS_BYTES allow, and chunks as equal as multiples of 128 can be."""
-    most = max(128, min(MOST_TOKENS, LOGITS_BYTES // (max(1, n_classes) * element_bytes)) // 128 * 128)
+    most = max(128, min(MAX_TOKENS, LOGITS_BYTES // (max(1, n_classes) * element_bytes)) // 128 * 128)
     n_chunks = max(1, ceil_div(n, most))
     return ceil_div(max(1, n), n_chunks * 128) * 128
 
@@ -209,7 +209,7 @@ def linear_cross_entropy(hidden: Tensor, weight_CD: Tensor, targets: Tensor, *, 
     return loss
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for n_classes in (1000, 8192, 129280):
         hidden_ND = torch.empty(4096, 2048, dtype=torch.bfloat16, device="meta")

@@ -385,7 +385,7 @@ def _swiglu_gradients(dy_ND: Tensor, down_EDF: Tensor, rows_P: Tensor) -> tuple[
     return dy_ND.new_empty(p, 2 * f), dy_ND.new_empty(p, f), dy_ND.new_empty(p, dtype=torch.float32)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: many rows an expert, and few."""
     for e, n, a, d, f in ((8, 32768, 1, 7168, 2048), (128, 32768, 8, 2048, 768), (256, 4096, 8, 7168, 2048)):
         offsets_E, rows_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n * a))

@@ -11,14 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_rows,
-    check_shape,
-    launch,
-    machine_of,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, operator
 from ablate.kernels.table import Configuration, Table
 
 TABLE = Table(Path(__file__).with_name("grouped_weight_gradient.json"))
@@ -149,7 +142,7 @@ def grouped_weight_gradient(
     return grouped_weight_gradient_op(g_PO, x_PI, offsets_E, g_rows_P, x_rows_P, dtype or g_PO.dtype)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration, each without and with gathered rows."""
     for e, p, i, o in ((8, 32768, 7168, 4096), (128, 262144, 2048, 1536), (256, 32768, 512, 256)):
         offsets_E, rows_P = (torch.empty(n, dtype=torch.int32, device="meta") for n in (e, p))

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ablate.machine import HOPPER, Machine, this_machine
+from ablate.spec.machine import HOPPER, Machine, this_machine
 
 INTERPRETED = bool(knobs.runtime.interpret)
 if INTERPRETED:

@@ -11,15 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_rows,
-    check_shape,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rms_norm.json"))
@@ -137,7 +129,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return y_ND.view(x.shape)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for dim in (512, 2048, 7168):
         x_ND = torch.empty(4096, dim, dtype=torch.bfloat16, device="meta")

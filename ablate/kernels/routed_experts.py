@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from ablate.kernels.combine import combine_op
-from ablate.kernels.grouped_product import (
-    grouped_product_op,
-    grouped_swiglu_backward_op,
-    grouped_swiglu_op,
-    readable,
-)
+from ablate.kernels.grouped_product import grouped_product_op, grouped_swiglu_backward_op, grouped_swiglu_op, readable
 from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient_op
 from ablate.kernels.launch import check_rows, check_shape, operator
 

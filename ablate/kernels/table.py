@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ablate.machine import Machine
+from ablate.spec.machine import Machine
 
 MEASURED = Path(__file__).parent / "measured"
 

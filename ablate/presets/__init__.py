@@ -9,14 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ablate.codec import FIELD_TYPES, decode
+from ablate.components.codec import FIELD_TYPES
 from ablate.components.distill.spec import RawText
 from ablate.components.fp8.spec import StandardLinear
 from ablate.components.mla.spec import GroupedQueryAttention
 from ablate.components.moe.spec import SwiGLU
 from ablate.components.mtp.spec import NextToken
-from ablate.registry import COMPONENTS, nearest
-from ablate.spec import DataSpec, Init, ModelSpec, Preset, TrainerSpec
+from ablate.components.registry import COMPONENTS
+from ablate.errors import nearest
+from ablate.spec.decoding import decode
+from ablate.spec.model import Init, ModelSpec
+from ablate.spec.run import DataSpec, Preset, TrainerSpec
 
 SECTIONS = ("title", "n_tokens", "n_seeds", "model", "attention", "init", "trainer", "data")
 MODEL_FIELDS = {"dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta", "norm_eps"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablate.report.content import ReportContent
-from ablate.report.figures import MOST_LINES
+from ablate.report.figures import MAX_LINES
 from ablate.report.format import clean, percent, short
 from ablate.report.tables import confidence
 
@@ -35,9 +35,9 @@ def _curves(content: ReportContent) -> str:
         share = 1 - line.decay_start_tokens / last
         said += f"The learning rate decays over the last {percent(round(share, 3))} of a run, so only the marked end "
         said += "points are finished models. "
-    hidden = len(content.curves) - MOST_LINES
+    hidden = len(content.curves) - MAX_LINES
     if hidden > 0:
-        said += f"The first {MOST_LINES} variants are drawn; {hidden} more are in the table. "
+        said += f"The first {MAX_LINES} variants are drawn; {hidden} more are in the table. "
     return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.attribution.study import StudyResult, compare
+from ablate.attribution.study.compare import StudyResult, compare
 from ablate.report import facts, sentences, tables
 from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact
@@ -16,7 +16,7 @@ from ablate.report.format import clean
 from ablate.report.tables import Table
 from ablate.runs.store import Store
 
-LONGEST_STUDY = 20_000  # characters of the study's file that are shown
+MAX_STUDY = 20_000  # characters of the study's file that are shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,4 +117,4 @@ def _study_file(store: Store) -> str:
     except OSError:
         return ""
     kept = "".join(c if c >= " " or c == "\n" else " " for c in text.replace("\r\n", "\n"))
-    return kept.strip()[:LONGEST_STUDY]
+    return kept.strip()[:MAX_STUDY]

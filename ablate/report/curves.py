@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ablate.attribution.pairs import mean_interval
-from ablate.attribution.study import LOSS, Comparison, StudyResult, VariantResult
+from ablate.attribution.estimation.pairs import mean_interval
+from ablate.attribution.study.compare import LOSS, Comparison, StudyResult, VariantResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ablate.attribution.study import TARGET_NATS, Comparison, Metric, Run, VariantResult
+from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ablate.attribution.study import StudyResult
-from ablate.attribution.wary import flatten
+from ablate.attribution.study.comparability import flatten
+from ablate.attribution.study.compare import StudyResult
 from ablate.report.format import clean, listed, plural, scaled, short
 
 FIRST = ("device", "processor", "n_cores", "n_threads", "system", "python", "commit")  # of the environment

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ablate.attribution.study import LOSS, SPEED, Comparison, StudyResult
+from ablate.attribution.study.compare import LOSS, SPEED, Comparison, StudyResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.report.content import ReportContent
 from ablate.report.curves import Curve, Gap
@@ -27,7 +27,7 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", GOOD: "go
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)), (0, (8, 2)))
 MARKERS = ("o", "s", "D", "^", "v", "P")
 VERDICT_COLORS = {GAIN: GOOD, HARM: BAD, NO_EFFECT: SAME}
-MOST_LINES = len(SERIES)
+MAX_LINES = len(SERIES)
 LABEL = 26  # characters of a name inside a figure; the tables have it whole
 WIDTH = 5.2  # inches; 1 inch is 72 units of the SVG
 
@@ -38,7 +38,7 @@ def all_figures(content: ReportContent) -> dict[str, str]:
     result = content.result
     if any(c.loss.estimate is not None for c in result.comparisons):
         drawn["effects"] = _effects(result.comparisons)
-    lines = [line for line in content.curves if line.points][:MOST_LINES]
+    lines = [line for line in content.curves if line.points][:MAX_LINES]
     if lines:
         drawn["tokens"] = _loss(lines, "tokens")
         drawn["flops"] = _loss(lines, "flops")
@@ -126,7 +126,7 @@ def _gaps(gaps: Sequence[Gap], variants: Sequence[str], margin: float) -> str:
         axes.axhline(0, color=INK, lw=0.9)
         for gap in gaps:
             # A comparison has the colour, dashes and marker that its variant has in the other figures.
-            i = variants.index(gap.variant) % MOST_LINES
+            i = variants.index(gap.variant) % MAX_LINES
             x = [100 * p.share for p in gap.points]
             low, high = [p.low for p in gap.points], [p.high for p in gap.points]
             axes.fill_between(x, low, high, color=SERIES[i], alpha=0.2, lw=0)
@@ -140,7 +140,7 @@ def _gaps(gaps: Sequence[Gap], variants: Sequence[str], margin: float) -> str:
 
 def _cost(result: StudyResult) -> str:
     """Speed, arithmetic and memory of each variant as multiples of the reference; emulated figures are hollow."""
-    shown = [v.name for v in result.variants][:MOST_LINES]
+    shown = [v.name for v in result.variants][:MAX_LINES]
     rows = [(name, values) for name, values in _relative(result) if any(x != 1 for x, _ in values.values())]
     if not rows:
         return ""

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 
 NONE = "–"  # nothing to say
-LONGEST_TEXT = 2000  # characters of one text that came from outside
+MAX_TEXT = 2000  # characters of one text that came from outside
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -87,7 +87,7 @@ def clean(text: object) -> str:
     """A text from a file as one printable line: control characters (terminal escapes too) and line ends are spaces."""
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
     kept = " ".join(kept.split())
-    return kept if len(kept) <= LONGEST_TEXT else kept[: LONGEST_TEXT - 1] + "…"
+    return kept if len(kept) <= MAX_TEXT else kept[: MAX_TEXT - 1] + "…"
 
 
 def shortened(text: str, n: int) -> str:

@@ -10,7 +10,7 @@ from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.report.captions import captions
 from ablate.report.content import ReportContent
 from ablate.report.document import to_json
-from ablate.report.figures import MOST_LINES, all_figures
+from ablate.report.figures import MAX_LINES, all_figures
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
@@ -38,8 +38,8 @@ KEY_MARKERS = (
 
 def render(content: ReportContent) -> str:
     """The whole page."""
-    lines = [line.variant for line in content.curves if line.points][:MOST_LINES]
-    names = lines or [v.name for v in content.result.variants][:MOST_LINES]
+    lines = [line.variant for line in content.curves if line.points][:MAX_LINES]
+    names = lines or [v.name for v in content.result.variants][:MAX_LINES]
     keys = [{"name": n, "dash": KEY_DASHES[i], "marker": KEY_MARKERS[i]} for i, n in enumerate(names)]
     comparisons = content.result.comparisons
     return (

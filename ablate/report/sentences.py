@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablate.attribution.results import Attribution
-from ablate.attribution.study import MISSING, Comparison, StudyResult, VariantResult
+from ablate.attribution.study.compare import MISSING, Comparison, StudyResult, VariantResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.report.facts import budget, matched
 from ablate.report.format import (
@@ -44,7 +44,7 @@ def scale(result: StudyResult) -> str:
 
 def title(component: str) -> str:
     """A component's title with its name; the name alone where this program does not know it."""
-    from ablate.registry import component as known
+    from ablate.components.registry import component as known
 
     try:
         return f"{known(component).title} ({component})"
@@ -306,7 +306,7 @@ def _rate_limit(result: StudyResult) -> tuple[str, ...]:
 
 
 def _affects(name: str) -> tuple[str, ...]:
-    from ablate.registry import component
+    from ablate.components.registry import component
 
     try:
         return component(name).affects

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ablate.attribution.results import Number
-from ablate.attribution.study import (
+from ablate.attribution.study.compare import (
     LOSS,
     SPEED,
     TARGET_NATS,

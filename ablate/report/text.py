@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate.attribution.study import LOSS, SPEED, VariantResult
+from ablate.attribution.study.compare import LOSS, SPEED, VariantResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.report.content import ReportContent
 from ablate.report.format import NONE, clean, number, scaled, signed, signed_between, whole

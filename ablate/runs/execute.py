@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from ablate.codec import encode, run_id
 from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows, order_hash
-from ablate.model import parameter_hashes
+from ablate.model.transformer import parameter_hashes
 from ablate.runs import environment
-from ablate.runs.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.runs.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash, write
-from ablate.runs.evaluation import HeldOut
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store, replace_file, to_json
-from ablate.runs.training import TrainingModule
-from ablate.spec import RunSpec
+from ablate.spec.decoding import encode, run_id
+from ablate.spec.run import RunSpec
+from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress
+from ablate.training.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash, write
+from ablate.training.evaluation import HeldOut
+from ablate.training.module import TrainingModule
 
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS = 6

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ablate.data.corpus import Corpus
 from ablate.data.tokens import TokenFile
-from ablate.spec import RunSpec
+from ablate.spec.run import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ablate.codec import run_id
-from ablate.cost import ModelCost
 from ablate.runs.study import Study
-from ablate.spec import Preset, RunSpec, Spec
+from ablate.spec.cost import ModelCost
+from ablate.spec.decoding import run_id
+from ablate.spec.run import Preset, RunSpec, Spec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ablate.codec import decode
-from ablate.spec import FORBID_UNKNOWN, SCHEMA_VERSION
+from ablate.spec.decoding import FORBID_UNKNOWN, decode
+from ablate.spec.run import SCHEMA_VERSION
 
 Status = Literal["finished", "diverged", "failed"]
 

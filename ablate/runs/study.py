@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ablate.calibration import CONTROLS
-from ablate.codec import decode
+from ablate.components.controls import CONTROLS
+from ablate.components.registry import COMPONENTS, component
+from ablate.errors import nearest
 from ablate.presets import preset, preset_file
-from ablate.registry import (
-    COMPONENTS,
-    component,
-    nearest,
-)
-from ablate.spec import FORBID_UNKNOWN, Preset
+from ablate.spec.decoding import FORBID_UNKNOWN, decode
+from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal[

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate.codec import run_id
 from ablate.data.prepare import prepare
 from ablate.runs.job import Job
 from ablate.runs.store import Store
+from ablate.spec.decoding import run_id
 
 if TYPE_CHECKING:
     from ablate.components.distill.text import Manifest
@@ -35,10 +35,10 @@ class Request:
 
 def distill(request: Request, say: Say) -> Manifest:
     """Write a teacher's text into the new folder `request.out`; ValueError for whatever makes it impossible."""
-    from ablate.components.distill.filters import Filters
-    from ablate.components.distill.generate import Recipe, write_teacher_text
-    from ablate.components.distill.ready import teacher_preset
     from ablate.components.distill.text import check_out
+    from ablate.teachers.filters import Filters
+    from ablate.teachers.generate import Recipe, write_teacher_text
+    from ablate.teachers.ready import teacher_preset
 
     check_out(request.out)
     corpus = prepare(request.source, vocab_size=teacher_preset().model.vocab_size, progress=say)
@@ -57,25 +57,25 @@ def distill(request: Request, say: Say) -> Manifest:
 def _teacher(request: Request, corpus: Corpus, say: Say) -> Any:
     name = request.teacher
     if name.startswith(("http://", "https://")):
-        from ablate.components.distill.endpoint import EndpointTeacher
+        from ablate.teachers.endpoint import EndpointTeacher
 
         if not request.model:
             raise ValueError(f"the teacher {name} is an endpoint, and --model does not say which of its models writes")
         return EndpointTeacher(base_url=name, model=request.model, key_variable=request.key_variable)
     if name.startswith("hf:"):
-        from ablate.components.distill.huggingface import HuggingFaceTeacher
+        from ablate.teachers.huggingface import HuggingFaceTeacher
 
         return HuggingFaceTeacher(name.removeprefix("hf:"))
-    from ablate.components.distill.teacher import CheckpointTeacher
+    from ablate.teachers.teacher import CheckpointTeacher
 
     return CheckpointTeacher(name or str(_trained(request, corpus, say)), corpus)
 
 
 def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     """Weights of the small dense teacher, trained beside `out` unless they are there already."""
-    from ablate.components.distill.ready import teacher_run
-    from ablate.registry import none_variant
-    from ablate.runs.executor import execute_all
+    from ablate.components.variants import none_variant
+    from ablate.runs.executors.local import execute_all
+    from ablate.teachers.ready import teacher_run
 
     run = teacher_run(corpus.hash, seed=request.seed)
     store = Store(request.out.parent / f"{request.out.name}-teacher")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ablate.codec import decode_run
+from ablate.components.codec import decode_run
 from ablate.runs.store import Store
 
 
@@ -24,7 +24,7 @@ def find_run(path: Path) -> tuple[Store, str]:
 def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
     """Export to `out` (default: `hf` in the run's folder). Returns the folder and what could not be taken along."""
     from ablate.export import export_hf
-    from ablate.runs.checkpoint import read
+    from ablate.training.checkpoint import read
 
     store, name = find_run(path)
     weights = store.run_folder(name) / "weights"

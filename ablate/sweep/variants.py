@@ -6,20 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ablate.component import ON
-from ablate.registry import (
-    component,
-    describe,
-    full_variant,
-    nearest,
-    none_variant,
-    prerequisites,
-    resolve,
-    without,
-)
+from ablate.components.component import ON
+from ablate.components.registry import component
+from ablate.components.variants import describe, full_variant, none_variant, prerequisites, resolve, without
+from ablate.errors import nearest
 from ablate.runs.plan import NamedVariant
 from ablate.runs.study import Study
-from ablate.spec import Preset
+from ablate.spec.run import Preset
 
 
 def variants(study: Study, base: Preset) -> list[NamedVariant]:
@@ -69,7 +62,7 @@ def _compared(study: Study, full: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _designed(study: Study, full: Mapping[str, str], n_seeds: int) -> list[tuple[dict[str, str], tuple[int, ...]]]:
     """Levels and seeds of each cell of a designed experiment over the components that are on in `full`."""
-    from ablate.attribution.games import lattice
+    from ablate.attribution.lattice import lattice
 
     named = study.disable or study.enable
     names = (*named, *study.calibration) if named else tuple(name for name in full if full[name] == ON)
@@ -88,7 +81,7 @@ def _designed(study: Study, full: Mapping[str, str], n_seeds: int) -> list[tuple
 
 
 def _design(study: Study, parts: Any, n_seeds: int) -> Any:
-    from ablate.attribution import designs, exchange, fractions
+    from ablate.attribution.design import designs, exchange, fractions
 
     make: dict[str, Callable[[], Any]] = {
         "leave-one-out": lambda: designs.leave_one_out(parts, n_seeds),

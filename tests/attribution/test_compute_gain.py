@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.channels import ChannelTable, VariantCost, channel_table, channel_values
-from ablate.attribution.compute_gain import (
+from ablate.attribution.gain.channels import ChannelTable, VariantCost, channel_table, channel_values
+from ablate.attribution.gain.compute_gain import (
     DecayedCurve,
     Gain,
     conversion_check,
@@ -21,8 +21,8 @@ from ablate.attribution.compute_gain import (
     target_losses,
     token_gain,
 )
-from ablate.attribution.games import lattice
 from ablate.attribution.indices import index_weights
+from ablate.attribution.lattice import lattice
 
 BUDGET = 2e9
 FRACTIONS = (0.25, 0.5, 1.0)

@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ablate.attribution.coverage import loss_lattice, truth_table
 from ablate.attribution.indices import index_weights
+from ablate.validation.coverage import loss_lattice, truth_table
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REPORT = BENCHMARKS.parent / "reports" / "attribution"

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ablate.attribution.designs import (
+from ablate.attribution.design.designs import (
     Run,
     add_cells,
     add_one_in,
@@ -17,12 +17,12 @@ from ablate.attribution.designs import (
     make_design,
     one,
 )
-from ablate.attribution.estimates import Observations, estimate
-from ablate.attribution.exchange import lattice_design, optimal, optimal_cells, staged, up_to_stage
-from ablate.attribution.fractions import fraction, fractional
-from ablate.attribution.games import lattice, model_matrix
+from ablate.attribution.design.exchange import lattice_design, optimal, optimal_cells, staged, up_to_stage
+from ablate.attribution.design.fractions import fraction, fractional
+from ablate.attribution.design.planning import plan, require_precision, runs_for
+from ablate.attribution.estimation.estimates import Observations, estimate
 from ablate.attribution.indices import index_weights
-from ablate.attribution.planning import plan, require_precision, runs_for
+from ablate.attribution.lattice import lattice, model_matrix
 from ablate.attribution.verdicts import t_quantile
 
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.blocked import blocked_fit
-from ablate.attribution.estimates import Observations, estimate, seed_layout
-from ablate.attribution.exchange import lattice_design, optimal
-from ablate.attribution.games import lattice, model_matrix, term_orders
+from ablate.attribution.design.exchange import lattice_design, optimal
+from ablate.attribution.estimation.blocked import blocked_fit
+from ablate.attribution.estimation.estimates import Observations, estimate, seed_layout
 from ablate.attribution.indices import index_weights, total_weights
+from ablate.attribution.lattice import lattice, model_matrix, term_orders
 from ablate.attribution.verdicts import interval, max_t_critical
 
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})

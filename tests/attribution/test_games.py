@@ -5,7 +5,6 @@ from itertools import combinations, pairwise, permutations
 import numpy as np
 import pytest
 
-from ablate.attribution.games import dividends, lattice, model_matrix, order_spectrum, term_name, term_orders
 from ablate.attribution.indices import (
     INDICES,
     index_weights,
@@ -14,6 +13,7 @@ from ablate.attribution.indices import (
     total_weights,
     undefined_reason,
 )
+from ablate.attribution.lattice import dividends, lattice, model_matrix, order_spectrum, term_name, term_orders
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})

@@ -5,9 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ablate.attribution.games import lattice
-from ablate.attribution.indices import index_weights
-from ablate.attribution.learning_rate import (
+from ablate.attribution.gain.learning_rate import (
     REACH,
     Trial,
     audit_budgets,
@@ -20,6 +18,8 @@ from ablate.attribution.learning_rate import (
     tuned_effects,
     winners,
 )
+from ablate.attribution.indices import index_weights
+from ablate.attribution.lattice import lattice
 from ablate.attribution.verdicts import t_quantile
 
 SIX = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})

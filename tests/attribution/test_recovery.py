@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablate.attribution import coverage
-from ablate.attribution.calibration import StudyPlan, blocked_plan, independent_plan, simulate
-from ablate.attribution.channels import MeasuredRun, VariantSpeed, conversion_checks, measured_table
-from ablate.attribution.compute_gain import DecayedCurve, log_tokens_to, loss_slope, target_losses, token_gain
-from ablate.attribution.coverage import Check, loss_lattice, simulated_gains, with_replicated_ends
-from ablate.attribution.estimates import Observations, estimate
-from ablate.attribution.exchange import lattice_design, optimal_cells
-from ablate.attribution.games import dividends, lattice, term_orders
+from ablate.attribution.design.exchange import lattice_design, optimal_cells
+from ablate.attribution.estimation.estimates import Observations, estimate
+from ablate.attribution.gain.channels import MeasuredRun, VariantSpeed, conversion_checks, measured_table
+from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, loss_slope, target_losses, token_gain
+from ablate.attribution.gain.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
 from ablate.attribution.indices import index_weights
-from ablate.attribution.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
-from ablate.attribution.recovery import TOKENS, check_recovery, headline_target, recover, train_study
-from ablate.attribution.simulated import LossCurve, Noise, random_game, random_trainer, run_noise
+from ablate.attribution.lattice import dividends, lattice, term_orders
+from ablate.validation import coverage
+from ablate.validation.calibration import StudyPlan, blocked_plan, independent_plan, simulate
+from ablate.validation.coverage import Check, loss_lattice, simulated_gains, with_replicated_ends
+from ablate.validation.recovery import TOKENS, check_recovery, headline_target, recover, train_study
+from ablate.validation.simulated import LossCurve, Noise, random_game, random_trainer, run_noise
 
 ROOT = Path(__file__).parents[2]
 GAME = loss_lattice()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.scale import SizeEffect, claim_limit, fit_trend, predict
+from ablate.attribution.gain.scale import SizeEffect, claim_limit, fit_trend, predict
 
 LADDER = (1e17, 10**17.5, 1e18, 10**18.5)  # 1.5 decades
 ERROR = 0.0025

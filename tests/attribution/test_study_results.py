@@ -7,7 +7,7 @@ import fake_study as fake
 import pytest
 from scipy import stats
 
-from ablate.attribution.study import LOSS, compare
+from ablate.attribution.study.compare import LOSS, compare
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 
 

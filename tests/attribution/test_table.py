@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ablate.attribution.exchange import lattice_design
-from ablate.attribution.games import lattice
+from ablate.attribution.design.exchange import lattice_design
 from ablate.attribution.indices import index_weights
-from ablate.attribution.reading import guess_direction
-from ablate.attribution.table import attribute, attribute_csv, render_text
+from ablate.attribution.lattice import lattice
+from ablate.attribution.table.attribute import attribute, attribute_csv, render_text
+from ablate.attribution.table.reading import guess_direction
 
 ON = [2.95, 3.01, 2.97, 2.93]
 OFF = [3.00, 3.04, 3.03, 2.99]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.noise import divergence_interval, noise_floor, spike_in_covered
-from ablate.attribution.pairs import compare_pairs, mean_interval
-from ablate.attribution.sequential import e_interval, e_value, look_at, planned_looks
+from ablate.attribution.design.sequential import e_interval, e_value, look_at, planned_looks
+from ablate.attribution.estimation.noise import divergence_interval, noise_floor, spike_in_covered
+from ablate.attribution.estimation.pairs import compare_pairs, mean_interval
 from ablate.attribution.verdicts import (
     GAIN,
     HARM,

@@ -18,8 +18,8 @@ from ablate.bench.norms import forward
 from ablate.bench.render import render
 from ablate.kernels import rms_norm, table
 from ablate.kernels.table import Configuration
-from ablate.machine import Machine
 from ablate.presets import preset
+from ablate.spec.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 CPU = Machine(kind="cpu")
@@ -215,7 +215,7 @@ def test_a_step_that_cannot_be_made_is_listed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_step_moves_weights_and_the_selection_bias() -> None:
-    spec = step.resolve_full(preset("nano")).settled(CPU)
+    spec = step.resolve_full(preset("nano")).for_machine(CPU)
     window = step.windows(spec.model.vocab_size, 2, 32, DEVICE)
     model = None
 

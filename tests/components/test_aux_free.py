@@ -10,15 +10,15 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from variants import FULL, NANO, settled, spec_of, tokens
+from variants import FULL, NANO, require_concrete, spec_of, tokens
 
-from ablate.block import build_context
 from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_balance_loss, update_bias
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance
 from ablate.components.moe.module import Router, Routing
 from ablate.components.moe.spec import RoutedExperts
-from ablate.model import build
-from ablate.registry import resolve
+from ablate.components.variants import resolve
+from ablate.model.block import build_context
+from ablate.model.transformer import build
 
 DIM, E, A = 8, 6, 2
 NODE = RoutedExperts(
@@ -245,7 +245,7 @@ def test_training_takes_no_notice_of_the_bias_in_the_gradient() -> None:
 
 def test_the_callback_comes_with_the_node_alone() -> None:
     for level, expected in (("on", [BiasUpdate]), ("sequence-aux", []), ("batch-aux", []), ("none", [])):
-        balance = settled(spec_of(FULL | {"aux-free": level}).model).balance
+        balance = require_concrete(spec_of(FULL | {"aux-free": level}).model).balance
         assert balance is not None
         assert [type(callback) for callback in balance.callbacks()] == expected
     assert build_context(NANO.model).dim == NANO.model.dim

@@ -14,7 +14,7 @@ import torch
 from teacher_checkpoint import write_weights
 from torch.nn import functional as F
 
-from ablate.component import ON
+from ablate.components.component import ON
 from ablate.components.distill.batches import (
     SoftTargetBatches,
     TeacherTextBatches,
@@ -23,7 +23,6 @@ from ablate.components.distill.batches import (
     teacher_indices,
     teacher_slots,
 )
-from ablate.components.distill.checkpoint import load_model, read_checkpoint
 from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText
 from ablate.components.distill.text import (
     HELD_OUT_SHARE,
@@ -38,14 +37,15 @@ from ablate.components.distill.text import (
     training_texts,
     write_text,
 )
+from ablate.components.variants import full_variant, none_variant, resolve
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
-from ablate.machine import this_machine
-from ablate.model import build
+from ablate.model.transformer import build
 from ablate.presets import preset
-from ablate.registry import full_variant, none_variant, resolve
 from ablate.runs.record import pairing_fault
-from ablate.spec import RunSpec, Spec
+from ablate.spec.machine import this_machine
+from ablate.spec.run import RunSpec, Spec
+from ablate.teachers.checkpoint import load_model, read_checkpoint
 
 NANO = preset("nano")
 WORDS = [
@@ -104,7 +104,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(node: Any, corpus: Corpus, seed: int = 3) -> RunSpec:
-    spec = resolve(NANO, none_variant()).settled(this_machine())
+    spec = resolve(NANO, none_variant()).for_machine(this_machine())
     return RunSpec(model=spec.model, text=node, trainer=spec.trainer, corpus_hash=corpus.hash, seed=seed, n_steps=50)
 
 
@@ -248,8 +248,9 @@ class TestReadyMade:
         assert held_out_texts(NANO.settings["distill"])
 
     def test_its_teacher_is_the_run_that_can_be_repeated(self) -> None:
-        from ablate.codec import canonical, decode_run
-        from ablate.components.distill.ready import teacher_run
+        from ablate.components.codec import decode_run
+        from ablate.spec.decoding import canonical
+        from ablate.teachers.ready import teacher_run
 
         found = read_manifest("stdlib")
         # Fields that specifications have gained since have their defaults; the name is that of the spec as it was.
@@ -413,8 +414,8 @@ def test_runs_train_on_every_node_and_no_share_is_the_raw_run(corpus: Corpus, te
 
 class TestCheckpoint:
     def test_a_finished_runs_weights_are_a_teachers(self, tmp_path: Path) -> None:
-        from ablate.codec import encode
-        from ablate.runs.checkpoint import write
+        from ablate.spec.decoding import encode
+        from ablate.training.checkpoint import write
 
         ours = read_checkpoint(write_weights(tmp_path / "ours", seed=4))
         model = build(ours.run.model, 4)

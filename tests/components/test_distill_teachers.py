@@ -16,16 +16,16 @@ import pytest
 import torch
 from teacher_checkpoint import write_weights
 
-from ablate.components.distill.endpoint import EndpointTeacher
-from ablate.components.distill.filters import Filters, Sieve, repeated_share
-from ablate.components.distill.generate import Recipe, prompts, whole_lines, write_teacher_text
-from ablate.components.distill.huggingface import HuggingFaceTeacher
-from ablate.components.distill.teacher import CheckpointTeacher, Completion, draws, pick
 from ablate.components.distill.text import read_manifest, read_text
+from ablate.components.variants import full_variant, resolve
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.prepare import prepare
 from ablate.presets import preset
-from ablate.registry import full_variant, resolve
+from ablate.teachers.endpoint import EndpointTeacher
+from ablate.teachers.filters import Filters, Sieve, repeated_share
+from ablate.teachers.generate import Recipe, prompts, whole_lines, write_teacher_text
+from ablate.teachers.huggingface import HuggingFaceTeacher
+from ablate.teachers.teacher import CheckpointTeacher, Completion, draws, pick
 
 NANO = preset("nano")
 WORDS = [

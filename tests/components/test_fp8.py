@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from variants import FULL, NANO, spec_of, tokens, training_loss
 
-from ablate.codec import decode
 from ablate.components.fp8 import reference
 from ablate.components.fp8.callback import UnderflowMonitor, observe
 from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, GroupedLinear, Recipe
@@ -20,10 +19,11 @@ from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import E4M3, Blocks, SegmentStrips, Strips, quantise
 from ablate.components.fp8.spec import Fp8Linear as Fp8Node
 from ablate.components.fp8.spec import Settings, StandardLinear
-from ablate.machine import Machine
-from ablate.model import build
-from ablate.registry import resolve
-from ablate.spec import ModelSpec
+from ablate.components.variants import resolve
+from ablate.model.transformer import build
+from ablate.spec.decoding import decode
+from ablate.spec.machine import Machine
+from ablate.spec.model import ModelSpec
 
 BLOCKWISE, TENSORWISE = Recipe("blockwise", False), Recipe("tensorwise", False)
 POWERS = Recipe("blockwise", True)
@@ -344,12 +344,12 @@ def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can()
             with pytest.raises(
                 ValueError, match=f"linear.backend is '{backend}', and .*here there are: auto, emulated"
             ):
-                Fp8Node(backend=backend).settled(machine, "bfloat16")
-        assert Fp8Node(backend=backend).settled(hopper, "bfloat16").backend == backend
-    chosen = [Fp8Node().settled(machine, "bfloat16").backend for machine in (here, ampere, hopper)]
+                Fp8Node(backend=backend).for_machine(machine, "bfloat16")
+        assert Fp8Node(backend=backend).for_machine(hopper, "bfloat16").backend == backend
+    chosen = [Fp8Node().for_machine(machine, "bfloat16").backend for machine in (here, ampere, hopper)]
     assert chosen == ["emulated", "emulated", "triton"]
     with pytest.raises(ValueError, match="one scale for a whole tensor"):
-        Fp8Node(recipe="tensorwise", backend="triton").settled(hopper, "bfloat16")
+        Fp8Node(recipe="tensorwise", backend="triton").for_machine(hopper, "bfloat16")
     with pytest.raises(ValueError, match="backend is auto"):
         Fp8Node().linear(8, 8)
     with pytest.raises(ValueError, match=r"fp8\.backend is 'cuda'"):

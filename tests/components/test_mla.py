@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, settled, spec_of
+from variants import FULL, NANO, require_concrete, spec_of
 
-from ablate.block import build_context, rotation_table
 from ablate.components.mla.reference import attention, latent_attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
-from ablate.cost import BF16_BYTES
-from ablate.model import build
+from ablate.components.variants import full_variant, resolve
+from ablate.model.block import build_context, rotation_table
+from ablate.model.transformer import build
 from ablate.presets import preset
-from ablate.registry import full_variant, resolve
+from ablate.spec.cost import BF16_BYTES
 
 DIM, EPS, THETA, T = 24, 1e-6, 10000.0, 13
 LATENT = LatentAttention(
@@ -31,7 +31,7 @@ LATENT = LatentAttention(
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-CONTEXT = replace(build_context(settled(NANO.model)), dim=DIM, norm_eps=EPS)
+CONTEXT = replace(build_context(require_concrete(NANO.model)), dim=DIM, norm_eps=EPS)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from variants import FULL, NANO, spec_of, tokens, with_ordinary_products
 
 from ablate.components.mtp.reference import alignment
 from ablate.components.mtp.spec import MultiToken
-from ablate.model import Transformer, build
-from ablate.spec import ModelSpec
+from ablate.model.transformer import Transformer, build
+from ablate.spec.model import ModelSpec
 
 T = 10
 

@@ -7,13 +7,7 @@ import pytest
 from sample_text import paragraph
 
 from ablate.data import tokenizer as module
-from ablate.data.tokenizer import (
-    END_OF_TEXT_ID,
-    encode_texts,
-    tokenizer_from_json,
-    train_tokenizer,
-    vocabulary_bytes,
-)
+from ablate.data.tokenizer import END_OF_TEXT_ID, encode_texts, tokenizer_from_json, train_tokenizer, vocabulary_bytes
 
 TEXTS = [paragraph(number) for number in range(20)]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ablate.machine import has_gpu
+from ablate.spec.machine import has_gpu
 
 DEVICE = "cuda" if has_gpu() else "cpu"
 

@@ -86,7 +86,7 @@ from ablate.kernels.table import Configuration, forced
 
 too_wide = Configuration(blocks={"BLOCK_M": 64, "BLOCK_N": 128}, num_warps=8, num_stages=2)
 with forced("mla_attention_backward_key", too_wide), compiling() as rows:
-    list(islice(attention.specimens(), 1))
+    list(islice(attention.example_launches(), 1))
 print([fault for row in rows for fault in faults(row, attention.KERNELS)])
 """
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablate.backends import settle
 from ablate.kernels import table
 from ablate.kernels.launch import check_aligned, check_rows, check_shape, machine_of
 from ablate.kernels.table import Configuration, Table, forced
-from ablate.machine import Machine
+from ablate.spec.backends import resolve_backend
+from ablate.spec.machine import Machine
 
 HERE = Machine(kind="cpu")
 HOPPER = Machine(kind="cuda", name="NVIDIA H200", capability=(9, 0))
@@ -62,10 +62,10 @@ def test_what_this_very_device_has_measured_goes_first(shipped: Table, measured:
     assert (HOPPER.slug, h100.slug) == ("h200", "h100-80gb-hbm3")
     assert shipped.choose("norm", h100, D=64).blocks == {"BLOCK_D": 64}
     obstacles = {"library": "", "triton": ""}
-    assert settle("norm", "auto", HOPPER, obstacles) == "triton"
-    assert settle("norm", "auto", h100, obstacles) == "library"
-    assert settle("norm", "library", HOPPER, obstacles) == "library"
-    assert settle("norm", "auto", HOPPER, {"library": "", "triton": "it is off"}) == "library"
+    assert resolve_backend("norm", "auto", HOPPER, obstacles) == "triton"
+    assert resolve_backend("norm", "auto", h100, obstacles) == "library"
+    assert resolve_backend("norm", "library", HOPPER, obstacles) == "library"
+    assert resolve_backend("norm", "auto", HOPPER, {"library": "", "triton": "it is off"}) == "library"
 
 
 @pytest.mark.usefixtures("measured")
@@ -78,9 +78,9 @@ def test_forced_inside_and_nowhere_else(shipped: Table) -> None:
 
 def test_backends_that_cannot_run_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"norm\.backend is 'triton', and no GPU .*here there are: auto, library"):
-        settle("norm", "triton", HERE, {"library": "", "triton": "no GPU"})
+        resolve_backend("norm", "triton", HERE, {"library": "", "triton": "no GPU"})
     with pytest.raises(ValueError, match=r"norm\.backend is 'magic'; there are: auto, library"):
-        settle("norm", "magic", HERE, {"library": ""})
+        resolve_backend("norm", "magic", HERE, {"library": ""})
 
 
 @pytest.mark.parametrize(

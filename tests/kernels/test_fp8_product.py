@@ -14,7 +14,7 @@ from ablate.components.fp8 import reference
 from ablate.components.fp8.kernel import grouped, layout, product
 from ablate.components.fp8.quantise import Blocks, Strips, quantise
 from ablate.kernels.table import Configuration, forced
-from ablate.machine import Machine
+from ablate.spec.machine import Machine
 
 # Tensor cores keep about 14 bits of a sum of FP8 products, which lie between these two formats.
 SUMS = torch.float32 if DEVICE == "cpu" else torch.bfloat16

@@ -7,10 +7,10 @@ import torch
 from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
 from torch import Tensor
 
-from ablate.block import rotation_table
 from ablate.components.mla.kernel.assembly import assemble, assemble_backward_op, assemble_op
 from ablate.components.mla.kernel.rotate import rotate, rotate_op
 from ablate.kernels.table import Configuration, forced
+from ablate.model.block import rotation_table
 
 DTYPES = (torch.float32, torch.bfloat16)
 

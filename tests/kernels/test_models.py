@@ -10,17 +10,17 @@ import torch
 from numerics import DEVICE, TOLERANCE, error
 from variants import FULL, NANO, spec_of, tokens, training_loss
 
-from ablate.machine import this_machine
-from ablate.model import Transformer, initialise
-from ablate.registry import none_variant
-from ablate.spec import ModelSpec
+from ablate.components.variants import none_variant
+from ablate.model.transformer import Transformer, initialise
+from ablate.spec.machine import this_machine
+from ablate.spec.model import ModelSpec
 
 KERNELS = dict.fromkeys(("attention", "feed_forward", "balance", "linear", "norm", "head"), "triton")
 
 
 def trained(model: ModelSpec, backends: dict[str, str]) -> tuple[Any, dict[str, torch.Tensor]]:
     """The training loss of one window and the gradients of all parameters, in float32."""
-    built = Transformer(model.with_backends(backends).settled(this_machine(), "float32"))
+    built = Transformer(model.with_backends(backends).for_machine(this_machine(), "float32"))
     initialise(built, model.init, seed=0)
     built.to(DEVICE)
     for name, buffer in built.named_buffers():
@@ -60,7 +60,7 @@ def test_a_backend_changes_what_runs_and_no_parameter() -> None:
         model = spec_of(variant).model
         with torch.device("meta"):
             one, other = (
-                Transformer(model.with_backends(b).settled(replace(this_machine(), interpreted=True), "float32"))
+                Transformer(model.with_backends(b).for_machine(replace(this_machine(), interpreted=True), "float32"))
                 for b in ({}, KERNELS)
             )
         shapes = [{name: t.shape for name, t in m.state_dict().items()} for m in (one, other)]

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from ablate.components.variants import full_variant, resolve, without
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
-from ablate.machine import this_machine
 from ablate.presets import preset
-from ablate.registry import full_variant, resolve, without
 from ablate.runs.job import Job
-from ablate.spec import RunSpec
+from ablate.spec.machine import this_machine
+from ablate.spec.run import RunSpec
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def make_job(corpus: Corpus) -> Callable[..., Job]:
         base = preset("nano")
         base = replace(base, trainer=replace(base.trainer, **trainer))
         variant = without(full_variant(base), disabled, {})
-        spec = resolve(base, variant).settled(this_machine())
+        spec = resolve(base, variant).for_machine(this_machine())
         run = RunSpec(
             model=spec.model,
             text=spec.data.text,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ablate.codec import run_id
-from ablate.machine import this_machine
 from ablate.runs.execute import execute
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord, pairing_fault
 from ablate.runs.store import Store
-from ablate.spec import ModelSpec
+from ablate.spec.decoding import run_id
+from ablate.spec.machine import this_machine
+from ablate.spec.model import ModelSpec
 
 MakeJob = Callable[..., Job]
 SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
@@ -31,7 +31,7 @@ def finish(job: Job, folder: Path) -> RunRecord:
 
 def on_kernels(job: Job) -> Job:
     model: ModelSpec = job.run.model.with_backends(dict.fromkeys(SLOTS, "triton"))
-    return replace(job, run=replace(job.run, model=model.settled(this_machine(), "float32")))
+    return replace(job, run=replace(job.run, model=model.for_machine(this_machine(), "float32")))
 
 
 @pytest.fixture(scope="module")
@@ -70,4 +70,4 @@ def test_both_train_the_same_model(records: tuple[RunRecord, RunRecord]) -> None
 
 def test_auto_and_its_choice_are_one_run(make_job: MakeJob) -> None:
     job = make_job()
-    assert run_id(job.run) == run_id(replace(job.run, model=job.run.model.settled(this_machine(), "float32")))
+    assert run_id(job.run) == run_id(replace(job.run, model=job.run.model.for_machine(this_machine(), "float32")))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablate.runs.checkpoint import (
+from ablate.training.checkpoint import (
     PROGRAM,
     checkpoint_path,
     newest_valid,

@@ -12,8 +12,8 @@ import torch
 
 from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows
-from ablate.model import build
-from ablate.runs.evaluation import HeldOut, evaluate, load_metrics
+from ablate.model.transformer import build
+from ablate.training.evaluation import HeldOut, evaluate, load_metrics
 
 
 def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., Any], corpus: Any) -> None:

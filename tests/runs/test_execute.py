@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from ablate.codec import decode_run, run_id
-from ablate.runs.callbacks import Interrupted
-from ablate.runs.checkpoint import newest_valid, read
+from ablate.components.codec import decode_run
 from ablate.runs.environment import program
 from ablate.runs.execute import execute
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord, pairing_fault
-from ablate.runs.schedule import learning_rate_factor
 from ablate.runs.store import Store
-from ablate.runs.training import TrainingModule, burn
-from ablate.spec import Control
+from ablate.spec.decoding import run_id
+from ablate.spec.run import Control
+from ablate.training.callbacks import Interrupted
+from ablate.training.checkpoint import newest_valid, read
+from ablate.training.module import TrainingModule, burn
+from ablate.training.schedule import learning_rate_factor
 
 MakeJob = Callable[..., Job]
 

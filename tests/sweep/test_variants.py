@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from ablate.codec import decode_run, encode, run_id
-from ablate.machine import Machine
-from ablate.registry import full_variant, none_variant
+from ablate.components.codec import decode_run
+from ablate.components.variants import full_variant, none_variant
 from ablate.runs.plan import Plan, make_plan
 from ablate.runs.study import Study, read_study, to_toml
+from ablate.spec.decoding import encode, run_id
+from ablate.spec.machine import Machine
 from ablate.sweep.variants import variants
 
 
@@ -208,7 +209,7 @@ def test_auto_is_replaced_before_a_run_has_its_name() -> None:
     spec = variants(study(), study().load_preset())[0].spec
     here, hopper = Machine(kind="cpu"), Machine(kind="cuda", name="NVIDIA H200", capability=(9, 0))
     assert "auto" in spec.model.backends.values()
-    assert spec.settled(here).model.backends == {
+    assert spec.for_machine(here).model.backends == {
         "attention": "library",
         "feed_forward": "library",
         "balance": "library",
@@ -217,12 +218,12 @@ def test_auto_is_replaced_before_a_run_has_its_name() -> None:
         "head": "library",
     }
     wide = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, dtype="bfloat16"))
-    assert wide.settled(hopper).model.backends == spec.settled(here).model.backends | {
+    assert wide.for_machine(hopper).model.backends == spec.for_machine(here).model.backends | {
         "attention": "cudnn",
         "linear": "triton",
     }
-    assert wide.settled(hopper).model.portable() == spec.settled(here).model
-    assert spec.settled(here).settled(hopper) == spec.settled(here), "what is named stays named"
+    assert wide.for_machine(hopper).model.portable() == spec.for_machine(here).model
+    assert spec.for_machine(here).for_machine(hopper) == spec.for_machine(here), "what is named stays named"
 
 
 def read_study_text(text: str) -> Study:

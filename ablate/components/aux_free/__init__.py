@@ -1,7 +1,7 @@
 """Auxiliary-loss-free load balancing against auxiliary losses."""
 
-from ablate.component import Alternative, Component
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance, Settings, off, on
+from ablate.components.component import Alternative, Component
 
 COMPONENT = Component(
     name="aux-free",

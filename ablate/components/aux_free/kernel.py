@@ -57,7 +57,7 @@ def bias_update(bias_E: Tensor, counts_E: Tensor, speed: float) -> Tensor:
     return bias_update_op(bias_E, counts_E, speed)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for experts in (64, 256, 512):
         counts_E = torch.empty(experts, dtype=torch.int64, device="meta")

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from ablate.backends import settled
 from ablate.components.moe.module import Router, Routing
+from ablate.spec.backends import require_concrete
 
 
 def balance_loss(routing: Sequence[Routing], *, sequences_per_set: int) -> Tensor:
@@ -54,7 +54,7 @@ class BiasUpdate(Callback):
     """
 
     def __init__(self, bias_update_speed: float, backend: str) -> None:
-        self.bias_update_speed, self.backend = bias_update_speed, settled(backend)
+        self.bias_update_speed, self.backend = bias_update_speed, require_concrete(backend)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         for router, counts_E in pl_module.expert_load.items():

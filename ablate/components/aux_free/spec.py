@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.backends import settle, without_triton
-from ablate.component import setting
+from ablate.components.component import setting
 from ablate.components.moe.spec import Unbalanced
-from ablate.machine import Machine
-from ablate.spec import FORBID_UNKNOWN, BalanceNode, Spec
+from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+from ablate.spec.nodes import BalanceNode
+from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +35,9 @@ class BiasBalance:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def settled(self, machine: Machine, dtype: str) -> BiasBalance:
+    def for_machine(self, machine: Machine, dtype: str) -> BiasBalance:
         obstacles = {"library": "", "triton": without_triton(machine)}
-        return replace(self, backend=settle("balance", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("balance", self.backend, machine, obstacles))
 
     @property
     def selection_bias(self) -> bool:

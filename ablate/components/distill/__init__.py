@@ -1,6 +1,6 @@
 """Distillation: a share of the training text written by a teacher, against the raw corpus."""
 
-from ablate.component import Alternative, Component
+from ablate.components.component import Alternative, Component
 from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, off, on
 from ablate.components.distill.text import held_out_texts
 

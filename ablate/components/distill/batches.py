@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablate.components.distill.checkpoint import load_model, read_checkpoint
 from ablate.components.distill.spec import TeacherLogits, TeacherText
 from ablate.components.distill.text import read_manifest, training_texts
 from ablate.data.batches import Batch, Batches
@@ -18,7 +17,8 @@ from ablate.data.corpus import Corpus
 from ablate.data.prepare import encode_documents
 from ablate.data.tokens import TokenFile
 from ablate.data.windows import Windows, batch_indices
-from ablate.spec import RunSpec
+from ablate.spec.run import RunSpec
+from ablate.teachers.checkpoint import load_model, read_checkpoint
 
 
 def teacher_slots(*, seed: int, step: int, batch_size: int, share: float) -> np.ndarray:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.component import setting
-from ablate.spec import FORBID_UNKNOWN, RunSpec, Spec
+from ablate.components.component import setting
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.run import RunSpec, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +139,7 @@ class TeacherLogits:
         """The teacher reads every token once."""
         if not self.charge_teacher:
             return 0.0
-        from ablate.components.distill.checkpoint import read_checkpoint
+        from ablate.teachers.checkpoint import read_checkpoint
 
         return read_checkpoint(self.teacher).flops_per_token
 
@@ -201,7 +202,7 @@ def off(spec: Spec, alternative: str) -> Spec:
 
 
 def _soft_targets(spec: Spec) -> TeacherLogits:
-    from ablate.components.distill.checkpoint import read_checkpoint
+    from ablate.teachers.checkpoint import read_checkpoint
 
     settings: Settings = setting(spec, "distill")
     if settings.teacher is None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from ablate.components.distill.spec import Settings, TeacherText
 from ablate.data.store import MANIFEST, commit_folder, new_folder, read_json
-from ablate.spec import FORBID_UNKNOWN
+from ablate.spec.decoding import FORBID_UNKNOWN
 
 FORMAT = 1
 TEXT = "text.jsonl.gz"
@@ -91,7 +91,7 @@ def read_manifest(text: str) -> Manifest:
 @lru_cache(maxsize=8)
 def _manifest(path: Path, mtime_ns: int, size: int) -> Manifest:
     # A design resolves thousands of variants, so the file is decoded once while it stays as it is.
-    from ablate.codec import decode
+    from ablate.spec.decoding import decode
 
     sealed = read_json(path)
     if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:

@@ -1,6 +1,6 @@
 """FP8 training against training in BF16."""
 
-from ablate.component import Alternative, Component
+from ablate.components.component import Alternative, Component
 from ablate.components.fp8.spec import Fp8Linear, Settings, StandardLinear, off, on
 
 COMPONENT = Component(

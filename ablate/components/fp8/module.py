@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.backends import settled
-from ablate.block import RMSNorm, plain
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
+from ablate.model.block import RMSNorm, unquantised
+from ablate.spec.backends import require_concrete
 
 
 class Linear(nn.Linear):
@@ -34,7 +34,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, n_groups: int, in_features: int, out_features: int, *, backend: str) -> None:
         super().__init__()
-        settled(backend)
+        require_concrete(backend)
         if backend == "library" and (in_features % 8 or out_features % 8):
             # torch asks for rows of a multiple of 16 bytes: 8 numbers of bfloat16.
             raise ValueError(
@@ -221,7 +221,7 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, recipe: Recipe, backend: str) -> None:
         super().__init__()
-        self.recipe, self.backend = recipe, settled(backend)
+        self.recipe, self.backend = recipe, require_concrete(backend)
         self.observation: Observation | None = None
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
@@ -257,7 +257,7 @@ class Fp8Linear(nn.Module):
         from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward
 
         def whole(x: Any) -> Tensor:
-            (x_NI,) = autocast(plain(x).reshape(-1, x.shape[-1]))
+            (x_NI,) = autocast(unquantised(x).reshape(-1, x.shape[-1]))
             library = "library" == self.products(x_NI.device) == down.products(x_NI.device)
             power_of_two = self.recipe.power_of_two_scales
             y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
@@ -296,7 +296,7 @@ class Fp8GroupedLinear(nn.Module):
 
     def __init__(self, n_groups: int, in_features: int, out_features: int, *, recipe: Recipe, backend: str) -> None:
         super().__init__()
-        self.recipe, self.backend = recipe, settled(backend)
+        self.recipe, self.backend = recipe, require_concrete(backend)
         self.observation: Observation | None = None
         self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
 

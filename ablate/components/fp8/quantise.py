@@ -13,7 +13,7 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of E4M3
 TILE = 128
 # Smallest normal float32: a tile of zeros gets this scale, and x / scale cannot overflow to inf.
-SMALLEST_SCALE = 2.0**-126
+MIN_SCALE = 2.0**-126
 
 
 class Tiling(Protocol):
@@ -133,7 +133,7 @@ def quantise(x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Quantis
 
 
 def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
-    scale = largest.div_(LARGEST).clamp_min_(SMALLEST_SCALE)
+    scale = largest.div_(LARGEST).clamp_min_(MIN_SCALE)
     if not power_of_two:
         return scale
     # Rounds the bit pattern up to an empty mantissa. Adding 0 * scale keeps inf and NaN non-finite.

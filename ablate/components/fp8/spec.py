@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.backends import Backend, settle, without_cuda, without_triton
-from ablate.component import setting
-from ablate.machine import Machine
-from ablate.spec import FORBID_UNKNOWN, LinearNode, Spec
+from ablate.components.component import setting
+from ablate.spec.backends import Backend, resolve_backend, without_cuda, without_triton
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+from ablate.spec.nodes import LinearNode
+from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +33,9 @@ class StandardLinear:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def settled(self, machine: Machine, dtype: str) -> StandardLinear:
+    def for_machine(self, machine: Machine, dtype: str) -> StandardLinear:
         obstacles = {"library": "", "reference": "", "triton": without_triton(machine)}
-        return replace(self, backend=settle("linear", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("linear", self.backend, machine, obstacles))
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Linear
@@ -41,7 +43,7 @@ class StandardLinear:
         return Linear(in_features, out_features)
 
     def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
-        from ablate.block import RMSNorm
+        from ablate.model.block import RMSNorm
 
         return RMSNorm(dim, eps, backend)
 
@@ -79,7 +81,7 @@ class Fp8Linear:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def settled(self, machine: Machine, dtype: str) -> Fp8Linear:
+    def for_machine(self, machine: Machine, dtype: str) -> Fp8Linear:
         """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
         kernels = without_triton(machine)
         if self.recipe == "tensorwise":
@@ -88,7 +90,7 @@ class Fp8Linear:
         # In the interpreter kernels can run and are nobody's choice.
         real = machine.kind == "cuda"
         obstacles = obstacles | {"emulated": ""} if real else {"emulated": ""} | obstacles
-        return replace(self, backend=settle("linear", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("linear", self.backend, machine, obstacles))
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8Linear as Module
@@ -97,8 +99,8 @@ class Fp8Linear:
 
     def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
         """Where both norm and products are kernels, one that quantises what it writes."""
-        from ablate.block import RMSNorm
         from ablate.components.fp8.module import Fp8Norm
+        from ablate.model.block import RMSNorm
 
         fused = backend == "triton" and self.backend != "emulated"
         return Fp8Norm(dim, eps, self._recipe()) if fused else RMSNorm(dim, eps, backend)

@@ -1,6 +1,6 @@
 """Multi-head latent attention against grouped-query attention."""
 
-from ablate.component import Alternative, Component
+from ablate.components.component import Alternative, Component
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention, off, on
 
 COMPONENT = Component(

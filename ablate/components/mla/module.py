@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.backends import settled
-from ablate.block import Rotation, plain
 from ablate.components.mla import reference
 from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
 from ablate.components.mla.spec import LatentAttention as LatentNode
-from ablate.spec import BuildContext
+from ablate.model.block import Rotation, unquantised
+from ablate.spec.backends import require_concrete
+from ablate.spec.nodes import BuildContext
 
 
 def library_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options: Any) -> Tensor:
@@ -81,7 +81,7 @@ class LatentAttention(nn.Module):
     def __init__(self, node: LatentNode, context: BuildContext) -> None:
         super().__init__()
         linear: Any = context.linear.linear
-        settled(node.backend)
+        require_concrete(node.backend)
         self.node = node
         heads = node.n_heads
         if node.q_lora_rank:
@@ -125,7 +125,7 @@ class LatentAttention(nn.Module):
         q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
         q_nope, q_rope = self.queries(q_BTHK, rotation)
         key_BTP = rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
-        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = plain(latent_BTR), key_BTP
+        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = unquantised(latent_BTR), key_BTP
         cache.length = start + t
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
         up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (node.n_heads, -1))
@@ -201,7 +201,7 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, node: GroupedQueryNode, context: BuildContext) -> None:
         super().__init__()
-        settled(node.backend)
+        require_concrete(node.backend)
         self.node, linear = node, context.linear.linear
         self.q = linear(context.dim, node.n_heads * node.head_dim)
         self.k = linear(context.dim, node.n_kv_heads * node.head_dim)

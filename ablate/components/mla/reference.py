@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ablate.block import Rotation
 from ablate.components.mla.spec import LatentAttention
+from ablate.model.block import Rotation
 
 
 def attention(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.backends import settle, without_triton
-from ablate.component import setting
-from ablate.cost import Cost, causal_attention, matrix, vector
-from ablate.machine import Machine
-from ablate.spec import FORBID_UNKNOWN, BuildContext, Spec
+from ablate.components.component import setting
+from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.cost import Cost, causal_attention, matrix, vector
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+from ablate.spec.nodes import BuildContext
+from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +49,7 @@ class LatentAttention:
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
-    def settled(self, machine: Machine, dtype: str) -> LatentAttention:
+    def for_machine(self, machine: Machine, dtype: str) -> LatentAttention:
         """`library` is torch's choice among its kernels; `cudnn` is cuDNN's behind one launch that joins the heads."""
         obstacles = {
             "cudnn": without_cudnn(machine, dtype),
@@ -55,7 +57,7 @@ class LatentAttention:
             "reference": "",
             "triton": without_triton(machine),
         }
-        return replace(self, backend=settle("attention", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("attention", self.backend, machine, obstacles))
 
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import LatentAttention as Module
@@ -105,13 +107,13 @@ class GroupedQueryAttention:
     def rope_dim(self) -> int:
         return self.head_dim
 
-    def settled(self, machine: Machine, dtype: str) -> GroupedQueryAttention:
+    def for_machine(self, machine: Machine, dtype: str) -> GroupedQueryAttention:
         obstacles = {
             "cudnn": without_cudnn(machine, dtype),
             "library": "",
             "reference": "",
         }
-        return replace(self, backend=settle("attention", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("attention", self.backend, machine, obstacles))
 
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import GroupedQueryAttention as Module

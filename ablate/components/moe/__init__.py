@@ -1,6 +1,6 @@
 """Fine-grained mixture of experts with shared experts against a dense feed-forward."""
 
-from ablate.component import Alternative, Component
+from ablate.components.component import Alternative, Component
 from ablate.components.moe.spec import RoutedExperts, SwiGLU, Unbalanced, off, on
 
 COMPONENT = Component(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.backends import settled
-from ablate.block import plain
 from ablate.components.moe.spec import RoutedExperts as RoutedNode
-from ablate.spec import BuildContext
+from ablate.model.block import unquantised
+from ablate.spec.backends import require_concrete
+from ablate.spec.nodes import BuildContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Experts(nn.Module):
     def __init__(self, node: RoutedNode, context: BuildContext) -> None:
         super().__init__()
         n, hidden = node.n_routed_experts, node.expert_hidden_dim
-        self.backend = settled(node.backend)
+        self.backend = require_concrete(node.backend)
         self.gate_up = context.linear.grouped(n, context.dim, 2 * hidden)
         self.down = context.linear.grouped(n, hidden, context.dim)
 
@@ -139,7 +139,7 @@ class RoutedExperts(nn.Module):
         self.shared = SwiGLU(node.n_shared_experts * node.expert_hidden_dim, context) if node.n_shared_experts else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        shared, x_BTD = x_BTD, plain(x_BTD)
+        shared, x_BTD = x_BTD, unquantised(x_BTD)
         if self.experts.backend == "triton":
             where, weight_NA, routing = self._launched(x_BTD)
         else:

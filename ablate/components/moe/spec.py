@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.backends import settle, without_triton
-from ablate.component import setting
-from ablate.cost import Cost, matrix
-from ablate.machine import Machine
-from ablate.spec import FORBID_UNKNOWN, BalanceNode, BuildContext, ModelSpec, Spec
+from ablate.components.component import setting
+from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.cost import Cost, matrix
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import BalanceNode, BuildContext
+from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,10 +83,10 @@ class RoutedExperts:
                 f"are {reachable} (n_limited_groups x n_routed_experts / n_expert_groups)"
             )
 
-    def settled(self, machine: Machine, dtype: str) -> RoutedExperts:
+    def for_machine(self, machine: Machine, dtype: str) -> RoutedExperts:
         """`library` composes torch's operations; `triton` routes in two launches and multiplies without a copy."""
         obstacles = {"library": "", "triton": without_triton(machine)}
-        return replace(self, backend=settle("feed_forward", self.backend, machine, obstacles))
+        return replace(self, backend=resolve_backend("feed_forward", self.backend, machine, obstacles))
 
     @property
     def experts_per_group(self) -> int:

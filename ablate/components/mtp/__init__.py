@@ -1,6 +1,6 @@
 """Multi-token prediction against next-token prediction."""
 
-from ablate.component import Alternative, Component
+from ablate.components.component import Alternative, Component
 from ablate.components.mtp.spec import MultiToken, NextToken, off, on
 
 COMPONENT = Component(

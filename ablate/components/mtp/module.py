@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablate.block import Block, Rotation
 from ablate.components.mtp.spec import MultiToken as MultiTokenNode
-from ablate.spec import BuildContext, ModelSpec
+from ablate.model.block import Block, Rotation
+from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import BuildContext
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ablate.component import setting
-from ablate.cost import Cost, matrix, vector
-from ablate.spec import FORBID_UNKNOWN, BuildContext, ModelSpec, Spec
+from ablate.components.component import setting
+from ablate.spec.cost import Cost, matrix, vector
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import BuildContext
+from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn

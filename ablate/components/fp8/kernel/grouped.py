@@ -25,15 +25,7 @@ from ablate.components.fp8.kernel.product import (
     promote,
     tile_at,
 )
-from ablate.kernels.launch import (
-    ceil_div,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, check_rows, check_shape, describe, launch, next_power_of_2, operator
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("grouped.json"))
@@ -241,7 +233,7 @@ def _(
     return g_OS.new_empty(offsets_E.shape[0], g_OS.shape[0], x_IS.shape[0], dtype=dtype)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: many rows an expert, and few."""
     for e, n, i, o in ((8, 32768, 7168, 2048), (64, 32768, 2048, 1408), (256, 4096, 2048, 1024)):
         like = torch.empty(n, i, dtype=torch.bfloat16, device="meta")

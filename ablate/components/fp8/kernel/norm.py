@@ -155,7 +155,7 @@ def _flat(
     return y_ND, rstd_N, by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for dim in (512, 2048, 7168):
         x_ND = torch.empty(32768, dim, dtype=torch.bfloat16, device="meta")

@@ -28,7 +28,7 @@ from ablate.kernels.launch import (
     operator,
 )
 from ablate.kernels.table import Configuration, Table
-from ablate.machine import HOPPER, Machine
+from ablate.spec.machine import HOPPER, Machine
 
 TABLE = Table(Path(__file__).with_name("product.json"))
 KERNELS: dict[str, tuple[str, ...]] = {"fp8_product_kernel": ("qgmma", "tma")}
@@ -217,7 +217,7 @@ def library_weight_gradient(
     return F.scaled_mm(g_OS, x_IS.T, g_scales_SO.T, each, x_scales_SI.T, each, output_dtype=dtype)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: the three products of a linear map."""
     for n, i, o in ((64, 7168, 2048), (4096, 7168, 2048), (4096, 2048, 7168)):
         like = torch.empty(n, i, dtype=torch.bfloat16, device="meta")

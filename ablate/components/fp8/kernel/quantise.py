@@ -17,15 +17,7 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.layout import Columns, Rows
-from ablate.kernels.launch import (
-    INTERPRETED,
-    ceil_div,
-    check_rows,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import INTERPRETED, ceil_div, check_rows, launch, machine_of, next_power_of_2, operator
 from ablate.kernels.table import Configuration, Table
 
 TABLE = Table(Path(__file__).with_name("quantise.json"))
@@ -309,7 +301,7 @@ def _(weight: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
     return made.values_EOI, made.values_EIO, made.scales_EOI
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     x_NK = torch.empty(32768, 7168, dtype=torch.bfloat16, device="meta")
     offsets_E = torch.empty(256, dtype=torch.int32, device="meta")

@@ -229,7 +229,7 @@ def _(
     return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK, plain_NK
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     gate_up = torch.empty(32768, 4096, dtype=torch.bfloat16, device="meta")
     dh_NF = torch.empty(32768, 2048, dtype=torch.bfloat16, device="meta")

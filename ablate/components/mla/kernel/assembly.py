@@ -22,15 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.mla.kernel.rotate import check_tables, rows_of, turn
-from ablate.kernels.launch import (
-    ceil_div,
-    check_rows,
-    check_shape,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("assembly.json"))
@@ -237,7 +229,7 @@ def assemble(
     return assemble_op(q_BTHK, kv_BTHX, key_BTP, cos_TP, sin_TP, qk_nope_head_dim)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: 128 / 64 / 128 channels."""
     for heads in (2, 16, 128):
         q_BTHK, kv_BTHX, down_BTX = (

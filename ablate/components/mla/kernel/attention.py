@@ -43,8 +43,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "mla_attention_backward_query_kernel": ("wgmma", "tma"),
     "mla_attention_backward_key_kernel": ("wgmma", "tma"),
 }
-MOST_HEADS = 65535  # of all sequences together: programs along a grid's second axis
-SMALLEST_BLOCK = 16  # numbers along a matrix product's inner axis
+MAX_HEADS = 65535  # of all sequences together: programs along a grid's second axis
+MIN_BLOCK = 16  # numbers along a matrix product's inner axis
 # On a device float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
 EXACT = Configuration(blocks={"BLOCK_M": 16, "BLOCK_N": 16}, num_warps=8, num_stages=1)
 
@@ -68,7 +68,7 @@ class _Operands:
     @property
     def widths(self) -> dict[str, int]:
         """Those widths in blocks: powers of two, zeros beyond the edge."""
-        return {name: max(SMALLEST_BLOCK, next_power_of_2(n)) for name, n in self.dims.items()}
+        return {name: max(MIN_BLOCK, next_power_of_2(n)) for name, n in self.dims.items()}
 
     def check(self) -> None:
         if self.q_nope_BTHK.ndim != 4:
@@ -85,8 +85,8 @@ class _Operands:
             check_shape(name, x, shape)
             check_rows(name, x, DTYPES if name == "q_nope" else (dtype,))
             check_aligned(name, x)
-        if b * h > MOST_HEADS:
-            raise ValueError(f"{b} sequences of {h} heads are {b * h}; a launch takes {MOST_HEADS}: split the batch")
+        if b * h > MAX_HEADS:
+            raise ValueError(f"{b} sequences of {h} heads are {b * h}; a launch takes {MAX_HEADS}: split the batch")
         if self.document_BT is not None:
             check_shape("document", self.document_BT, (b, t))
             check_rows("document", self.document_BT, (torch.int32,))
@@ -323,7 +323,7 @@ def mla_attention(
     return mla_attention_op(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, scale, document_BT)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     b, t, h = 2, 4096, 16
     for k, p, v in ((128, 64, 128), (64, 32, 64), (96, 32, 80)):

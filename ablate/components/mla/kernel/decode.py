@@ -205,7 +205,7 @@ def latent_decode(
     return latent_decode_op(q_latent_BTHR, q_rope_BTHP, latent_BSR, key_BSP, start, scale)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for batch, heads, r, p, dtype in (
         (4, 16, 512, 64, torch.bfloat16),

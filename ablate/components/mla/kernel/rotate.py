@@ -11,15 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_rows,
-    check_shape,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rotate.json"))
@@ -121,7 +113,7 @@ def rotate(x_BTHP: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
     return rotate_op(x_BTHP, cos_TP, sin_TP, False)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     cos_TP = torch.empty(4096, 32, device="meta")
     for heads, width in ((1, 576), (16, 192), (128, 192)):

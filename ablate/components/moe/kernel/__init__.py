@@ -11,7 +11,7 @@ from torch import Tensor
 from ablate.components.moe.kernel.placing import place_op
 from ablate.components.moe.kernel.routing import TABLE, route_backward_op, route_op
 
-__all__ = ["KERNELS", "TABLE", "Routed", "place_op", "route", "route_backward_op", "route_op", "specimens"]
+__all__ = ["KERNELS", "TABLE", "Routed", "example_launches", "place_op", "route", "route_backward_op", "route_op"]
 
 KERNELS: dict[str, tuple[str, ...]] = {
     "route_forward_kernel": (),
@@ -57,7 +57,7 @@ def route(
     return Routed(expert_NA, weight_NA, counts_BE, affinity_BE, offsets_E, rows_P, place_NA)
 
 
-def specimens() -> Iterator[Any]:
+def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     sizes = (
         (16, 1, 1, 1, 2),

@@ -24,7 +24,7 @@ from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("routing.json"))
 TOKENS = 32  # of one program, all of one sequence
-MOST_PAIRS = 2**30  # so that int32 counts them, and the last program's beyond the end
+MAX_PAIRS = 2**30  # so that int32 counts them, and the last program's beyond the end
 CHUNK = 32  # programs whose counts one of them sums
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -1,0 +1,1 @@
+"""Which variants run on which seeds, and what that will tell."""

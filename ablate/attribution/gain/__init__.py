@@ -1,0 +1,1 @@
+"""Effects in compute: the cost to reach a loss, split in channels."""

@@ -1,0 +1,335 @@
+"""Learning-rate fairness: screen, predict each variant's optimum, charge what the prediction does not know.
+
+Two stages. Screening: a few variants, each at three learning rates (log2 units around a shared centre). A response
+surface (level per variant, slope linear in the components, curvature that may differ with `moe`) predicts the optimum
+of every feasible variant, where the design proper then runs once. Missing the optimum by d octaves costs
+curvature * d^2, so the uncertainty of the prediction widens the intervals of the effects but moves no estimate.
+Best of more trials wins by luck alone: budgets must be equal and a winner is measured again on fresh seeds (Dodge et
+al., arXiv:1909.03004; Wen et al., arXiv:2509.02046). Shape letters: C feasible cells, K components, R runs, P terms.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix
+from ablate.attribution.verdicts import t_quantile
+
+HALF_RANGE = 1.5  # octaves on either side of the shared centre
+# Beyond this the prediction extrapolates the parabola by more than an octave; the optimum is held there and flagged.
+REACH = HALF_RANGE + 1.0
+_EXCHANGE_STARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One run of a learning-rate search."""
+
+    cell: int  # the variant, a bitmask of its lattice
+    log2_lr: float  # octaves from the shared centre
+    seed: int
+    loss: float  # decayed held-out loss, nats per token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseSurface:
+    """loss = level(cell) + slope(cell) * l + curvature(cell) * l^2, fitted to screening trials."""
+
+    lattice: Lattice
+    curvature_by: tuple[str, ...]  # components whose curvature may differ
+    coefficients: Floats  # (1 + K slope, 1 + len(curvature_by) curvature)
+    covariance: Floats  # of the coefficients; misfit of the surface is in it through residual_sd
+    residual_sd: float
+    df: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRates:
+    """Predicted optimum of every feasible variant, in the order of `Lattice.cells`."""
+
+    log2_lr: Floats  # (C,) octaves from the shared centre
+    covariance: Floats  # (C, C)
+    curvature: Floats  # (C,) nats per octave^2
+    clipped: tuple[str, ...]  # variants whose optimum lies beyond what may be extrapolated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TunedEffects:
+    """Effects on the tuned loss: the estimates of the design, with intervals that include the learning-rate error."""
+
+    estimate: Floats  # (K,)
+    low: Floats
+    high: Floats
+    learning_rate_share: Floats  # (K,) share of the variance that is owed to missed optima
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmed:
+    """A search's winner, measured again."""
+
+    cell: int
+    log2_lr: float
+    loss: float  # mean of the re-runs, nats per token
+    n: int
+    optimism: float  # re-run mean minus the loss that won: what selection alone had gained
+
+
+def screening_design(
+    lattice: Lattice, *, cells: int | None = None, half_range: float = HALF_RANGE, rng: np.random.Generator
+) -> tuple[tuple[int, float], ...]:
+    """(cell, log2 learning rate) of every screening run: D-optimal cells, each at -half_range, 0 and +half_range.
+
+    cells: how many variants to screen, default K + 2; every component's slope needs at least K + 1. The three rates of
+    a variant should share a seed: the level of the variant then absorbs it.
+    """
+    wanted = len(lattice.components) + 2 if cells is None else cells
+    if not len(lattice.components) + 1 <= wanted <= len(lattice.cells):
+        raise ValueError(
+            f"{wanted} variants cannot be screened: it takes at least {len(lattice.components) + 1} to see every "
+            f"component's slope, and there are {len(lattice.cells)} feasible variants"
+        )
+    if not half_range > 0:
+        raise ValueError(f"the half range is in octaves and must be positive, got {half_range}")
+    chosen = _d_optimal(model_matrix(lattice, 1), wanted, rng)
+    return tuple((lattice.cells[i], rate) for i in chosen for rate in (-half_range, 0.0, half_range))
+
+
+def fit_surface(
+    lattice: Lattice, trials: Sequence[Trial], *, curvature_by: Sequence[str] | None = None
+) -> ResponseSurface:
+    """Least-squares response surface; interactions of the levels cannot disturb it, every variant has its own level.
+
+    curvature_by: components that may change the curvature, default `moe` where the lattice has it. Raises ValueError
+    for a diverged trial and for a design that does not determine the surface or leaves no residual.
+    """
+    by = tuple(c for c in ("moe",) if c in lattice.components) if curvature_by is None else tuple(curvature_by)
+    for trial in trials:
+        if not (math.isfinite(trial.loss) and math.isfinite(trial.log2_lr)):
+            raise ValueError(
+                f"the trial of {lattice.label(trial.cell)} at {trial.log2_lr:+g} octaves, seed {trial.seed}, has loss "
+                f"{trial.loss}; repeat it once on a new seed, or narrow the range for all variants alike"
+            )
+    x = surface_matrix(lattice, [t.cell for t in trials], [t.log2_lr for t in trials], by)
+    terms = 1 + len(lattice.components) + 1 + len(by)
+    rank = int(np.linalg.matrix_rank(x))
+    if rank < x.shape[1] or len(trials) <= rank:
+        raise ValueError(
+            f"{len(trials)} trials do not determine a surface of {x.shape[1]} terms with an error; screen more "
+            "variants, each at three learning rates"
+        )
+    y = np.array([t.loss for t in trials])
+    inverse = np.linalg.pinv(x)
+    beta = inverse @ y
+    residual = y - x @ beta
+    df = len(trials) - rank
+    variance = float(residual @ residual) / df
+    return ResponseSurface(
+        lattice=lattice,
+        curvature_by=by,
+        coefficients=beta[-terms:],
+        covariance=variance * (inverse @ inverse.T)[-terms:, -terms:],
+        residual_sd=math.sqrt(variance),
+        df=df,
+    )
+
+
+def surface_matrix(lattice: Lattice, cells: Sequence[int], log2_lr: Sequence[float], by: Sequence[str]) -> Floats:
+    """(R, P) columns: one level per variant that occurs, 1 + K slopes, 1 + len(by) curvatures."""
+    present = sorted(set(cells))
+    level = (np.array(cells)[:, None] == np.array(present)[None, :]).astype(np.float64)
+    rate = np.array(log2_lr, dtype=np.float64)[:, None]
+    slope, curvature = _slope_and_curvature_terms(lattice, np.array(cells, dtype=np.int64), by)
+    return np.hstack([level, rate * slope, rate**2 * curvature])
+
+
+def predict_optima(surface: ResponseSurface) -> LearningRates:
+    """Minimum of the parabola of every feasible variant, with delta-method covariance.
+
+    Raises ValueError where a parabola has no minimum: the range was too narrow for the noise.
+    """
+    lattice = surface.lattice
+    cells = np.array(lattice.cells, dtype=np.int64)
+    of_slope, of_curvature = _slope_and_curvature_terms(lattice, cells, surface.curvature_by)
+    split = of_slope.shape[1]
+    slope, curvature = of_slope @ surface.coefficients[:split], of_curvature @ surface.coefficients[split:]
+    if curvature.min() <= 0:
+        raise ValueError(
+            f"the loss of {lattice.label(int(cells[curvature.argmin()]))} has no minimum over the learning rates that "
+            "were screened; widen the range for all variants, or screen more of them"
+        )
+    best = -slope / (2.0 * curvature)
+    jacobian = np.hstack([-of_slope / (2.0 * curvature)[:, None], -(best / curvature)[:, None] * of_curvature])
+    beyond = np.flatnonzero(np.abs(best) > REACH)
+    return LearningRates(
+        log2_lr=np.clip(best, -REACH, REACH),
+        covariance=jacobian @ surface.covariance @ jacobian.T,
+        curvature=curvature,
+        clipped=tuple(lattice.label(int(cells[i])) for i in beyond),
+    )
+
+
+def missed_optimum_variance(rates: LearningRates, weights: Floats) -> Floats:
+    """Mean square of what missed optima add to effects `weights` (K, C) @ losses: (K,), nats^2.
+
+    With misses d ~ N(0, V), the excess losses c d^2 have mean c diag(V) and covariance 2 c c' V^2 (elementwise). The
+    mean is charged as an error too and not subtracted: V is inflated by misfit, and subtracting it would overcorrect.
+    """
+    mean = weights @ (rates.curvature * np.diag(rates.covariance))
+    covariance = 2.0 * np.outer(rates.curvature, rates.curvature) * rates.covariance**2
+    return np.asarray(mean**2 + np.einsum("kc,cd,kd->k", weights, covariance, weights))
+
+
+def tuned_effects(
+    estimate: Floats,
+    standard_error: Floats,
+    *,
+    df: float,
+    rates: LearningRates,
+    weights: Floats,
+    nats_per_unit: float = 1.0,
+    confidence: float = 0.95,
+) -> TunedEffects:
+    """Intervals of effects measured at predicted optima: the design's t-interval, widened by missed optima.
+
+    estimate, standard_error: (K,) from the design; weights: (K, C) of the effect over feasible cells. nats_per_unit: 1
+    for effects in nats, the slope of the loss (`loss_slope`, nats per e-fold) for effects in log cost.
+    """
+    if not nats_per_unit > 0:
+        raise ValueError(f"nats per unit of the effect must be positive, got {nats_per_unit}; it is 1 for nats")
+    extra = missed_optimum_variance(rates, weights) / nats_per_unit**2
+    variance = np.asarray(standard_error) ** 2 + extra
+    half = t_quantile(0.5 + confidence / 2.0, df) * np.sqrt(variance)
+    return TunedEffects(
+        estimate=np.asarray(estimate),
+        low=estimate - half,
+        high=estimate + half,
+        learning_rate_share=extra / np.where(variance > 0, variance, 1.0),
+    )
+
+
+def audit_budgets(lattice: Lattice, trials: Sequence[Trial], *, half_range: float | None = None) -> int:
+    """Learning rates tried per variant; refuses budgets that favour one variant.
+
+    Equal means: as many different learning rates for every variant, as many seeds at each of them where there is a
+    choice to be made, and (given `half_range`) the same space in octaves. Raises ValueError that names both sides.
+    """
+    if not trials:
+        raise ValueError("no trials were given; publish every trial of the search, the lost ones too")
+    seeds: defaultdict[int, defaultdict[float, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        if half_range is not None and abs(trial.log2_lr) > half_range + 1e-9:
+            raise ValueError(
+                f"{lattice.label(trial.cell)} was tried at {trial.log2_lr:+g} octaves, outside the shared space of "
+                f"{half_range:g} octaves around the centre; give every variant the same space"
+            )
+        seeds[trial.cell][trial.log2_lr].append(trial.seed)
+    for cell, of_cell in seeds.items():
+        for rate, used in of_cell.items():
+            repeated = [seed for seed, n in Counter(used).items() if n > 1]
+            if repeated:
+                raise ValueError(f"{lattice.label(cell)} at {rate:+g} octaves has seed {repeated[0]} twice; keep one")
+    _refuse_unequal(lattice, {cell: len(of_cell) for cell, of_cell in seeds.items()}, "learning rates")
+    rates = len(next(iter(seeds.values())))
+    if rates > 1:
+        _refuse_unequal(lattice, {c: sum(map(len, of_cell.values())) for c, of_cell in seeds.items()}, "runs")
+    return rates
+
+
+def winners(lattice: Lattice, trials: Sequence[Trial]) -> dict[int, Trial]:
+    """The best trial of every variant under an audited budget. Its loss is optimistic; only `confirm` may report it."""
+    audit_budgets(lattice, trials)
+    lost = [t for t in trials if math.isnan(t.loss)]
+    if lost:
+        raise ValueError(
+            f"{lattice.label(lost[0].cell)} at {lost[0].log2_lr:+g} octaves, seed {lost[0].seed}, has no loss; run it, "
+            "or record a diverged run as infinite"
+        )
+    best: dict[int, Trial] = {}
+    for trial in trials:
+        if trial.cell not in best or trial.loss < best[trial.cell].loss:
+            best[trial.cell] = trial
+    return best
+
+
+def confirm(lattice: Lattice, trials: Sequence[Trial], reruns: Sequence[Trial]) -> dict[int, Confirmed]:
+    """Every winner's loss from its re-runs alone, at its learning rate and on seeds the search never used.
+
+    Raises ValueError where a variant was not re-run, was re-run more often than another, at another rate, or on a seed
+    of the search.
+    """
+    if not reruns:
+        raise ValueError("no winner was re-run; run each at its learning rate on fresh seeds")
+    used = {trial.seed for trial in trials}
+    best = winners(lattice, trials)
+    fresh: defaultdict[int, list[Trial]] = defaultdict(list)
+    for rerun in reruns:
+        name = lattice.label(rerun.cell)
+        if rerun.cell not in best:
+            raise ValueError(f"{name} was re-run but took no part in the search")
+        if rerun.seed in used:
+            raise ValueError(f"{name} was re-run on seed {rerun.seed}, which the search used; take a fresh seed")
+        if abs(rerun.log2_lr - best[rerun.cell].log2_lr) > 1e-9:
+            raise ValueError(
+                f"{name} was re-run at {rerun.log2_lr:+g} octaves but won at {best[rerun.cell].log2_lr:+g}; re-run "
+                "the winner"
+            )
+        if not math.isfinite(rerun.loss):
+            raise ValueError(f"the re-run of {name} on seed {rerun.seed} has loss {rerun.loss}; repeat it once")
+        fresh[rerun.cell].append(rerun)
+    _refuse_unequal(lattice, {cell: len(fresh[cell]) for cell in best}, "re-runs")
+    return {cell: _confirmed(best[cell], fresh[cell]) for cell in best}
+
+
+def _confirmed(best: Trial, reruns: Sequence[Trial]) -> Confirmed:
+    loss = float(np.mean([t.loss for t in reruns]))
+    return Confirmed(cell=best.cell, log2_lr=best.log2_lr, loss=loss, n=len(reruns), optimism=loss - best.loss)
+
+
+def _refuse_unequal(lattice: Lattice, counts: dict[int, int], what: str) -> None:
+    fewest, most = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
+    if counts[fewest] != counts[most]:
+        raise ValueError(
+            f"{lattice.label(most)} had {counts[most]} {what} and {lattice.label(fewest)} had {counts[fewest]}; the "
+            f"best of more wins by luck alone: give every variant {counts[most]}"
+        )
+
+
+def _slope_and_curvature_terms(lattice: Lattice, cells: Ints, by: Sequence[str]) -> tuple[Floats, Floats]:
+    """(R, 1 + K) and (R, 1 + len(by)): a constant and the level of each component."""
+    on = levels(lattice, cells)
+    constant = np.ones((len(cells), 1))
+    for name in by:
+        lattice.mask([name])
+    return np.hstack([constant, on]), np.hstack([constant, on[:, [lattice.components.index(c) for c in by]]])
+
+
+def levels(lattice: Lattice, cells: Sequence[int] | Ints | None = None) -> Floats:
+    """(cells, K) matrix of 0 and 1: which components are on. Default: all feasible cells."""
+    masks = np.asarray(lattice.cells if cells is None else cells, dtype=np.int64)
+    return (masks[:, None] >> np.arange(len(lattice.components))[None, :] & 1).astype(np.float64)
+
+
+def _d_optimal(candidates: Floats, size: int, rng: np.random.Generator) -> list[int]:
+    """Row indices with the largest log-determinant found by exchanging one row at a time from several starts."""
+    # One row fewer than the smallest design is singular; this ridge ranks the candidates there and nowhere else.
+    ridge = 1e-6 * np.eye(candidates.shape[1])
+    best, best_value = list(range(size)), -math.inf
+    for _ in range(_EXCHANGE_STARTS):
+        rows = [int(i) for i in rng.choice(len(candidates), size, replace=False)]
+        improved = True
+        while improved:
+            improved = False
+            for k in range(size):
+                rest = [*rows[:k], *rows[k + 1 :]]
+                inverse = np.linalg.inv(candidates[rest].T @ candidates[rest] + ridge)
+                growth = np.einsum("cp,pq,cq->c", candidates, inverse, candidates)
+                growth[rest] = -math.inf
+                if growth.max() > growth[rows[k]] * (1 + 1e-9):
+                    rows[k], improved = int(growth.argmax()), True
+        value = float(np.linalg.slogdet(candidates[rows].T @ candidates[rows] + ridge)[1])
+        if value > best_value:
+            best, best_value = rows, value
+    return sorted(best)

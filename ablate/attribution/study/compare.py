@@ -1,0 +1,407 @@
+"""A study's plan and records as its results: every variant's figures, every effect, and what to be wary of."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ablate.attribution.estimation.noise import NoiseFloor, noise_floor
+from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
+from ablate.attribution.results import Attribution
+from ablate.attribution.study.comparability import warnings_of
+from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
+from ablate.attribution.verdicts import Effect, check_confidence, seeds_needed
+from ablate.components.component import ON
+from ablate.components.registry import NAMES, component
+from ablate.components.variants import satisfies
+from ablate.runs.record import RunRecord, pairing_fault
+from ablate.spec.decoding import decode
+
+LOSS = "nats_per_token"
+SPEED = "tokens_per_s"
+TARGET_NATS = 0.02  # the difference that planning figures are given for
+SPEED_MARGIN = math.log(1.02)  # speeds within 2 % of each other are of no interest
+MISSING = "missing"
+NOT_METRICS = ("step", "n_tokens", "learning_rate")  # where on the curve a figure was taken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedRuns:
+    """One variant as the plan's file describes it; run_ids in the order of the seeds."""
+
+    name: str
+    levels: Mapping[str, str]
+    cost: Mapping[str, int | float]
+    learning_rate: float
+    n_steps: int
+    n_tokens: int
+    flops: int
+    seeds: tuple[int, ...]
+    run_ids: tuple[str, ...]
+    text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanFacts:
+    """The plan's file. Fields it has beyond these are other parts' business."""
+
+    question: str
+    preset: str
+    preset_title: str
+    design: str
+    match: str
+    budget: float
+    seeds: tuple[int, ...]
+    margin_nats: float
+    confidence: float
+    corpus: Mapping[str, Any]
+    variants: tuple[PlannedRuns, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A planned run and what became of it. `record` is that of a finished or diverged run, or of its last failure."""
+
+    variant: str
+    seed: int
+    run_id: str
+    status: str  # finished | diverged | failed | missing
+    reason: str = ""
+    record: RunRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One figure over the seeds of the finished runs; the interval is None below two of them."""
+
+    values: Mapping[int, float]  # seed -> value
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    median: float
+    minimum: float
+    maximum: float
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantResult:
+    """A variant: what it is, what was planned for it, and its figures by metric."""
+
+    name: str
+    levels: Mapping[str, str]
+    cost: Mapping[str, int | float]
+    learning_rate: float
+    n_steps: int
+    n_tokens: int
+    flops: int
+    runs: tuple[Run, ...]
+    metrics: Mapping[str, Metric]
+    evidence: Mapping[str, tuple[str, ...]]  # metric group -> kinds among the finished runs
+    backends: Mapping[str, tuple[str, ...]]
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by status."""
+        return {s: n for s in STATUSES if (n := sum(run.status == s for run in self.runs))}
+
+
+STATUSES = ("finished", "diverged", "failed", MISSING)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A component whose level differs between the two sides.
+
+    `forced`: it means nothing beside another one that is off, so turning that one off took it along.
+    """
+
+    component: str
+    with_level: str
+    without_level: str
+    forced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What was turned off is worth: with minus without, so that a negative loss difference is a gain."""
+
+    variant: str  # the one that is not the reference
+    with_variant: str
+    without_variant: str
+    changes: tuple[Change, ...]
+    loss: Effect  # nats per token
+    other_sets: Mapping[str, Effect]  # further held-out set -> the same on it
+    speed: Effect | None  # ln of tokens per second with over without
+    speed_reason: str  # why there is no speed, or ""
+    speed_evidence: tuple[str, ...]
+    pairing_ok: bool
+    pairing_reason: str
+    differences: Mapping[int, float]  # seed -> loss with minus without, where both runs finished
+    target_seeds: int | None  # pairs that resolve TARGET_NATS beyond the margin; None where no number would
+    margin_seeds: int | None  # pairs that show a true difference of zero to lie within the margin
+
+    @property
+    def name(self) -> str:
+        """What was turned off, without what it took along."""
+        return " + ".join(change.component for change in self.changes if not change.forced) or self.variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """Everything that a report says in numbers. The first variant is the reference."""
+
+    plan: PlanFacts
+    variants: tuple[VariantResult, ...]
+    comparisons: tuple[Comparison, ...]
+    attribution: Attribution | None  # of a designed study: the total split among the components
+    attribution_reason: str  # why there is none, or ""
+    noise: NoiseFloor | None
+    noise_reason: str
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for variant in self.variants for run in variant.runs)
+
+    @property
+    def held_out_sets(self) -> tuple[str, ...]:
+        """Names of held-out sets beside the corpus's own."""
+        names = {name for variant in self.variants for name in variant.metrics}
+        return tuple(sorted(n.removesuffix(f"_{LOSS}") for n in names if n.endswith(f"_{LOSS}")))
+
+
+def compare(plan: Mapping[str, Any], records: Sequence[RunRecord], failures: Sequence[RunRecord]) -> StudyResult:
+    """The results of a study from its plan's summary and what its runs left.
+
+    A run that diverged, failed or is missing is in no mean, and refuses the interval of every effect it belongs to.
+    ValueError where the plan is not one.
+    """
+    facts = read_plan(plan)
+    kept = {record.run_id: record for record in records}
+    lost = {failure.run_id: failure for failure in failures if failure.run_id not in kept}
+    variants = tuple(_variant(planned, facts, kept, lost) for planned in facts.variants)
+    noise, reason = _noise(variants)
+    against = variants[1:] if facts.design in AGAINST_REFERENCE else ()
+    comparisons = tuple(_comparison(variants[0], other, facts, noise) for other in against)
+    planned_ids = {run_id for planned in facts.variants for run_id in planned.run_ids}
+    strangers = sorted(set(kept) - planned_ids)
+    runs = [run.record for v in variants for run in v.finished if run.record is not None]
+    question = {"margin": facts.margin_nats, "confidence": facts.confidence}
+    attribution, why = attribute_design(facts.design, [v.levels for v in variants], runs, LOSS, question)
+    return StudyResult(
+        plan=facts,
+        variants=variants,
+        comparisons=comparisons,
+        attribution=attribution,
+        attribution_reason=why,
+        noise=noise,
+        noise_reason=reason,
+        warnings=tuple(warnings_of(runs, strangers, {v.name: v.backends for v in variants}))
+        + tuple(
+            f"{c.name}: the runs of a seed are not pairs ({c.pairing_reason}), so they are compared as independent runs"
+            for c in comparisons
+            if not c.pairing_ok
+        ),
+    )
+
+
+def read_plan(plan: Mapping[str, Any]) -> PlanFacts:
+    """The plan's file as a value; ValueError says what is wrong in it."""
+    facts = decode(PlanFacts, plan, "plan")
+    check_confidence(facts.confidence)
+    if not facts.variants:
+        raise ValueError("plan.variants is empty; a study has at least one variant")
+    for planned in facts.variants:
+        if len(planned.run_ids) != len(planned.seeds):
+            raise ValueError(
+                f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "
+                "each seed has one"
+            )
+    return facts
+
+
+def _variant(
+    planned: PlannedRuns, facts: PlanFacts, kept: Mapping[str, RunRecord], lost: Mapping[str, RunRecord]
+) -> VariantResult:
+    runs = tuple(
+        _run(planned.name, seed, run_id, kept.get(run_id) or lost.get(run_id))
+        for seed, run_id in zip(planned.seeds, planned.run_ids, strict=True)
+    )
+    finished = {run.seed: run.record for run in runs if run.status == "finished" and run.record is not None}
+    names = sorted({name for record in finished.values() for name in record.metrics} - set(NOT_METRICS))
+    metrics = {}
+    for name in names:
+        values = {seed: record.metrics[name] for seed, record in finished.items() if name in record.metrics}
+        metrics[name] = _metric(values, facts.confidence)
+    return VariantResult(
+        name=planned.name,
+        levels=planned.levels,
+        cost=planned.cost,
+        learning_rate=planned.learning_rate,
+        n_steps=planned.n_steps,
+        n_tokens=planned.n_tokens,
+        flops=planned.flops,
+        runs=runs,
+        metrics=metrics,
+        evidence=_kinds([record.evidence for record in finished.values()]),
+        backends=_kinds([record.backends for record in finished.values()]),
+    )
+
+
+def _run(variant: str, seed: int, run_id: str, record: RunRecord | None) -> Run:
+    if record is None:
+        return Run(variant=variant, seed=seed, run_id=run_id, status=MISSING, reason="it has not been run yet")
+    reason = record.reason
+    if record.status == "diverged" and "last_finite_loss" in record.metrics:
+        reason += f" (last finite training loss {record.metrics['last_finite_loss']:.4g})"
+    return Run(variant=variant, seed=seed, run_id=run_id, status=record.status, reason=reason, record=record)
+
+
+def _metric(values: Mapping[int, float], confidence: float) -> Metric:
+    numbers = list(values.values())
+    mean, sd = mean_and_sd(numbers)
+    low, high = (None, None) if len(numbers) < 2 else mean_interval(numbers, confidence)[1:]
+    return Metric(
+        values=dict(values),
+        mean=mean,
+        sd=sd if len(numbers) > 1 else None,
+        low=low,
+        high=high,
+        median=statistics.median(numbers),
+        minimum=min(numbers),
+        maximum=max(numbers),
+    )
+
+
+def _kinds(maps: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    names = sorted({name for each in maps for name in each})
+    return {name: tuple(sorted({each[name] for each in maps if name in each})) for name in names}
+
+
+def _noise(variants: Sequence[VariantResult]) -> tuple[NoiseFloor | None, str]:
+    groups = {v.name: list(v.metrics[LOSS].values.values()) for v in variants if LOSS in v.metrics}
+    try:
+        return noise_floor(groups), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _comparison(
+    reference: VariantResult, other: VariantResult, facts: PlanFacts, noise: NoiseFloor | None
+) -> Comparison:
+    on, off = _sides(reference, other)
+    pairing, changes = _pairing(on, off), _changes(on, off)
+    name = " + ".join(change.component for change in changes if not change.forced) or other.name
+
+    def effect(metric: str) -> Effect:
+        return compare_pairs(
+            _values(on, metric), _values(off, metric), name=name, unit="nats per token",
+            margin=facts.margin_nats, confidence=facts.confidence, pairing_ok=not pairing,
+        )  # fmt: skip
+
+    sets = {n for v in (on, off) for n in v.metrics if n.endswith(f"_{LOSS}")}
+    loss = effect(LOSS)
+    speed, speed_reason, evidence = _speed(on, off, facts, name)
+    x, y = _values(on, LOSS), _values(off, LOSS)
+    pair_sd = loss.sd if not pairing and loss.sd is not None else None if noise is None else noise.sd * 2**0.5
+    return Comparison(
+        variant=other.name,
+        with_variant=on.name,
+        without_variant=off.name,
+        changes=changes,
+        loss=loss,
+        other_sets={n.removesuffix(f"_{LOSS}"): effect(n) for n in sorted(sets)},
+        speed=speed,
+        speed_reason=speed_reason,
+        speed_evidence=evidence,
+        pairing_ok=not pairing,
+        pairing_reason=pairing,
+        differences={s: a - b for s in x if (a := x[s]) is not None and (b := y[s]) is not None},
+        target_seeds=_planned_seeds(TARGET_NATS, pair_sd, facts),
+        margin_seeds=_planned_seeds(0.0, pair_sd, facts),
+    )
+
+
+def _sides(reference: VariantResult, other: VariantResult) -> tuple[VariantResult, VariantResult]:
+    """(with, without): the reference is the side with, unless the other variant only adds to it."""
+    levels = [(reference.levels.get(name), level) for name, level in other.levels.items()]
+    added = any(level == ON != before for before, level in levels)
+    removed = any(before == ON != level for before, level in levels)
+    return (other, reference) if added and not removed else (reference, other)
+
+
+def _changes(on: VariantResult, off: VariantResult) -> tuple[Change, ...]:
+    """In the order of the registry: prerequisites first, then components that this program does not know."""
+    differing = [name for name, level in on.levels.items() if off.levels.get(name) != level]
+    return tuple(
+        Change(
+            component=name,
+            with_level=on.levels[name],
+            without_level=off.levels.get(name, ""),
+            forced=any(r in differing and not satisfies(r, off.levels.get(r, ON)) for r in _requirements(name)),
+        )
+        for name in sorted(differing, key=registry_order)
+    )
+
+
+def registry_order(name: str) -> tuple[int, str]:
+    """A sorting key for components: the plan's file has them by name."""
+    return (NAMES.index(name) if name in NAMES else len(NAMES), name)
+
+
+def _requirements(name: str) -> tuple[str, ...]:
+    return component(name).requires if name in NAMES else ()
+
+
+def _values(variant: VariantResult, metric: str) -> dict[int, float | None]:
+    found = variant.metrics[metric].values if metric in variant.metrics else {}
+    return {run.seed: found.get(run.seed) for run in variant.runs}
+
+
+def _pairing(on: VariantResult, off: VariantResult) -> str:
+    """Why runs of one seed are not pairs, or ""."""
+    partners = {run.seed: run.record for run in off.finished}
+    for run in on.finished:
+        partner = partners.get(run.seed)
+        if run.record is not None and partner is not None and (fault := pairing_fault(run.record, partner)):
+            return f"seed {run.seed}: {fault}"
+    return ""
+
+
+def _speed(
+    on: VariantResult, off: VariantResult, facts: PlanFacts, name: str
+) -> tuple[Effect | None, str, tuple[str, ...]]:
+    """Effect on ln tokens per second, why there is none, and the kinds of evidence behind it."""
+    kinds = on.evidence.get("speed", ()), off.evidence.get("speed", ())
+    both = tuple(sorted({*kinds[0], *kinds[1]}))
+    if SPEED not in on.metrics or SPEED not in off.metrics:
+        return None, "one of the two variants has no measured speed", both
+    if kinds[0] != kinds[1]:
+        said = f"{on.name} is {' and '.join(kinds[0]) or 'unknown'}, {off.name} {' and '.join(kinds[1]) or 'unknown'}"
+        return None, f"their speeds are of different kinds ({said}) and are not compared", both
+    logs = [{seed: math.log(v) if v else None for seed, v in _values(variant, SPEED).items()} for variant in (on, off)]
+    effect = compare_pairs(
+        *logs, name=name, unit="ln tokens/s", margin=SPEED_MARGIN, confidence=facts.confidence, lower_is_better=False
+    )
+    return effect, "", both
+
+
+def _planned_seeds(difference: float, sd: float | None, facts: PlanFacts) -> int | None:
+    if sd is None:
+        return None
+    try:
+        return seeds_needed(difference, sd, margin=facts.margin_nats, confidence=facts.confidence)
+    except ValueError:
+        return None

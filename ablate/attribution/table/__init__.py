@@ -1,0 +1,1 @@
+"""The attribution of a table of results from anywhere."""

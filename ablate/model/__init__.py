@@ -1,0 +1,1 @@
+"""The transformer of the slots, its initial weights and its training loss."""

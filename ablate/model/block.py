@@ -1,0 +1,106 @@
+"""What every transformer here is made of: rotary tables, the norm, and the pre-norm residual block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ablate.spec.backends import require_concrete
+from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import LinearNode
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary position table (arXiv:2104.09864) for a run of positions; float32, each (T, rope_dim / 2)."""
+
+    cos_TP: Tensor
+    sin_TP: Tensor
+
+    def rotate(self, x_BTHR: Tensor) -> Tensor:
+        """Rotate the channel pairs (i, i + R / 2) of every head. (B, T, H, R) -> the same."""
+        first, second = x_BTHR.chunk(2, dim=-1)
+        cos, sin = self.cos_TP[:, None].to(x_BTHR.dtype), self.sin_TP[:, None].to(x_BTHR.dtype)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def positions(self, start: int, length: int) -> Rotation:
+        """The table of `length` positions from `start` on."""
+        return Rotation(self.cos_TP[start : start + length], self.sin_TP[start : start + length])
+
+
+def rotation_table(rope_dim: int, length: int, theta: float, device: torch.device | str = "cpu") -> Rotation:
+    """Angles of positions 0 .. length - 1, computed in float64."""
+    frequency_P = theta ** (-torch.arange(0, rope_dim, 2, dtype=torch.float64, device=device) / rope_dim)
+    angle_TP = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency_P
+    dtype = torch.get_default_dtype()
+    return Rotation(angle_TP.cos().to(dtype), angle_TP.sin().to(dtype))
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm with a weight; float32 inside whatever the input is."""
+
+    def __init__(self, dim: int, eps: float, backend: str) -> None:
+        super().__init__(dim, eps=eps)
+        self.backend, self.epsilon = require_concrete(backend), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "triton":
+            from ablate.kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.epsilon)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def unquantised(x: Any) -> Tensor:
+    """The tensor of what an input norm gave: for readers that are not linear maps."""
+    return x if isinstance(x, Tensor) else x.value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelContext:
+    """What a node is told of the model around it: `spec.nodes.BuildContext` with the modules of this package."""
+
+    dim: int
+    norm_eps: float
+    norm_backend: str
+    linear: LinearNode
+
+    def norm(self, dim: int) -> Any:
+        """The root-mean-square norm of `dim` channels."""
+        return RMSNorm(dim, self.norm_eps, self.norm_backend)
+
+    def input_norm(self, dim: int) -> Any:
+        """The norm before linear maps, which these may read in a form of their own (see `unquantised`)."""
+        return self.linear.norm(dim, self.norm_eps, self.norm_backend)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Returns the routing of its experts, if it has any."""
+
+    def __init__(self, model: ModelSpec, layer: int) -> None:
+        super().__init__()
+        context = build_context(model)
+        feed_forward, balance = model.layer_feed_forward(layer)
+        self.attention_norm = context.input_norm(model.dim)
+        self.attention: Any = model.attention.build(context)
+        self.feed_forward_norm = context.input_norm(model.dim)
+        self.feed_forward = feed_forward.build(context, balance)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        y_BTD, routing = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD + y_BTD, routing
+
+    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: Any) -> Tensor:
+        """As forward, for the tokens that follow those in `cache`, which grows by them."""
+        x_BTD = x_BTD + self.attention.decode(self.attention_norm(x_BTD), rotation, cache)
+        y_BTD, _ = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD + y_BTD
+
+
+def build_context(model: ModelSpec) -> ModelContext:
+    return ModelContext(dim=model.dim, norm_eps=model.norm_eps, norm_backend=model.norm_backend, linear=model.linear)

@@ -1,0 +1,135 @@
+"""The transformer: walks the slots of a specification and knows no component by name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.model.block import Block, Rotation, build_context, rotation_table
+from ablate.spec.backends import require_concrete
+from ablate.spec.machine import this_machine
+from ablate.spec.model import Init, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One training pass. `hidden_BTD` is what the main head reads; `ahead` what the objective adds to it."""
+
+    hidden_BTD: Tensor
+    ahead: Any
+    routing: list[Any]  # of every layer that routes, trunk first, then the objective's
+
+
+class Head(nn.Linear):
+    """The output head, and the cross-entropy of what it says: for the main model and for modules that share it."""
+
+    def __init__(self, dim: int, vocab_size: int, backend: str) -> None:
+        super().__init__(dim, vocab_size, bias=False)
+        self.backend = require_concrete(backend)
+
+    def cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean nats over the targets that are not -100; float32."""
+        if self.backend == "triton":
+            from ablate.kernels.cross_entropy import linear_cross_entropy
+
+            hidden_ND = hidden_BTD.flatten(0, 1)
+            if torch.is_autocast_enabled(hidden_ND.device.type):
+                hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
+            return linear_cross_entropy(hidden_ND, self.weight, targets_BT.flatten())
+        return F.cross_entropy(self(hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
+
+
+class Transformer(nn.Module):
+    """tokens_BT -> logits_BTC, causal. Embedding and head are separate; both are the objective's too."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
+        self.layers: Any = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
+        context = build_context(spec)
+        self.norm = context.norm(spec.dim)
+        self.head = Head(spec.dim, spec.vocab_size, spec.head_backend)
+        self.objective: Any = spec.objective.build(spec, context)
+        self._rotation: Rotation | None = None
+
+    def rotation(self, length: int) -> Rotation:
+        """The rotary table of positions 0 .. length - 1, on the weights' device."""
+        table, device = self._rotation, self.head.weight.device
+        if table is None or len(table.cos_TP) < length or table.cos_TP.device != device:
+            # Kept for training, which cannot use a table that was made in inference mode. Doubling keeps decoding,
+            # which asks for one more position each time, from making a table for every token.
+            capacity = length if table is None else max(length, 2 * len(table.cos_TP))
+            with torch.inference_mode(False):
+                table = rotation_table(self.spec.attention.rope_dim, capacity, self.spec.rope_theta, device)
+            self._rotation = table
+        return table.positions(0, length)
+
+    def trunk(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+        """Normed output of the last layer, the embedded tokens, and the routing of the layers that route."""
+        embedded_BTD = self.embedding(tokens_BT)
+        x_BTD, rotation, routing = embedded_BTD, self.rotation(tokens_BT.shape[1]), []
+        for layer in self.layers:
+            x_BTD, routed = layer(x_BTD, rotation)
+            if routed is not None:
+                routing.append(routed)
+        return self.norm(x_BTD), embedded_BTD, routing
+
+    def predict(self, tokens_BT: Tensor) -> Prediction:
+        """The trunk and the objective's modules, without the head."""
+        hidden_BTD, embedded_BTD, routing = self.trunk(tokens_BT)
+        ahead = self.objective(hidden_BTD, embedded_BTD, self.rotation(tokens_BT.shape[1]))
+        return Prediction(hidden_BTD, ahead, routing + [r for r in ahead.routing if r is not None])
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.head(self.trunk(tokens_BT)[0])
+
+    def new_cache(self, batch: int, capacity: int) -> list[Any]:
+        """An empty cache of `capacity` positions for each layer."""
+        return [layer.attention.new_cache(batch, capacity) for layer in self.layers]
+
+    def decode(self, tokens_BT: Tensor, caches: list[Any]) -> Tensor:
+        """Logits of tokens that follow those in the caches, which grow by them."""
+        start = caches[0].length
+        rotation = self.rotation(start + tokens_BT.shape[1]).positions(start, tokens_BT.shape[1])
+        x_BTD = self.embedding(tokens_BT)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x_BTD = layer.decode(x_BTD, rotation, cache)
+        return self.head(self.norm(x_BTD))
+
+
+def initialise(model: nn.Module, init: Init, seed: int) -> None:
+    """Fill the weights. Each parameter has a generator keyed by (seed, name), so that variants share what they can.
+
+    Two models that have a parameter of the same name and shape get bit-identical values for one seed.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            digest = hashlib.sha256(f"initial weights, seed {seed}, {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.copy_(values * init.deviation(parameter.shape[-1]))
+
+
+def parameter_hashes(model: nn.Module) -> dict[str, str]:
+    """Shape and hash of the values of every parameter, by name: what pairing of two runs is checked by."""
+    hashes = {}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+        hashes[name] = f"{'x'.join(map(str, parameter.shape))}:{hashlib.sha256(values).hexdigest()[:16]}"
+    return hashes
+
+
+def build(spec: ModelSpec, seed: int) -> Transformer:
+    """A float32 transformer with its initial weights, on the backends of this machine."""
+    model = Transformer(spec.for_machine(this_machine(), "float32"))
+    initialise(model, spec.init, seed)
+    return model

@@ -1,0 +1,96 @@
+"""What a model costs, from a preset or a file of the user's own: closed forms, no torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablate.components.codec import decode_model
+from ablate.components.component import ON
+from ablate.components.registry import component
+from ablate.components.variants import full_variant, none_variant, resolve, without
+from ablate.presets import preset, preset_file
+from ablate.spec.run import Preset
+
+# What a user's model file may leave out.
+MODEL_DEFAULTS: dict[str, Any] = {
+    "n_first_layers": 0,
+    "balance": None,
+    "objective": {"kind": "next-token"},
+    "linear": {"kind": "standard"},
+    "rope_theta": 10000.0,
+    "norm_eps": 1e-6,
+    "init": {"scheme": "normal", "scale": 0.006},
+}
+
+
+def account_preset(
+    name: str,
+    disable: Sequence[str],
+    enable: Sequence[str],
+    alternatives: Mapping[str, str],
+    sequence_length: int | None,
+) -> dict[str, Any]:
+    """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
+    base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
+    if disable and enable:
+        raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
+    for given in (*disable, *enable, *alternatives):
+        component(given)
+    if enable:
+        variant = none_variant() | dict(alternatives) | dict.fromkeys(enable, ON)
+    else:
+        variant = without(full_variant(base), disable, alternatives)
+        for given in alternatives:
+            if given not in disable:
+                raise ValueError(f"--alternative {given}={alternatives[given]} has no effect: add --disable {given}")
+    spec = resolve(base, variant)
+    length = _length(sequence_length, base.trainer.sequence_length)
+    return {"preset": base.name, "variant": variant} | spec.model.cost(length).summary()
+
+
+def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
+    """Figures of a model file: the fields of ModelSpec and a table for each slot, with sequence_length."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the model {path}: {error}") from None
+    own_length = data.pop("sequence_length", None)
+    if own_length is None and sequence_length is None:
+        raise ValueError(f"{path}: sequence_length is missing; write it there or give --sequence-length")
+    data = MODEL_DEFAULTS | data
+    if "first_feed_forward" not in data:
+        if data["n_first_layers"]:
+            raise ValueError(f"{path}: first_feed_forward is missing, and n_first_layers is {data['n_first_layers']}")
+        data["first_feed_forward"] = {"kind": "swiglu", "hidden_dim": 1}
+    if isinstance(data.get("feed_forward"), Mapping) and data["feed_forward"].get("kind") == "moe":
+        data["balance"] = data["balance"] or {"kind": "none"}
+    model = decode_model(data, "")
+    return {"model": str(path)} | model.cost(_length(sequence_length, own_length)).summary()
+
+
+def _length(given: int | None, default: Any) -> int:
+    length = default if given is None else given
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"sequence_length is {length!r}; it must be a whole number of at least 1")
+    return length
+
+
+def render(figures: Mapping[str, Any]) -> str:
+    """The figures as lines for people."""
+    f = figures
+    lines = [
+        f"parameters        {f['total_parameters']:,} in all, {f['activated_parameters']:,} activated a token",
+        f"                  {f['trained_parameters']:,} trained, with what is discarded afterwards",
+        f"training FLOPs    {f['training_flops_per_token']:,} a token, causal, sequences of {f['sequence_length']:,}",
+        f"forward FLOPs     {f['forward_flops_per_token']:,} a token, as deployed",
+        f"KV cache          {f['kv_cache_bytes_per_token']:,} bytes a token in BF16",
+        f"weights           {f['weight_bytes'] / 2**30:,.2f} GiB in BF16",
+        f"optimizer         {f['optimizer_bytes'] / 2**30:,.2f} GiB: float32 master weights and two moments",
+    ]
+    if "variant" in f:
+        levels = ", ".join(f"{name} {level}" for name, level in f["variant"].items())
+        lines.insert(0, f"{f['preset']}: {levels}")
+    return "\n".join(lines)

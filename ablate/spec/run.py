@@ -1,0 +1,146 @@
+"""A run, fully resolved; and what surrounds it: text, trainer, preset, and the variant that `on` and `off` map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+from ablate.errors import check_at_least
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+from ablate.spec.model import ModelSpec
+
+SCHEMA_VERSION = 1
+
+
+class TextNode(Protocol):
+    """Where training text comes from."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+        """The LightningDataModule of a run on a corpus."""
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether its loss reads the main head's logits, which a head may otherwise never have whole."""
+
+    def loss(self, cross_entropy: Any, logits_BTC: Any, batch: Any) -> Any:
+        """The main head's term of the training loss, from its next-token cross-entropy.
+
+        `logits_BTC`: the main head's, float32, where the node wants them; else None.
+        """
+
+    def charged_flops_per_token(self, bytes_per_token: float) -> float:
+        """FLOPs spent elsewhere (by a teacher) for each training token, as far as they are charged."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a report must say of text that is not the corpus's own; empty for the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """The corpus, and what of it is trained on."""
+
+    source: str  # "stdlib", a path, or "hf:NAME"
+    text: TextNode
+    max_bytes: int | None = None
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """What calibration does to a run: a switch without effect, FLOPs without use, targets that are not learned."""
+
+    placebo: bool = False
+    extra_flops_share: float = 0.0  # of the model's own training FLOPs
+    masked_target_share: float = 0.0  # of the main head's targets
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSpec:
+    """Optimisation and evaluation: equal for all variants of a study but for the learning rate, if it is tuned."""
+
+    sequence_length: int
+    batch_size: int  # sequences per optimizer step
+    micro_batch_size: int  # sequences per forward pass; divides batch_size
+    learning_rate: float
+    warmup_share: float  # of the steps
+    decay_share: float  # of the steps, at the end, 1 - sqrt
+    weight_decay: float
+    gradient_clip: float
+    dtype: Literal["float32", "bfloat16"]
+    n_evaluations: int  # points of the held-out curve, the last one at the end
+    n_held_out_windows: int  # of sequence_length tokens
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    control: Control = Control()
+
+    def __post_init__(self) -> None:
+        counts = ("sequence_length", "batch_size", "micro_batch_size", "n_evaluations", "n_held_out_windows")
+        check_at_least(self, "trainer", 1, *counts)
+        check_at_least(
+            self, "trainer", 0, "learning_rate", "weight_decay", "gradient_clip", "warmup_share", "decay_share"
+        )
+        if self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"trainer.warmup_share is {self.warmup_share} and trainer.decay_share {self.decay_share}; "
+                "they are shares of the steps and sum to at most 1"
+            )
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """Sizes that all variants share, and each component's own; `settings` holds the node a component turns on."""
+
+    name: str
+    title: str
+    model: ModelSpec
+    data: DataSpec
+    trainer: TrainerSpec
+    n_tokens: int  # default budget of the full variant
+    n_seeds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """What `on` and `off` map to itself: one variant of a preset."""
+
+    preset: Preset
+    model: ModelSpec
+    data: DataSpec
+    trainer: TrainerSpec
+
+    def for_machine(self, machine: Machine) -> Spec:
+        """The same variant with the backends that run it on a machine."""
+        return replace(self, model=self.model.for_machine(machine, self.trainer.dtype))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One run, fully resolved: every number that its result depends on. Its hash is the run's name."""
+
+    model: ModelSpec
+    text: TextNode
+    trainer: TrainerSpec
+    corpus_hash: str
+    seed: int
+    n_steps: int
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_steps * self.trainer.tokens_per_step

@@ -1,0 +1,1 @@
+"""Training of one run: the LightningModule, its callbacks, evaluation and checkpoints."""

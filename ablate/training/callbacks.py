@@ -1,0 +1,197 @@
+"""What watches a training run: the curve, divergence, the clock, checkpoints, signals and progress."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from ablate.spec.run import RunSpec
+from ablate.training.checkpoint import checkpoint_path, prune, random_state, restore_random_state
+from ablate.training.evaluation import HeldOut, evaluate
+from ablate.training.schedule import learning_rate_factor
+
+CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
+WARM_UP_STEPS = 5  # not part of the measured speed: the first steps allocate and compile
+
+
+class Diverged(Exception):
+    """The loss is not a finite number. It is a result, not a fault."""
+
+    def __init__(self, step: int, last_finite_loss: float) -> None:
+        super().__init__(f"the loss was not finite at step {step}")
+        self.step, self.last_finite_loss = step, last_finite_loss
+
+
+class Interrupted(Exception):
+    """Stopped at a step boundary by a signal, with a checkpoint."""
+
+
+class Curve(Callback):
+    """Points of the curve at evenly spread steps, the last at the end; raises Diverged.
+
+    A point has step, n_tokens, learning_rate, train_loss (mean since the point before), the held-out metrics, and
+    what any callback with a `metrics()` method adds.
+    """
+
+    state_key = "curve"
+
+    def __init__(self, run: RunSpec, held_out: Mapping[str, HeldOut]) -> None:
+        self.run, self.held_out = run, held_out
+        n = min(run.trainer.n_evaluations, run.n_steps)
+        self.steps = {round((i + 1) * run.n_steps / n) for i in range(n)}
+        self.points: list[dict[str, float]] = []
+        self.losses: list[float] = []
+        self.last_finite_loss = math.nan
+        self.evaluation_s = 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if (batch_idx + 1) % pl_module.n_micro_batches:
+            return
+        if step % CHECK_EVERY == 0 or step in self.steps:
+            self.take_losses(pl_module, step)
+        if step in self.steps:
+            self.add_point(trainer, pl_module, step)
+
+    def take_losses(self, pl_module: Any, step: int) -> None:
+        """Move the losses of the steps since the last call from the device; raise Diverged at the first bad one."""
+        if not pl_module.step_losses:
+            return
+        losses = torch.stack(pl_module.step_losses).tolist()
+        pl_module.step_losses = []
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise Diverged(step - len(losses) + i + 1, self.last_finite_loss)
+            self.last_finite_loss = loss
+        self.losses += losses
+
+    def add_point(self, trainer: Any, pl_module: Any, step: int) -> None:
+        start, settings = time.perf_counter(), self.run.trainer
+        point = {
+            "step": step,
+            "n_tokens": step * self.run.trainer.tokens_per_step,
+            # The scheduler has stepped already: this is the rate that the step was made with.
+            "learning_rate": settings.learning_rate * learning_rate_factor(settings, self.run.n_steps, step - 1),
+            "train_loss": statistics.fmean(self.losses) if self.losses else math.nan,
+        }
+        self.losses = []
+        with trainer.precision_plugin.forward_context():
+            metrics = evaluate(pl_module.model, self.held_out, batch_size=self.run.trainer.micro_batch_size)
+        if not math.isfinite(metrics["nats_per_token"]):
+            raise Diverged(step, self.last_finite_loss)
+        for callback in trainer.callbacks:
+            if hasattr(callback, "metrics"):
+                metrics |= callback.metrics()
+        self.points.append(point | metrics)
+        self.evaluation_s += time.perf_counter() - start
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(self.points[-1], step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": self.points, "losses": self.losses, "last_finite_loss": self.last_finite_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.points, self.losses = state_dict["points"], state_dict["losses"]
+        self.last_finite_loss = state_dict["last_finite_loss"]
+
+
+class Clock(Callback):
+    """Seconds of optimizer steps, evaluation and checkpoints left out. Only this attempt's: speed is not resumed."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.step_s: list[float] = []
+        self._start = 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % pl_module.n_micro_batches == 0:
+            self._start = _now()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.n_micro_batches == 0:
+            self.step_s.append(_now() - self._start)
+
+    def median_step_s(self) -> float:
+        measured = self.step_s[WARM_UP_STEPS:] or self.step_s
+        return statistics.median(measured)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Keeper(Callback):
+    """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary after a signal.
+
+    The handler only sets a flag. Checkpoints of one attempt go to its own folder. Random states are saved here,
+    since Lightning saves none.
+    """
+
+    state_key = "random"
+
+    def __init__(self, attempt: Path, every_s: float) -> None:
+        self.attempt, self.every_s = attempt, every_s
+        self.stop_requested = False
+        self._last = time.monotonic()
+        self._restore: dict[str, Any] | None = None
+
+    def listen(self) -> None:
+        """Take SIGTERM, SIGINT and SIGUSR1 from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, lambda *_: self.request_stop())
+
+    def request_stop(self) -> None:
+        self.stop_requested = True
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._restore is not None:
+            restore_random_state(self._restore)
+            self._restore = None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
+            return
+        if self.stop_requested or time.monotonic() - self._last >= self.every_s:
+            curve = next(c for c in trainer.callbacks if isinstance(c, Curve))
+            curve.take_losses(pl_module, trainer.global_step)
+            trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step))
+            prune(self.attempt)
+            self._last = time.monotonic()
+        if self.stop_requested:
+            raise Interrupted
+
+    def state_dict(self) -> dict[str, Any]:
+        return random_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restore = state_dict
+
+
+class Progress(Callback):
+    """Calls `tell(step, loss, tokens_per_s)` about every half second. `tell` false: nobody listens, so stop."""
+
+    def __init__(self, run: RunSpec, tell: Callable[[int, float, float], bool], keeper: Keeper) -> None:
+        self.run, self.tell, self.keeper = run, tell, keeper
+        self._last, self._last_step = time.monotonic(), 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._last, self._last_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._last < 0.5 or not pl_module.step_losses:
+            return
+        speed = (step - self._last_step) * self.run.trainer.tokens_per_step / (now - self._last)
+        if not self.tell(step, float(pl_module.step_losses[-1]), speed):
+            self.keeper.request_stop()
+        self._last, self._last_step = now, step

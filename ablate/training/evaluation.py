@@ -1,0 +1,89 @@
+"""The one evaluation of every variant: the main head's next-token loss on fixed held-out windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ablate.data.windows import Windows
+from ablate.model.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out windows, int64 (W, T + 1), and the UTF-8 bytes of every token of the vocabulary."""
+
+    windows_WT1: Tensor
+    token_bytes_C: Tensor
+
+    @classmethod
+    def first(cls, windows: Windows, n_windows: int, token_bytes: np.ndarray) -> HeldOut:
+        """The first `n_windows` windows, or all where there are fewer; they do not overlap."""
+        n = min(n_windows, len(windows))
+        return cls(torch.from_numpy(windows[np.arange(n)]), torch.from_numpy(token_bytes))
+
+
+@torch.no_grad()
+def evaluate(model: Transformer, held_out: Mapping[str, HeldOut], *, batch_size: int) -> dict[str, float]:
+    """Metrics by name. Of the first set plain names, of another one names that begin with its own.
+
+    `nats_per_token`, `bits_per_byte` (total nats over the UTF-8 bytes of the predicted tokens);
+    with multi-token prediction `draft_acceptance`: how often the token that the first module drafts is the main
+    head's greedy choice one step later; with experts the figures of `load_metrics` over all windows.
+    """
+    was_training = model.training
+    model.eval()
+    metrics: dict[str, float] = {}
+    for name, windows in held_out.items():
+        prefix = "" if name == "held_out" else f"{name}_"
+        metrics |= {prefix + key: value for key, value in _evaluate(model, windows, batch_size).items()}
+    model.train(was_training)
+    return metrics
+
+
+def _evaluate(model: Transformer, held_out: HeldOut, batch_size: int) -> dict[str, float]:
+    device = model.head.weight.device
+    nats, n_bytes, accepted, drafted = 0.0, 0, 0, 0
+    loads: dict[Any, Tensor] = {}
+    for window_BT1 in held_out.windows_WT1.split(batch_size):
+        n_bytes += int(held_out.token_bytes_C[window_BT1[:, 1:]].sum())
+        window_BT1 = window_BT1.to(device)
+        prediction = model.predict(window_BT1[:, :-1])
+        logits_BTC = model.head(prediction.hidden_BTD).float()
+        nats += float(F.cross_entropy(logits_BTC.flatten(0, 1), window_BT1[:, 1:].flatten(), reduction="sum"))
+        for routing in prediction.routing:
+            counts_E = routing.counts_BE.sum(0)
+            loads[routing.router] = loads[routing.router] + counts_E if routing.router in loads else counts_E
+        if prediction.ahead.hidden_BTD:
+            draft_BT = model.head(prediction.ahead.hidden_BTD[0]).argmax(-1)
+            accepted += int((draft_BT == logits_BTC[:, 1:].argmax(-1)).sum())
+            drafted += draft_BT.numel()
+    n_tokens = held_out.windows_WT1[:, 1:].numel()
+    metrics = {"nats_per_token": nats / n_tokens, "bits_per_byte": nats / math.log(2) / n_bytes}
+    if drafted:
+        metrics["draft_acceptance"] = accepted / drafted
+    return metrics | load_metrics(list(loads.values()))
+
+
+def load_metrics(loads_E: list[Tensor]) -> dict[str, float]:
+    """How even the experts' loads are, mean over layers; `dead_experts` is the sum. Nothing without experts.
+
+    `max_violation` is (max load - mean) / mean (arXiv:2408.15664); `load_entropy` is that of the loads over ln E.
+    """
+    if not loads_E:
+        return {}
+    violation, entropy, dead = [], [], 0
+    for load_E in loads_E:
+        share_E = load_E.double() / load_E.sum()
+        violation.append(float(share_E.max()) * len(share_E) - 1)
+        entropy.append(float(torch.special.entr(share_E).sum()) / math.log(len(share_E)))
+        dead += int((load_E == 0).sum())
+    n = len(loads_E)
+    return {"max_violation": sum(violation) / n, "load_entropy": sum(entropy) / n, "dead_experts": float(dead)}
