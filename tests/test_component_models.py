@@ -259,7 +259,7 @@ def test_law_10_no_gradient_flows_back_from_an_earlier_position(model: ModelSpec
     embedded: list[torch.Tensor] = []
     built.embedding.register_forward_hook(lambda _, __, output: embedded.append(output.requires_grad_()))
     prediction = built.predict(window)
-    for k, hidden in enumerate([prediction.hidden_BTD, *prediction.ahead.hidden_BTD]):
+    for k, hidden in enumerate([prediction.hidden_BTD, *prediction.future.hidden_BTD]):
         (gradient,) = torch.autograd.grad(hidden[:, position].square().sum(), embedded[0], retain_graph=True)
         reached = gradient.abs().sum((0, 2)) > 0
         assert reached[: position + 1].all()

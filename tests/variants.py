@@ -137,7 +137,7 @@ def training_loss(model: Transformer, window_BT1: Tensor) -> Tensor:
     loss = F.cross_entropy(model.head(prediction.hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
     weight = model.objective.loss_weight(0.0)
     if weight:
-        loss = loss + weight * model.objective.loss(prediction.ahead, targets_BT, model.head)
+        loss = loss + weight * model.objective.loss(prediction.future, targets_BT, model.head)
     if model.spec.balance is not None:
         loss = loss + model.spec.balance.loss(prediction.routing, {})
     return loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
+from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
 from ablate.components.mla import reference
 from ablate.model.block import Rotation, rotation_table
@@ -18,13 +18,13 @@ from ablate.model.block import Rotation, rotation_table
 HEAD = {"K": 128, "P": 64, "V": 128}  # position-free, rotated, value
 
 
-def cases() -> list[Case]:
+def cases() -> list[Operation]:
     shapes = ({"B": 8, "T": 2048, "H": 8}, {"B": 8, "T": 4096, "H": 16}, {"B": 1, "T": 4096, "H": 128})
-    training = [_training_case(shape, pass_) for shape in shapes for pass_ in ("forward", "backward")]
-    return [*training, *(_decode_case(b, heads) for b, heads in ((32, 128), (128, 16)))]
+    training = [_training_operation(shape, pass_) for shape in shapes for pass_ in ("forward", "backward")]
+    return [*training, *(_decode_operation(b, heads) for b, heads in ((32, 128), (128, 16)))]
 
 
-def _training_case(shape: Shape, pass_: str) -> Case:
+def _training_operation(shape: Shape, pass_: str) -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
         table = rotation_table(s["P"], s["T"], 1e4, torch.get_default_device())
         b, t, h = s["B"], s["T"], s["H"]
@@ -49,7 +49,7 @@ def _training_case(shape: Shape, pass_: str) -> Case:
         return forward(lambda q, kv, key, cos, sin, _: function(q, kv, key, cos, sin))
 
     exact = _joined(reference.attention)
-    return Case(
+    return Operation(
         group="attention",
         name=f"latent attention {pass_}",
         shape={**shape, **HEAD},
@@ -58,14 +58,14 @@ def _training_case(shape: Shape, pass_: str) -> Case:
         expected=expected_backward(exact, 3) if pass_ == "backward" else lambda *x: exact(*x[:5]),
         flops=products,
         slot="attention" if shape["B"] * shape["H"] == 64 else "",
-        ways=[
-            Way(name="assembly + cuDNN", prepare=prepare(_assembled), needs="cuda", fills="cudnn"),
-            Way(name="library", prepare=prepare(_joined(_torch_choice)), fills="library"),
-            Way(name="efficient", prepare=prepare(_joined(_pinned("EFFICIENT_ATTENTION"))), needs="cuda"),
-            Way(name="flash", prepare=prepare(_joined(_pinned("FLASH_ATTENTION"))), needs="cuda"),
-            *([Way(name="flex", prepare=prepare(_joined(_flex)), needs="cuda")] if shape["H"] == 16 else []),
-            Way(name="reference", prepare=prepare(_small_only(exact))),
-            Way(name="triton", prepare=prepare(_ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="assembly + cuDNN", prepare=prepare(_assembled), needs="cuda", fills="cudnn"),
+            Implementation(name="library", prepare=prepare(_joined(_torch_choice)), fills="library"),
+            Implementation(name="efficient", prepare=prepare(_joined(_pinned("EFFICIENT_ATTENTION"))), needs="cuda"),
+            Implementation(name="flash", prepare=prepare(_joined(_pinned("FLASH_ATTENTION"))), needs="cuda"),
+            *([Implementation(name="flex", prepare=prepare(_joined(_flex)), needs="cuda")] if shape["H"] == 16 else []),
+            Implementation(name="reference", prepare=prepare(_small_only(exact))),
+            Implementation(name="triton", prepare=prepare(_ours), needs="triton", fills="triton"),
         ],
     )
 
@@ -150,7 +150,7 @@ def _ours(q: Tensor, kv: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Tenso
     return mla_attention(q[..., :nope], q_rope, kv[..., :nope], k_rope, kv[..., nope:], scale=scale)[0]
 
 
-def _decode_case(b: int, heads: int) -> Case:
+def _decode_operation(b: int, heads: int) -> Operation:
     """One new token a sequence against a cache of latents."""
 
     def inputs(s: Shape, seed: int) -> Tensors:
@@ -178,7 +178,7 @@ def _decode_case(b: int, heads: int) -> Case:
 
         return latent_decode(q, q_rope, latent, key, latent.shape[1] - 1, scale)
 
-    return Case(
+    return Operation(
         group="attention",
         name="latent decode",
         shape={"B": b, "H": heads, "S": 8192, "R": 512, "P": 64},
@@ -187,9 +187,9 @@ def _decode_case(b: int, heads: int) -> Case:
         expected=plain,
         flops=lambda s: 2.0 * s["B"] * s["H"] * s["S"] * (2 * s["R"] + s["P"]),
         bytes=lambda s: 2.0 * s["B"] * s["S"] * (s["R"] + s["P"]),
-        ways=[
-            Way(name="reference", prepare=forward(plain)),
-            Way(name="library", prepare=forward(library)),
-            Way(name="triton", prepare=forward(ours), needs="triton"),
+        implementations=[
+            Implementation(name="reference", prepare=forward(plain)),
+            Implementation(name="library", prepare=forward(library)),
+            Implementation(name="triton", prepare=forward(ours), needs="triton"),
         ],
     )

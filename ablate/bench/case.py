@@ -1,7 +1,7 @@
-"""A case is one operation at one shape; its ways are the implementations of it. No way is timed before it is right.
+"""A case is one operation at one shape; its implementations are the implementations of it. No implementation is timed before it is right.
 
-Each way is first compared with float64 at a small shape. Then, at the shape that is timed, its result must agree with
-that of the first way that passed, which catches a configuration that only large shapes choose. What fails is listed
+Each implementation is first compared with float64 at a small shape. Then, at the shape that is timed, its result must agree with
+that of the first implementation that passed, which catches a configuration that only large shapes choose. What fails is listed
 with its error and has no seconds; what cannot run here is listed with the reason.
 """
 
@@ -24,17 +24,17 @@ Shape = Mapping[str, int]
 Tensors = tuple[Tensor, ...]
 Prepared = Callable[[], Any]
 
-# RMS of the difference over RMS of the float64 result, by the least precise format on the way (tests: numerics.py).
+# RMS of the difference over RMS of the float64 result, by the least precise format on the implementation (tests: numerics.py).
 TOLERANCE = {"float32": 2e-6, "bfloat16": 6e-3, "float8": 4e-2, "chain of float8": 8e-2}
 LENIENCE = 4.0  # what others may be off by, in these: they round more often, and are what ours is compared with
 
 
 class Unavailable(Exception):
-    """Why a way cannot run here, in one sentence."""
+    """Why a implementation cannot run here, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class Implementation:
     """One implementation. `prepare(*inputs)` does what is not timed and returns what is; its result goes to `read`."""
 
     name: str
@@ -44,7 +44,7 @@ class Way:
     read: Callable[[Any], Tensors] = lambda result: result if isinstance(result, tuple) else (result,)
     tolerance: str = ""  # of another format than the case's
 
-    def allowed(self, case: Case) -> float:
+    def allowed(self, case: Operation) -> float:
         """The error up to which it is right."""
         return TOLERANCE[self.tolerance or case.tolerance] * (1.0 if self.needs == "triton" else LENIENCE)
 
@@ -53,7 +53,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class Operation:
     """`shape` is timed on a GPU; `small` is what float64 is compared at, and all that a processor does.
 
     `inputs(shape, seed)` makes tensors on the current default device; `expected` gets them in float64.
@@ -65,11 +65,11 @@ class Case:
     small: Shape
     inputs: Callable[[Shape, int], Tensors]
     expected: Callable[..., Any]
-    ways: Sequence[Way]
+    implementations: Sequence[Implementation]
     tolerance: str = "bfloat16"
     flops: Callable[[Shape], float] = lambda shape: 0.0
     bytes: Callable[[Shape], float] = lambda shape: 0.0
-    slot: str = ""  # of a model, whose backend the fastest way may become
+    slot: str = ""  # of a model, whose backend the fastest implementation may become
 
     @property
     def title(self) -> str:
@@ -77,18 +77,18 @@ class Case:
 
 
 @dataclass(slots=True)
-class Found:
-    """What became of one way. `status`: measured, checked (right, and not timed), refused, unavailable, failed."""
+class Result:
+    """What became of one implementation. `status`: measured, checked (right, and not timed), refused, unavailable, failed."""
 
-    way: Way
+    implementation: Implementation
     status: str
     reason: str = ""
     error: float | None = None
     sample: Sample | None = None
     prepared: list[Prepared] = field(default_factory=list)
 
-    def row(self, case: Case, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
-        row: dict[str, Any] = {"backend": self.way.name, "status": self.status}
+    def row(self, case: Operation, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
+        row: dict[str, Any] = {"backend": self.implementation.name, "status": self.status}
         row |= {"reason": self.reason} if self.reason else {}
         row |= {"relative_error": self.error} if self.error is not None else {}
         if self.sample is None:
@@ -100,12 +100,14 @@ class Found:
         return row | ({"share_of_ceiling": ceilings.least_seconds(flops, bytes_) / seconds} if flops or bytes_ else {})
 
 
-def run_case(case: Case, machine: Machine, ceilings: Ceilings, budget_s: float) -> dict[str, Any]:
-    """Check every way, time those that are right, and say what became of the others."""
+def run_operation(case: Operation, machine: Machine, ceilings: Ceilings, budget_s: float) -> dict[str, Any]:
+    """Check every implementation, time those that are right, and say what became of the others."""
     device = torch.device(machine.kind)
     shape = case.shape if machine.kind == "cuda" else case.small
-    found = [_checked(case, way, machine) for way in case.ways]
-    good = [f for f in found if f.status == "checked" and not (f.way.needs == "triton" and machine.interpreted)]
+    found = [_checked(case, implementation, machine) for implementation in case.implementations]
+    good = [
+        f for f in found if f.status == "checked" and not (f.implementation.needs == "triton" and machine.interpreted)
+    ]
     if machine.kind == "cuda" and good:
         good = _agreeing(case, good, device)
     if good:
@@ -113,7 +115,7 @@ def run_case(case: Case, machine: Machine, ceilings: Ceilings, budget_s: float) 
     if machine.kind == "cuda":
         torch.compiler.reset()  # or the limit of graphs for one function ends in eager calls
     for each in found:
-        if each.status == "checked" and each.way.needs == "triton" and machine.interpreted:
+        if each.status == "checked" and each.implementation.needs == "triton" and machine.interpreted:
             each.reason = "right, and not timed: the interpreter's seconds say nothing of a kernel"
         each.prepared = []
     release()
@@ -130,69 +132,71 @@ def run_case(case: Case, machine: Machine, ceilings: Ceilings, budget_s: float) 
     }
 
 
-def made(case: Case, shape: Shape, seed: int, device: torch.device) -> Tensors:
+def made(case: Operation, shape: Shape, seed: int, device: torch.device) -> Tensors:
     """A set of inputs. The default device is set for this alone: while it is, every call of torch's takes longer."""
     with device:
         return case.inputs(shape, seed)
 
 
-def _checked(case: Case, way: Way, machine: Machine) -> Found:
+def _checked(case: Operation, implementation: Implementation, machine: Machine) -> Result:
     """At the small shape, against float64."""
-    if obstacle := way.obstacle(machine):
-        return Found(way, "unavailable", obstacle)
+    if obstacle := implementation.obstacle(machine):
+        return Result(implementation, "unavailable", obstacle)
     try:
         inputs = made(case, case.small, 0, torch.device(machine.kind))
         wide = [x.detach().double() if x.is_floating_point() else x for x in inputs]
         expected = as_tensors(case.expected(*wide))
-        found = way.read(way.prepare(*inputs)())
+        found = implementation.read(implementation.prepare(*inputs)())
         error = largest_error(found, expected)
     except Unavailable as fault:
-        return Found(way, "unavailable", str(fault))
+        return Result(implementation, "unavailable", str(fault))
     except (ImportError, NotImplementedError) as fault:
-        return Found(way, "unavailable", first_line(fault))
-    except Exception as fault:  # whatever a library, a compiler or a driver says is a result of this way
-        return Found(way, "failed", first_line(fault))
-    if not error <= (bound := way.allowed(case)):
-        return Found(way, "refused", f"its error is {error:.1e}, and {bound:.0e} is allowed", error)
-    return Found(way, "checked", error=error)
+        return Result(implementation, "unavailable", first_line(fault))
+    except Exception as fault:  # whatever a library, a compiler or a driver says is a result of this implementation
+        return Result(implementation, "failed", first_line(fault))
+    if not error <= (bound := implementation.allowed(case)):
+        return Result(implementation, "refused", f"its error is {error:.1e}, and {bound:.0e} is allowed", error)
+    return Result(implementation, "checked", error=error)
 
 
-def _agreeing(case: Case, good: Sequence[Found], device: torch.device) -> list[Found]:
+def _agreeing(case: Operation, good: Sequence[Result], device: torch.device) -> list[Result]:
     """Those whose results at the timed shape agree with the first one's."""
     inputs = made(case, case.shape, 0, device)
-    kept: list[Found] = []
+    kept: list[Result] = []
     first: Tensors | None = None
     for each in good:
         try:
-            result = tuple(t.detach() for t in each.way.read(each.way.prepare(*inputs)()))
+            result = tuple(t.detach() for t in each.implementation.read(each.implementation.prepare(*inputs)()))
             error = largest_error(result, first) if first is not None else 0.0
         except Exception as fault:
             each.status = "unavailable" if isinstance(fault, Unavailable) else "failed"
             each.reason = str(fault) if isinstance(fault, Unavailable) else first_line(fault)
             release()
             continue
-        bound = each.way.allowed(case) + (kept or [each])[0].way.allowed(case)
+        bound = each.implementation.allowed(case) + (kept or [each])[0].implementation.allowed(case)
         if first is None:
             first = result
         if error <= bound:
             kept.append(each)
         else:
             each.status, each.error = "refused", error
-            each.reason = f"at the timed shape it is {error:.1e} from {kept[0].way.name}, and {bound:.0e} is allowed"
+            each.reason = (
+                f"at the timed shape it is {error:.1e} from {kept[0].implementation.name}, and {bound:.0e} is allowed"
+            )
         del result
     return kept
 
 
-def _time(case: Case, shape: Shape, good: Sequence[Found], device: torch.device, budget_s: float) -> None:
+def _time(case: Operation, shape: Shape, good: Sequence[Result], device: torch.device, budget_s: float) -> None:
     sets = [made(case, shape, 0, device)]
     n = n_sets(sum(t.numel() * t.element_size() for t in sets[0]), device)
     sets += [made(case, shape, seed, device) for seed in range(1, n)]
     for each in good:
         try:
-            each.prepared = [each.way.prepare(*inputs) for inputs in sets]
+            each.prepared = [each.implementation.prepare(*inputs) for inputs in sets]
         except Exception as fault:
             each.status, each.reason, each.prepared = "failed", first_line(fault), []
-    ready = {each.way.name: each.prepared for each in good if each.prepared}
+    ready = {each.implementation.name: each.prepared for each in good if each.prepared}
     try:
         samples = measure(ready, device, budget_s)
     except torch.cuda.OutOfMemoryError:  # all at once do not fit: one by one, each with its own graphs
@@ -202,19 +206,19 @@ def _time(case: Case, shape: Shape, good: Sequence[Found], device: torch.device,
         for each in good:
             release()
             with suppress(torch.cuda.OutOfMemoryError):
-                own = [each.way.prepare(*inputs) for inputs in sets]
-                samples |= measure({each.way.name: own}, device, budget_s)
+                own = [each.implementation.prepare(*inputs) for inputs in sets]
+                samples |= measure({each.implementation.name: own}, device, budget_s)
     for each in good:
-        if each.way.name in samples:
-            each.status, each.sample = "measured", samples[each.way.name]
+        if each.implementation.name in samples:
+            each.status, each.sample = "measured", samples[each.implementation.name]
         elif each.status == "checked":
             each.status, each.reason = "failed", "out of memory"
 
 
-def _ratios(good: Sequence[Found]) -> dict[str, Any]:
-    """How many times as fast as the fastest other way ours is."""
-    ours = [f.sample.median for f in good if f.sample and f.way.needs == "triton"]
-    others = [f.sample.median for f in good if f.sample and f.way.needs != "triton"]
+def _ratios(good: Sequence[Result]) -> dict[str, Any]:
+    """How many times as fast as the fastest other implementation ours is."""
+    ours = [f.sample.median for f in good if f.sample and f.implementation.needs == "triton"]
+    others = [f.sample.median for f in good if f.sample and f.implementation.needs != "triton"]
     return {"ours_against_best_other": min(others) / min(ours)} if ours and others else {}
 
 

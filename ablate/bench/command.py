@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ablate.bench import attention, fp8, loss, moe, norms, quantise
-from ablate.bench.case import Case, first_line, run_case
+from ablate.bench.case import Operation, first_line, run_operation
 from ablate.bench.render import render
 from ablate.bench.timing import Ceilings, ceilings
 from ablate.kernels import launch  # noqa: F401  # repairs the interpreter before any kernel runs
@@ -28,7 +28,7 @@ from ablate.runs import environment
 from ablate.spec.machine import Machine, this_machine
 
 # The most telling first: what a time limit cuts off are the last.
-GROUPS: dict[str, Callable[[], list[Case]]] = {
+GROUPS: dict[str, Callable[[], list[Operation]]] = {
     "attention": attention.cases,
     "moe": moe.cases,
     "fp8": lambda: [*fp8.cases(), *quantise.cases()],
@@ -36,7 +36,7 @@ GROUPS: dict[str, Callable[[], list[Case]]] = {
     "norm": norms.cases,
 }
 NAMES = ("kernels", *GROUPS, "step")
-BUDGET_S = 0.2  # of measuring, for each way of a case
+BUDGET_S = 0.2  # of measuring, for each implementation of a case
 SMOKE_BUDGET_S = 0.004
 PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
 SMOKE_PRESET = "nano"
@@ -126,21 +126,23 @@ def _cases(
         if left_s() <= 0:
             document["skipped"].append(f"{case.title}: no time was left")
             continue
-        document["cases"].append(run_case(case, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
+        document["cases"].append(run_operation(case, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
         yield summary(document["cases"][-1])
         if tune and left_s() > 0:
             yield from _tuned(document, case, machine)
 
 
-def _tuned(document: dict[str, Any], case: Case, machine: Machine) -> Iterator[str]:
-    from ablate.bench.tune import tune_case
+def _tuned(document: dict[str, Any], case: Operation, machine: Machine) -> Iterator[str]:
+    from ablate.bench.tune import tune_operation
 
-    ours = {way.name for way in case.ways if way.needs == "triton"}
+    ours = {implementation.name for implementation in case.implementations if implementation.needs == "triton"}
     right = {row["backend"] for row in document["cases"][-1]["backends"] if row["status"] == "measured"}
     if not ours & right:
         return
     try:
-        found = tune_case(replace(case, ways=[w for w in case.ways if w.name in right]), machine, BUDGET_S)
+        found = tune_operation(
+            replace(case, implementations=[w for w in case.implementations if w.name in right]), machine, BUDGET_S
+        )
     except Exception as fault:
         document["skipped"].append(f"{case.title}: its kernels were not tuned; {first_line(fault)}")
         return
@@ -150,7 +152,12 @@ def _tuned(document: dict[str, Any], case: Case, machine: Machine) -> Iterator[s
 
 def _fills() -> dict[tuple[str, str, str], str]:
     cases = [case for make in GROUPS.values() for case in make()]
-    return {(case.group, case.name, way.name): way.fills for case in cases for way in case.ways if way.fills}
+    return {
+        (case.group, case.name, implementation.name): implementation.fills
+        for case in cases
+        for implementation in case.implementations
+        if implementation.fills
+    }
 
 
 def _steps(
@@ -187,7 +194,7 @@ def _steps(
 
 
 def summary(case: dict[str, Any]) -> str:
-    """One line of a case: every way with its milliseconds, or what became of it."""
+    """One line of a case: every implementation with its milliseconds, or what became of it."""
     parts = []
     for row in case["backends"]:
         became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]

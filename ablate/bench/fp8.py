@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Prepared, Shape, Tensors, Way
+from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors
 from ablate.bench.moe import (
     EXPERTS,
     PRODUCTS,
@@ -26,15 +26,15 @@ from ablate.bench.moe import (
 from ablate.bench.norms import backward, expected_backward, random
 
 
-def cases() -> list[Case]:
+def cases() -> list[Operation]:
     dense = ({"N": 8192, "I": 8192, "O": 8192}, {"N": 4096, "I": 7168, "O": 4096}, {"N": 16384, "I": 2048, "O": 2048})
     return [
-        *map(_dense_case, dense),
-        *map(_linear_case, dense[1:]),
-        *map(_grouped_case, PRODUCTS[:2]),
-        *map(_grouped_gradient_case, PRODUCTS[:2]),
-        _feed_forward_case({"N": 16384, "I": 2048, "F": 6912}),
-        _experts_case(EXPERTS[1]),
+        *map(_dense_operation, dense),
+        *map(_linear_operation, dense[1:]),
+        *map(_grouped_operation, PRODUCTS[:2]),
+        *map(_grouped_gradient_operation, PRODUCTS[:2]),
+        _feed_forward_operation({"N": 16384, "I": 2048, "F": 6912}),
+        _experts_operation(EXPERTS[1]),
     ]
 
 
@@ -51,7 +51,7 @@ def _quantised(x: Tensor, weight: Tensor) -> Tensors:
     return values, scales, weight_values, weight_scales
 
 
-def _dense_case(shape: Shape) -> Case:
+def _dense_operation(shape: Shape) -> Operation:
     """The product alone, of matrices that are quantised already."""
 
     def bf16(x: Tensor, weight: Tensor, _: Tensor) -> Prepared:
@@ -69,7 +69,7 @@ def _dense_case(shape: Shape) -> Case:
         operands = _quantised(x, weight)
         return lambda: product(*operands, torch.bfloat16)
 
-    return Case(
+    return Operation(
         group="fp8",
         name="product",
         shape=shape,
@@ -78,15 +78,15 @@ def _dense_case(shape: Shape) -> Case:
         expected=lambda x, w, _: x @ w.T,
         flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
         tolerance="float8",
-        ways=[
-            Way(name="bfloat16 library", prepare=bf16),
-            Way(name="library", prepare=library, needs="cuda"),
-            Way(name="triton", prepare=ours, needs="triton"),
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=bf16),
+            Implementation(name="library", prepare=library, needs="cuda"),
+            Implementation(name="triton", prepare=ours, needs="triton"),
         ],
     )
 
 
-def _linear_case(shape: Shape) -> Case:
+def _linear_operation(shape: Shape) -> Operation:
     """A linear map with its quantisation, both passes: what training with FP8 costs against bfloat16."""
 
     def ours(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -102,7 +102,7 @@ def _linear_case(shape: Shape) -> Case:
 
         return fp8_product(x, weight, None, Recipe("blockwise", False), None)
 
-    return Case(
+    return Operation(
         group="fp8",
         name="linear map, both passes",
         shape=shape,
@@ -112,16 +112,20 @@ def _linear_case(shape: Shape) -> Case:
         flops=lambda s: 6.0 * s["N"] * s["I"] * s["O"],
         tolerance="float8",
         slot="linear/fp8",
-        ways=[
-            Way(name="bfloat16 library", prepare=backward(lambda x, w: x @ w.T, 2, both=True)),
-            Way(name="emulated", prepare=backward(emulated, 2, both=True), fills="emulated"),
-            Way(name="library", prepare=backward(ours("library"), 2, both=True), needs="cuda", fills="library"),
-            Way(name="triton", prepare=backward(ours("triton"), 2, both=True), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=backward(lambda x, w: x @ w.T, 2, both=True)),
+            Implementation(name="emulated", prepare=backward(emulated, 2, both=True), fills="emulated"),
+            Implementation(
+                name="library", prepare=backward(ours("library"), 2, both=True), needs="cuda", fills="library"
+            ),
+            Implementation(
+                name="triton", prepare=backward(ours("triton"), 2, both=True), needs="triton", fills="triton"
+            ),
         ],
     )
 
 
-def _feed_forward_case(shape: Shape) -> Case:
+def _feed_forward_operation(shape: Shape) -> Operation:
     """A dense SwiGLU network, both passes."""
 
     def inputs(s: Shape, seed: int) -> Tensors:
@@ -142,7 +146,7 @@ def _feed_forward_case(shape: Shape) -> Case:
 
         return function
 
-    return Case(
+    return Operation(
         group="fp8",
         name="feed-forward, both passes",
         shape=shape,
@@ -151,15 +155,15 @@ def _feed_forward_case(shape: Shape) -> Case:
         expected=expected_backward(bf16, 3),
         flops=lambda s: 18.0 * s["N"] * s["I"] * s["F"],
         tolerance="chain of float8",
-        ways=[
-            Way(name="bfloat16 library", prepare=backward(bf16, 3, both=True)),
-            Way(name="library", prepare=backward(ours(True), 3, both=True), needs="cuda"),
-            Way(name="triton", prepare=backward(ours(False), 3, both=True), needs="triton"),
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=backward(bf16, 3, both=True)),
+            Implementation(name="library", prepare=backward(ours(True), 3, both=True), needs="cuda"),
+            Implementation(name="triton", prepare=backward(ours(False), 3, both=True), needs="triton"),
         ],
     )
 
 
-def _grouped_case(shape: Shape) -> Case:
+def _grouped_operation(shape: Shape) -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
         weight = random(s["E"], s["O"], s["I"], seed=seed + 1, scale=s["I"] ** -0.5)
         return random(s["N"], s["I"], seed=seed), weight, ends(s["N"], s["E"], seed)
@@ -173,7 +177,7 @@ def _grouped_case(shape: Shape) -> Case:
         operands = _quantised(x, weight)
         return lambda: grouped_product(*operands, offsets, None, torch.bfloat16)
 
-    return Case(
+    return Operation(
         group="fp8",
         name="grouped product",
         shape=shape,
@@ -182,11 +186,14 @@ def _grouped_case(shape: Shape) -> Case:
         expected=exact_product,
         flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
         tolerance="float8",
-        ways=[Way(name="bfloat16 library", prepare=bf16), Way(name="triton", prepare=ours, needs="triton")],
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=bf16),
+            Implementation(name="triton", prepare=ours, needs="triton"),
+        ],
     )
 
 
-def _grouped_gradient_case(shape: Shape) -> Case:
+def _grouped_gradient_operation(shape: Shape) -> Operation:
     def bf16(*inputs: Tensor) -> Prepared:
         return lambda: library_gradient(*inputs)
 
@@ -199,7 +206,7 @@ def _grouped_gradient_case(shape: Shape) -> Case:
             operands += quantise_activation(matrix, power_of_two=False, rows=False, columns=True, offsets_E=offsets)[2:]
         return lambda: grouped_weight_gradient(*operands, offsets, torch.float32)
 
-    return Case(
+    return Operation(
         group="fp8",
         name="grouped weight gradient",
         shape=shape,
@@ -208,11 +215,14 @@ def _grouped_gradient_case(shape: Shape) -> Case:
         expected=exact_gradient,
         flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
         tolerance="float8",
-        ways=[Way(name="bfloat16 library", prepare=bf16), Way(name="triton", prepare=ours, needs="triton")],
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=bf16),
+            Implementation(name="triton", prepare=ours, needs="triton"),
+        ],
     )
 
 
-def _experts_case(shape: Shape) -> Case:
+def _experts_operation(shape: Shape) -> Operation:
     """Whole experts with their quantisation, both passes."""
     prepare, exact = one_or_both(True), composed_experts(exact_product)
 
@@ -221,7 +231,7 @@ def _experts_case(shape: Shape) -> Case:
 
         return fp8_routed_experts(*inputs, power_of_two=False)
 
-    return Case(
+    return Operation(
         group="fp8",
         name="routed experts, both passes",
         shape=shape,
@@ -230,8 +240,8 @@ def _experts_case(shape: Shape) -> Case:
         expected=expected_backward(exact, 4),
         flops=experts_flops(True),
         tolerance="chain of float8",
-        ways=[
-            Way(name="bfloat16 library", prepare=prepare(composed_experts(library_product))),
-            Way(name="triton", prepare=prepare(ours), needs="triton"),
+        implementations=[
+            Implementation(name="bfloat16 library", prepare=prepare(composed_experts(library_product))),
+            Implementation(name="triton", prepare=prepare(ours), needs="triton"),
         ],
     )

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Shape, Tensors, Unavailable, Way
+from ablate.bench.case import Implementation, Operation, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, random
 
 
-def cases() -> list[Case]:
+def cases() -> list[Operation]:
     return [_case(8192, 2048, 129280), _case(32768, 1024, 32768)]
 
 
-def _case(n: int, d: int, c: int) -> Case:
+def _case(n: int, d: int, c: int) -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
         generator = torch.Generator(torch.get_default_device()).manual_seed(seed + 9)
         device = torch.get_default_device()
@@ -22,7 +22,7 @@ def _case(n: int, d: int, c: int) -> Case:
         hidden, weight = random(s["N"], s["D"], seed=seed), random(s["C"], s["D"], seed=seed + 1, scale=0.02)
         return hidden, weight, targets, torch.ones((), device=device)
 
-    return Case(
+    return Operation(
         group="loss",
         name="head and cross-entropy, both passes",
         shape={"N": n, "D": d, "C": c},
@@ -31,12 +31,12 @@ def _case(n: int, d: int, c: int) -> Case:
         expected=expected_backward(lambda h, w, t: F.cross_entropy(h @ w.T, t), 2),
         flops=lambda s: 6.0 * s["N"] * s["D"] * s["C"],
         slot="head",
-        ways=[
-            Way(name="library", prepare=backward(_whole, 2, both=True), fills="library"),
-            Way(name="torch.compile", prepare=backward(compiled(_whole), 2, both=True), needs="cuda"),
-            Way(name="F.linear_cross_entropy", prepare=backward(_chunked, 2, both=True), needs="cuda"),
-            Way(name="Liger", prepare=backward(_liger, 2, both=True), needs="cuda"),
-            Way(name="triton", prepare=backward(_ours, 2, both=True), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=backward(_whole, 2, both=True), fills="library"),
+            Implementation(name="torch.compile", prepare=backward(compiled(_whole), 2, both=True), needs="cuda"),
+            Implementation(name="F.linear_cross_entropy", prepare=backward(_chunked, 2, both=True), needs="cuda"),
+            Implementation(name="Liger", prepare=backward(_liger, 2, both=True), needs="cuda"),
+            Implementation(name="triton", prepare=backward(_ours, 2, both=True), needs="triton", fills="triton"),
         ],
     )
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
+from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
-from ablate.components.moe.module import Placement, place
+from ablate.components.moe.module import Permutation, place
 
 # An expert's products in DeepSeek-V3 with 8 experts on a device, and in models of one device.
 PRODUCTS = (
@@ -25,11 +25,18 @@ EXPERTS = (
 )
 
 
-def cases() -> list[Case]:
-    products = [_product_case(shape) for shape in PRODUCTS]
-    gradients = [_gradient_case(shape) for shape in PRODUCTS]
-    experts = [_experts_case(shape, both) for shape in EXPERTS for both in (False, True)]
-    return [*products, *gradients, *experts, *map(_router_case, (64, 256)), _combine_case(), _bias_case()]
+def cases() -> list[Operation]:
+    products = [_product_operation(shape) for shape in PRODUCTS]
+    gradients = [_gradient_operation(shape) for shape in PRODUCTS]
+    experts = [_experts_operation(shape, both) for shape in EXPERTS for both in (False, True)]
+    return [
+        *products,
+        *gradients,
+        *experts,
+        *map(_router_operation, (64, 256)),
+        _combine_operation(),
+        _bias_operation(),
+    ]
 
 
 def ends(n: int, n_experts: int, seed: int) -> Tensor:
@@ -40,12 +47,12 @@ def ends(n: int, n_experts: int, seed: int) -> Tensor:
     return torch.bincount(chosen, minlength=n_experts).cumsum(0).to(torch.int32)
 
 
-def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Placement:
+def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Permutation:
     device = torch.get_default_device()
     generator = torch.Generator(device).manual_seed(seed)
     expert_NA = torch.rand(n, n_experts, generator=generator, device=device).topk(n_activated).indices
     where = place(expert_NA, torch.bincount(expert_NA.flatten(), minlength=n_experts)[None])
-    return Placement(where.rows_P.int(), where.place_NA.int(), where.offsets_E)
+    return Permutation(where.token_of_row_P.int(), where.row_of_choice_NA.int(), where.offsets_E)
 
 
 def by_expert(offsets: Tensor) -> list[slice]:
@@ -66,13 +73,13 @@ def library_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
 
 
-def _product_case(shape: Shape) -> Case:
+def _product_operation(shape: Shape) -> Operation:
     def ours(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         from ablate.kernels.grouped_product import grouped_linear
 
         return grouped_linear(x, weight, offsets)
 
-    return Case(
+    return Operation(
         group="moe",
         name="grouped product",
         shape=shape,
@@ -81,9 +88,9 @@ def _product_case(shape: Shape) -> Case:
         expected=exact_product,
         flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
         slot="linear/standard" if shape["E"] == 64 else "",
-        ways=[
-            Way(name="library", prepare=forward(library_product), fills="library"),
-            Way(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library_product), fills="library"),
+            Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
         ],
     )
 
@@ -100,13 +107,13 @@ def library_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
     return F.grouped_mm(g.T, x, offs=offsets)
 
 
-def _gradient_case(shape: Shape) -> Case:
+def _gradient_operation(shape: Shape) -> Operation:
     def ours(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
         from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient
 
         return grouped_weight_gradient(g, x, offsets)
 
-    return Case(
+    return Operation(
         group="moe",
         name="grouped weight gradient",
         shape=shape,
@@ -115,9 +122,9 @@ def _gradient_case(shape: Shape) -> Case:
         expected=exact_gradient,
         flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
         slot="linear/standard" if shape["E"] == 64 else "",
-        ways=[
-            Way(name="library", prepare=forward(library_gradient), fills="library"),
-            Way(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library_gradient), fills="library"),
+            Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
         ],
     )
 
@@ -129,7 +136,7 @@ def experts_inputs(s: Shape, seed: int) -> Tensors:
     gate_up = random(s["E"], 2 * s["F"], s["D"], seed=seed + 2, scale=s["D"] ** -0.5)
     down = random(s["E"], s["D"], s["F"], seed=seed + 3, scale=s["F"] ** -0.5)
     x, g = random(s["N"], s["D"], seed=seed), random(s["N"], s["D"], seed=seed + 4)
-    return x, weight_NA, gate_up, down, where.rows_P, where.place_NA, where.offsets_E, g
+    return x, weight_NA, gate_up, down, where.token_of_row_P, where.row_of_choice_NA, where.offsets_E, g
 
 
 def composed_experts(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -150,13 +157,13 @@ def experts_flops(both: bool) -> Callable[[Shape], float]:
 
 
 def one_or_both(both: bool) -> Callable[[Callable[..., Any]], Callable[..., Prepared]]:
-    """A way's `prepare` of experts: gradients by x, weights and both matrices where `both`."""
+    """A implementation's `prepare` of experts: gradients by x, weights and both matrices where `both`."""
     if both:
         return lambda function: backward(function, 4, both=True)
     return lambda function: forward(lambda *inputs: function(*inputs[:-1]))
 
 
-def _experts_case(shape: Shape, both: bool) -> Case:
+def _experts_operation(shape: Shape, both: bool) -> Operation:
     prepare = one_or_both(both)
     exact = composed_experts(exact_product)
 
@@ -168,7 +175,7 @@ def _experts_case(shape: Shape, both: bool) -> Case:
     def liger(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, *plan: Tensor) -> Tensor:
         return _liger_experts(x, weight, gate_up, down, *plan)
 
-    return Case(
+    return Operation(
         group="moe",
         name="routed experts, both passes" if both else "routed experts forward",
         shape=shape,
@@ -177,10 +184,10 @@ def _experts_case(shape: Shape, both: bool) -> Case:
         expected=expected_backward(exact, 4) if both else lambda *x: exact(*x[:-1]),
         flops=experts_flops(both),
         slot="feed_forward" if shape["D"] == 1024 else "",
-        ways=[
-            Way(name="library", prepare=prepare(composed_experts(library_product)), fills="library"),
-            Way(name="Liger", prepare=prepare(liger), needs="cuda"),
-            Way(name="triton", prepare=prepare(ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=prepare(composed_experts(library_product)), fills="library"),
+            Implementation(name="Liger", prepare=prepare(liger), needs="cuda"),
+            Implementation(name="triton", prepare=prepare(ours), needs="triton", fills="triton"),
         ],
     )
 
@@ -196,7 +203,7 @@ def _liger_experts(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, *pl
     return LigerFusedMoEFunction.apply(x, gate_up, down, expert_NA, weight)
 
 
-def _router_case(n_experts: int) -> Case:
+def _router_operation(n_experts: int) -> Operation:
     groups, limited, chosen = 8, 4, 8
     per_group = n_experts // groups
     scores = max(1, chosen // limited)
@@ -230,7 +237,7 @@ def _router_case(n_experts: int) -> Case:
         weight, offsets, mean = result if isinstance(result, tuple) and len(result) == 3 else _routed(result)
         return weight.sort(-1).values, offsets, mean  # the order of a token's choices is no one's promise
 
-    return Case(
+    return Operation(
         group="moe",
         name="router",
         shape={"N": 32768, "E": n_experts},
@@ -240,10 +247,10 @@ def _router_case(n_experts: int) -> Case:
         bytes=lambda s: 4.0 * s["N"] * (s["E"] + 3 * chosen),
         tolerance="float32",
         slot="feed_forward" if n_experts == 64 else "",
-        ways=[
-            Way(name="library", prepare=forward(library), read=read, fills="library"),
-            Way(name="torch.compile", prepare=forward(compiled(library)), read=read, needs="cuda"),
-            Way(name="triton", prepare=forward(ours), read=read, needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library), read=read, fills="library"),
+            Implementation(name="torch.compile", prepare=forward(compiled(library)), read=read, needs="cuda"),
+            Implementation(name="triton", prepare=forward(ours), read=read, needs="triton", fills="triton"),
         ],
     )
 
@@ -252,9 +259,9 @@ def _routed(result: Any) -> Tensors:
     return result.weight_NA, result.offsets_E, result.affinity_BE
 
 
-def _combine_case() -> Case:
+def _combine_operation() -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
-        places = placement(s["N"], 64, s["A"], seed).place_NA
+        places = placement(s["N"], 64, s["A"], seed).row_of_choice_NA
         weight = random(s["N"], s["A"], seed=seed + 1, dtype=torch.float32).softmax(-1)
         return random(s["N"] * s["A"], s["D"], seed=seed), weight, places
 
@@ -266,7 +273,7 @@ def _combine_case() -> Case:
 
         return combine(y, weight, places)
 
-    return Case(
+    return Operation(
         group="moe",
         name="weighted sum of experts",
         shape={"N": 32768, "A": 8, "D": 2048},
@@ -274,15 +281,15 @@ def _combine_case() -> Case:
         inputs=inputs,
         expected=library,
         bytes=lambda s: 2.0 * s["N"] * s["D"] * (s["A"] + 1),
-        ways=[
-            Way(name="library", prepare=forward(library)),
-            Way(name="torch.compile", prepare=forward(compiled(library)), needs="cuda"),
-            Way(name="triton", prepare=forward(ours), needs="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library)),
+            Implementation(name="torch.compile", prepare=forward(compiled(library)), needs="cuda"),
+            Implementation(name="triton", prepare=forward(ours), needs="triton"),
         ],
     )
 
 
-def _bias_case() -> Case:
+def _bias_operation() -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
         device = torch.get_default_device()
         generator = torch.Generator(device).manual_seed(seed)
@@ -297,7 +304,7 @@ def _bias_case() -> Case:
 
         return bias_update(bias, counts, 0.001)
 
-    return Case(
+    return Operation(
         group="moe",
         name="selection bias update",
         shape={"E": 256},
@@ -306,8 +313,8 @@ def _bias_case() -> Case:
         expected=library,
         tolerance="float32",
         slot="balance",
-        ways=[
-            Way(name="library", prepare=forward(library), fills="library"),
-            Way(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library), fills="library"),
+            Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
         ],
     )

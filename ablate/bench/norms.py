@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Prepared, Shape, Tensors, Unavailable, Way
+from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.model.block import Rotation, rotation_table
 
 EPS = 1e-6
@@ -25,7 +25,7 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16, scale: f
 
 
 def forward(function: Callable[..., Any]) -> Callable[..., Prepared]:
-    """A way's `prepare` of a function's forward pass alone."""
+    """A implementation's `prepare` of a function's forward pass alone."""
 
     def prepare(*inputs: Tensor) -> Prepared:
         def run() -> Any:
@@ -38,7 +38,7 @@ def forward(function: Callable[..., Any]) -> Callable[..., Prepared]:
 
 
 def backward(function: Callable[..., Any], n_gradients: int, *, both: bool = False) -> Callable[..., Prepared]:
-    """A way's `prepare` of a function's backward pass by the first `n_gradients` inputs; `both`: with the forward pass.
+    """A implementation's `prepare` of a function's backward pass by the first `n_gradients` inputs; `both`: with the forward pass.
 
     The last input is the gradient of the result.
     """
@@ -73,23 +73,23 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, **options: made()(*arguments, **options)
 
 
-def cases() -> list[Case]:
-    return [*_norm_cases(), _assembly_case()]
+def cases() -> list[Operation]:
+    return [*_norm_cases(), _assembly_operation()]
 
 
-def _norm_cases() -> list[Case]:
+def _norm_cases() -> list[Operation]:
     def inputs(shape: Shape, seed: int) -> Tensors:
         n, d = shape["N"], shape["D"]
         return random(n, d, seed=seed), random(d, seed=seed + 1, dtype=torch.float32), random(n, d, seed=seed + 2)
 
-    return [_norm_case(n, d, pass_, inputs) for n, d in ((16384, 4096), (32768, 1024)) for pass_ in PASSES]
+    return [_norm_operation(n, d, pass_, inputs) for n, d in ((16384, 4096), (32768, 1024)) for pass_ in PASSES]
 
 
-def _norm_case(n: int, d: int, pass_: str, inputs: Callable[[Shape, int], Tensors]) -> Case:
+def _norm_operation(n: int, d: int, pass_: str, inputs: Callable[[Shape, int], Tensors]) -> Operation:
     def prepare(function: Callable[..., Any]) -> Callable[..., Prepared]:
         return forward(lambda x, w, _: function(x, w)) if pass_ == "forward" else backward(function, 2)
 
-    return Case(
+    return Operation(
         group="norm",
         name=f"rms_norm {pass_}",
         shape={"N": n, "D": d},
@@ -98,11 +98,11 @@ def _norm_case(n: int, d: int, pass_: str, inputs: Callable[[Shape, int], Tensor
         expected=expected_backward(_exact, 2) if pass_ == "backward" else lambda x, w, _: _exact(x, w),
         bytes=lambda s: (2.0 if pass_ == "forward" else 3.0) * 2 * s["N"] * s["D"],
         slot="norm" if d == 1024 else "",
-        ways=[
-            Way(name="library", prepare=prepare(_library), fills="library"),
-            Way(name="torch.compile", prepare=prepare(compiled(_library)), needs="cuda"),
-            Way(name="Liger", prepare=prepare(_liger), needs="cuda"),
-            Way(name="triton", prepare=prepare(_ours), needs="triton", fills="triton"),
+        implementations=[
+            Implementation(name="library", prepare=prepare(_library), fills="library"),
+            Implementation(name="torch.compile", prepare=prepare(compiled(_library)), needs="cuda"),
+            Implementation(name="Liger", prepare=prepare(_liger), needs="cuda"),
+            Implementation(name="triton", prepare=prepare(_ours), needs="triton", fills="triton"),
         ],
     )
 
@@ -130,7 +130,7 @@ def _liger(x: Tensor, weight: Tensor) -> Tensor:
     return LigerRMSNormFunction.apply(x, weight.to(x.dtype), EPS, 0.0, "llama", False)
 
 
-def _assembly_case() -> Case:
+def _assembly_operation() -> Operation:
     """Joined, rotated queries and keys, and values, from what the projections gave."""
     small = {"B": 2, "T": 64, "H": 2, "K": 128, "P": 64, "V": 128}
 
@@ -160,7 +160,7 @@ def _assembly_case() -> Case:
 
         return assemble(q, kv, key, cos, sin, q.shape[-1] - key.shape[-1])
 
-    return Case(
+    return Operation(
         group="attention",
         name="heads assembled",
         shape={**small, "B": 8, "T": 4096, "H": 16},
@@ -168,9 +168,9 @@ def _assembly_case() -> Case:
         inputs=inputs,
         expected=joined,
         bytes=moved,
-        ways=[
-            Way(name="library", prepare=forward(joined)),
-            Way(name="torch.compile", prepare=forward(compiled(joined)), needs="cuda"),
-            Way(name="triton", prepare=forward(ours), needs="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(joined)),
+            Implementation(name="torch.compile", prepare=forward(compiled(joined)), needs="cuda"),
+            Implementation(name="triton", prepare=forward(ours), needs="triton"),
         ],
     )

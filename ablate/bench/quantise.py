@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Case, Shape, Tensors, Way
+from ablate.bench.case import Implementation, Operation, Shape, Tensors
 from ablate.bench.norms import EPS, compiled, forward, random
 
 LARGEST = 448.0  # of E4M3
@@ -17,12 +17,12 @@ MIN_SCALE = 2.0**-126
 TILE = 128
 
 
-def cases() -> list[Case]:
+def cases() -> list[Operation]:
     return [
-        _activation_case("activations quantised", _activations, lambda x: x, _plain, read=2.0),
-        _activation_case("SwiGLU quantised", _gate_up, _swiglu, _with_swiglu, read=4.0),
-        _activation_case("norm quantised", _norm_inputs, _norm, _with_norm, read=2.0),
-        _weight_case(),
+        _activation_operation("activations quantised", _activations, lambda x: x, _plain, read=2.0),
+        _activation_operation("SwiGLU quantised", _gate_up, _swiglu, _with_swiglu, read=4.0),
+        _activation_operation("norm quantised", _norm_inputs, _norm, _with_norm, read=2.0),
+        _weight_operation(),
     ]
 
 
@@ -38,14 +38,14 @@ def spread(values: Tensor, scales: Tensor) -> Tensor:
     return values.float() * scales.T.repeat_interleave(TILE, -1)[:, : values.shape[1]]
 
 
-def _activation_case(
+def _activation_operation(
     name: str,
     inputs: Callable[[Shape, int], Tensors],
     before: Callable[..., Tensor],
     ours: Callable[..., Any],
     *,
     read: float,
-) -> Case:
+) -> Operation:
     """Both copies that training needs, by rows and by columns, of what `before` makes of `read` bytes a number."""
 
     def library(*given: Tensor) -> Tensors:
@@ -56,7 +56,7 @@ def _activation_case(
         by_row, scales, by_column, column_scales = result
         return spread(by_row, scales), spread(by_column, column_scales)[:, : by_row.shape[0]].T
 
-    return Case(
+    return Operation(
         group="fp8",
         name=f"{name}, both copies",
         shape={"N": 32768, "K": 7168} if read == 2.0 else {"N": 32768, "K": 2048},
@@ -65,10 +65,10 @@ def _activation_case(
         expected=lambda *wide: (before(*wide), before(*wide)),
         bytes=lambda s: s["N"] * s["K"] * (read + 2 * (1 + 4 / TILE)),
         tolerance="float8",
-        ways=[
-            Way(name="library", prepare=forward(library), read=numbers),
-            Way(name="torch.compile", prepare=forward(compiled(library)), read=numbers, needs="cuda"),
-            Way(name="triton", prepare=forward(ours), read=numbers, needs="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library), read=numbers),
+            Implementation(name="torch.compile", prepare=forward(compiled(library)), read=numbers, needs="cuda"),
+            Implementation(name="triton", prepare=forward(ours), read=numbers, needs="triton"),
         ],
     )
 
@@ -112,7 +112,7 @@ def _with_norm(x: Tensor, weight: Tensor) -> Any:
     return rms_norm_quantise(x, weight, EPS, power_of_two=False, columns=True, output=False)[2:]
 
 
-def _weight_case() -> Case:
+def _weight_operation() -> Operation:
     def library(w: Tensor) -> Tensors:
         e, o, i = w.shape
         tiles = w.float().view(e, o // TILE, TILE, i // TILE, TILE)
@@ -130,7 +130,7 @@ def _weight_case() -> Case:
         wide = scales.repeat_interleave(TILE, 1).repeat_interleave(TILE, 2)
         return values.float() * wide, transposed.transpose(1, 2).float() * wide
 
-    return Case(
+    return Operation(
         group="fp8",
         name="weights quantised, both copies",
         shape={"E": 64, "O": 2048, "I": 2048},
@@ -139,9 +139,9 @@ def _weight_case() -> Case:
         expected=lambda w: (w, w),
         bytes=lambda s: s["E"] * s["O"] * s["I"] * 6.0,
         tolerance="float8",
-        ways=[
-            Way(name="library", prepare=forward(library), read=read),
-            Way(name="torch.compile", prepare=forward(compiled(library)), read=read, needs="cuda"),
-            Way(name="triton", prepare=forward(ours), read=read, needs="triton"),
+        implementations=[
+            Implementation(name="library", prepare=forward(library), read=read),
+            Implementation(name="torch.compile", prepare=forward(compiled(library)), read=read, needs="cuda"),
+            Implementation(name="triton", prepare=forward(ours), read=read, needs="triton"),
         ],
     )

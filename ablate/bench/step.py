@@ -181,7 +181,7 @@ def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
         prediction = model.predict(inputs)
         total = model.head.cross_entropy(prediction.hidden_BTD, targets)
         if weight:
-            total = total + weight * objective.loss(prediction.ahead, targets, model.head)
+            total = total + weight * objective.loss(prediction.future, targets, model.head)
         if balance is not None:
             total = total + balance.loss(prediction.routing, {})
         loads.update({routing.router: routing.counts_BE.sum(0) for routing in prediction.routing})

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ablate.bench.case import Case, Prepared, Way, as_tensors, first_line, largest_error, made, release
+from ablate.bench.case import Implementation, Operation, Prepared, as_tensors, first_line, largest_error, made, release
 from ablate.bench.timing import measure
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
@@ -43,22 +43,22 @@ def asking() -> Iterator[Asked]:
         table.watchers.remove(note)
 
 
-def tune_case(case: Case, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
-    """The candidates of every kernel that the case's own way launches, each with its seconds or its fault."""
-    ways = [way for way in case.ways if way.needs == "triton"]
+def tune_operation(case: Operation, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
+    """The candidates of every kernel that the case's own implementation launches, each with its seconds or its fault."""
+    implementations = [implementation for implementation in case.implementations if implementation.needs == "triton"]
     device = torch.device(machine.kind)
     shape = case.shape if machine.kind == "cuda" else case.small
     found = []
-    for way in ways:
+    for implementation in implementations:
         inputs = [made(case, shape, seed, device) for seed in (0, 1)]
         with asking() as asked:
-            run = way.prepare(*inputs[0])
-            expected = tuple(t.detach().clone() for t in way.read(run()))
+            run = implementation.prepare(*inputs[0])
+            expected = tuple(t.detach().clone() for t in implementation.read(run()))
         for kernel, (own, sizes, shipped) in asked.items():
             others = own.candidates(kernel, machine.architecture)
             candidates = [shipped, *(c for c in others if c.options != shipped.options)]
             if len(candidates) > 1:
-                rows = _try(case, way, inputs, kernel, candidates, expected, budget_s)
+                rows = _try(case, implementation, inputs, kernel, candidates, expected, budget_s)
                 found.append({"kernel": kernel, "case": case.title, "sizes": dict(sizes), "candidates": rows})
         del inputs, expected
         release()
@@ -66,15 +66,15 @@ def tune_case(case: Case, machine: Machine, budget_s: float) -> list[dict[str, A
 
 
 def _try(
-    case: Case,
-    way: Way,
+    case: Operation,
+    implementation: Implementation,
     inputs: Sequence[Any],
     kernel: str,
     candidates: Sequence[Configuration],
     expected: Sequence[torch.Tensor],
     budget_s: float,
 ) -> list[dict[str, Any]]:
-    """Seconds of the whole way with each candidate; the first is what the table chooses."""
+    """Seconds of the whole implementation with each candidate; the first is what the table chooses."""
     rows: list[dict[str, Any]] = []
     ready: dict[str, list[Prepared]] = {}
     for candidate in candidates:
@@ -82,12 +82,12 @@ def _try(
         rows.append(row)
         try:
             with forced(kernel, candidate):
-                prepared = [way.prepare(*each) for each in inputs]
-                error = largest_error(way.read(prepared[0]()), as_tensors(tuple(expected)))
+                prepared = [implementation.prepare(*each) for each in inputs]
+                error = largest_error(implementation.read(prepared[0]()), as_tensors(tuple(expected)))
         except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
             row["fault"] = first_line(fault)
             continue
-        if error > 2 * way.allowed(case):
+        if error > 2 * implementation.allowed(case):
             row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
             continue
         ready[str(len(rows) - 1)] = [_with(kernel, candidate, run) for run in prepared]
@@ -136,7 +136,7 @@ def choices(tuned: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def backends(cases: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
     """Slot -> the backend with the fewest seconds over the slot's cases, of those that were measured in all of them.
 
-    `fills`: (group, case, way) -> backend. Two kinds of node of one slot (linear/fp8 and linear/standard) must agree.
+    `fills`: (group, case, implementation) -> backend. Two kinds of node of one slot (linear/fp8 and linear/standard) must agree.
     """
     winners: dict[str, set[str]] = {}
     for kind in {case["slot"] for case in cases if case.get("slot")}:

@@ -67,44 +67,44 @@ def combine_backward_kernel(
 
 
 @operator("combine")
-def combine_op(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
-    _check(y_PD, weight_NA, place_NA)
-    (n, a), d = place_NA.shape, y_PD.shape[1]
+def combine_op(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
+    _check(y_PD, weight_NA, row_of_choice_NA)
+    (n, a), d = row_of_choice_NA.shape, y_PD.shape[1]
     out_ND = y_PD.new_empty(n, d)
     chosen = TABLE.choose("combine_forward", machine_of(y_PD.device), D=d)
     grid = (ceil_div(n, chosen.blocks["BLOCK_N"]), ceil_div(d, chosen.blocks["BLOCK_D"]))
     launch(
-        combine_forward_kernel, grid, y_PD, weight_NA, place_NA, out_ND, n, d, y_PD.stride(0),
+        combine_forward_kernel, grid, y_PD, weight_NA, row_of_choice_NA, out_ND, n, d, y_PD.stride(0),
         A=a, WEIGHED=weight_NA is not None, **chosen.options,
     )  # fmt: skip
     return out_ND
 
 
 @combine_op.register_fake
-def _(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
-    return y_PD.new_empty(place_NA.shape[0], y_PD.shape[1])
+def _(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
+    return y_PD.new_empty(row_of_choice_NA.shape[0], y_PD.shape[1])
 
 
 @operator("combine_backward")
 def combine_backward_op(
-    y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor, g_ND: Tensor
+    y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor, g_ND: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows and of weights; the second is empty, and the rows are not read, where there are no weights."""
-    _check(y_PD, weight_NA, place_NA)
-    (n, a), d = place_NA.shape, y_PD.shape[1]
+    _check(y_PD, weight_NA, row_of_choice_NA)
+    (n, a), d = row_of_choice_NA.shape, y_PD.shape[1]
     check_shape("the sums' gradient", g_ND, (n, d))
     g_ND = g_ND if g_ND.stride(-1) == 1 else g_ND.contiguous()
     dy_PD, dweight_NA = _gradients(y_PD, weight_NA)
     chosen = TABLE.choose("combine_backward", machine_of(y_PD.device), D=d)
     launch(
-        combine_backward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), y_PD, weight_NA, place_NA, g_ND, dy_PD,
+        combine_backward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), y_PD, weight_NA, row_of_choice_NA, g_ND, dy_PD,
         dweight_NA, n * a, d, y_PD.stride(0), g_ND.stride(0), A=a, WEIGHED=weight_NA is not None, **chosen.options,
     )  # fmt: skip
     return dy_PD, dweight_NA
 
 
 @combine_backward_op.register_fake
-def _(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor, g_ND: Tensor) -> tuple[Tensor, Tensor]:
+def _(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor, g_ND: Tensor) -> tuple[Tensor, Tensor]:
     return _gradients(y_PD, weight_NA)
 
 
@@ -113,14 +113,14 @@ def _gradients(y_PD: Tensor, weight_NA: Tensor | None) -> tuple[Tensor, Tensor]:
     return y_PD.new_empty(y_PD.shape), dweight_NA
 
 
-def _check(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> None:
+def _check(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> None:
     check_rows("the rows to combine", y_PD, DTYPES, 2)
-    check_rows("the places of the choices", place_NA, (torch.int32,), 2)
-    check_shape("the rows to combine", y_PD, (place_NA.numel(), y_PD.shape[1]))
+    check_rows("the places of the choices", row_of_choice_NA, (torch.int32,), 2)
+    check_shape("the rows to combine", y_PD, (row_of_choice_NA.numel(), y_PD.shape[1]))
     if weight_NA is not None:
         check_rows("the weights of the choices", weight_NA, (torch.float32,), 2)
-        check_shape("the weights of the choices", weight_NA, place_NA.shape)
-    for name, x in (("places", place_NA), ("weights", weight_NA)):
+        check_shape("the weights of the choices", weight_NA, row_of_choice_NA.shape)
+    for name, x in (("places", row_of_choice_NA), ("weights", weight_NA)):
         if x is not None and not x.is_contiguous():
             raise ValueError(f"the {name} of the choices have strides {x.stride()}: call contiguous() first")
 
@@ -130,15 +130,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g_ND: Tensor) -> tuple[Tensor, Tensor | None, None]:
-    y_PD, weight_NA, place_NA = ctx.saved_tensors
-    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, place_NA, g_ND)
+    y_PD, weight_NA, row_of_choice_NA = ctx.saved_tensors
+    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, row_of_choice_NA, g_ND)
     return dy_PD, None if weight_NA is None else dweight_NA, None
 
 
 combine_op.register_autograd(_backward, setup_context=_keep)
 
 
-def combine(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
+def combine(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
     """sum_a weight[n, a] y[place[n, a]], the sum of arXiv:2412.19437, eq. 12, over rows that stand sorted by expert.
 
     y: (P, D), float32 or bfloat16; weight: (N, A) float32, or None for ones; place: (N, A) int32, a permutation of the
@@ -146,14 +146,14 @@ def combine(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
     respect to y and weight, whose gradients are bit for bit the same from run to run. Raises ValueError for other
     dtypes, shapes or strides.
     """
-    return combine_op(y_PD, weight_NA, place_NA)
+    return combine_op(y_PD, weight_NA, row_of_choice_NA)
 
 
 def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     for dim, activated in ((512, 2), (2048, 6), (7168, 8)):
         y_PD = torch.empty(4096 * activated, dim, dtype=torch.bfloat16, device="meta")
-        place_NA = torch.empty(4096, activated, dtype=torch.int32, device="meta")
+        row_of_choice_NA = torch.empty(4096, activated, dtype=torch.int32, device="meta")
         for weight_NA in (torch.empty(4096, activated, device="meta"), None):
-            out_ND = combine_op.launched(y_PD, weight_NA, place_NA)
-            yield combine_backward_op.launched(y_PD, weight_NA, place_NA, out_ND)
+            out_ND = combine_op.launched(y_PD, weight_NA, row_of_choice_NA)
+            yield combine_backward_op.launched(y_PD, weight_NA, row_of_choice_NA, out_ND)

@@ -196,7 +196,7 @@ def grid_of(p: int, e: int, n: int, chosen: Configuration) -> tuple[int]:
     return ((p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(n, chosen.blocks["BLOCK_N"]),)
 
 
-def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None) -> None:
+def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None) -> None:
     """ValueError unless rows of k numbers, matrices, offsets and row numbers are what the kernels read."""
     check_rows("the rows", x, DTYPES, 2)
     check_shape("the rows", x, (x.shape[0], k))
@@ -209,10 +209,10 @@ def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, row
             f"{numbers} (16 bytes), and none 0: give dim and the expert's hidden width such sizes"
         )
     check_aligned("the experts' weights", weight_EOI)
-    if rows_P is None:
+    if token_of_row_P is None:
         check_aligned("the rows", x)
     check_offsets(offsets_E, e)
-    check_row_numbers("rows_P", rows_P)
+    check_row_numbers("token_of_row_P", token_of_row_P)
 
 
 def described_weight(weight_EOI: Tensor, block_o: int, block_i: int) -> Any:
@@ -221,44 +221,48 @@ def described_weight(weight_EOI: Tensor, block_o: int, block_i: int) -> Any:
 
 @operator("grouped_product")
 def grouped_product_op(
-    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None, transposed: bool
+    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None, transposed: bool
 ) -> Tensor:
     e, o, i = weight_EOI.shape if weight_EOI.ndim == 3 else (0, 0, 0)
     n, k = (i, o) if transposed else (o, i)
-    check_operands(x_PI, k, weight_EOI, offsets_E, rows_P)
-    p = (x_PI if rows_P is None else rows_P).shape[0]
+    check_operands(x_PI, k, weight_EOI, offsets_E, token_of_row_P)
+    p = (x_PI if token_of_row_P is None else token_of_row_P).shape[0]
     y_PN = x_PI.new_empty(p, n)
     if not p:
         return y_PN
-    kernel = "grouped_product" if rows_P is None else "gathered_product"
+    kernel = "grouped_product" if token_of_row_P is None else "gathered_product"
     chosen = choose(TABLE, kernel, x_PI, ROWS=p // e, N=n, K=k)
     block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     # Flattened first, one row has the stride of its length: the memory accelerator does not take every other.
-    x_desc = describe(x_PI.flatten().view(1, k) if p == 1 else x_PI, (block_m, block_k)) if rows_P is None else None
+    x_desc = (
+        describe(x_PI.flatten().view(1, k) if p == 1 else x_PI, (block_m, block_k)) if token_of_row_P is None else None
+    )
     w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
     launch(
-        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if rows_P is None else x_PI, rows_P, w_desc,
+        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if token_of_row_P is None else x_PI, token_of_row_P, w_desc,
         offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed, BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
     return y_PN
 
 
 @grouped_product_op.register_fake
-def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None, transposed: bool) -> Tensor:
-    return x_PI.new_empty((x_PI if rows_P is None else rows_P).shape[0], weight_EOI.shape[2 if transposed else 1])
+def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None, transposed: bool) -> Tensor:
+    return x_PI.new_empty(
+        (x_PI if token_of_row_P is None else token_of_row_P).shape[0], weight_EOI.shape[2 if transposed else 1]
+    )
 
 
 def grouped_product(
-    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, rows_P: Tensor | None = None, transposed: bool = False
+    x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None = None, transposed: bool = False
 ) -> Tensor:
-    """y[p] = x[p] w[e]^T, or of x[rows_P[p]], for the expert e whose rows p is among. Not differentiable.
+    """y[p] = x[p] w[e]^T, or of x[token_of_row_P[p]], for the expert e whose rows p is among. Not differentiable.
 
-    x: (P, I), or (N, I) with rows_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width O,
+    x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width O,
     without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows beyond it are
     not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
     Raises ValueError for other dtypes, shapes, strides or alignments.
     """
-    return grouped_product_op(x_PI, weight_EOI, offsets_E, rows_P, transposed)
+    return grouped_product_op(x_PI, weight_EOI, offsets_E, token_of_row_P, transposed)
 
 
 @operator("grouped_linear")
@@ -308,24 +312,24 @@ def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tenso
 
 @operator("grouped_swiglu")
 def grouped_swiglu_op(
-    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, rows_P: Tensor, keep: bool
+    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """h[p] = silu(gate x[rows_P[p]]) * up x[rows_P[p]] of p's expert, arXiv:2002.05202, and gate and up themselves.
+    """h[p] = silu(gate x[token_of_row_P[p]]) * up x[token_of_row_P[p]] of p's expert, arXiv:2002.05202, and gate and up themselves.
 
     gate_up: (E, 2 F, D), rows [0, F) of an expert are the gate. -> h (P, F), and (P, 2 F) if keep, else (0, 2 F).
     """
     e, x, d = gate_up_EXD.shape if gate_up_EXD.ndim == 3 else (0, 0, 0)
-    check_operands(x_ND, d, gate_up_EXD, offsets_E, rows_P)
-    p, f = rows_P.shape[0], x // 2
+    check_operands(x_ND, d, gate_up_EXD, offsets_E, token_of_row_P)
+    p, f = token_of_row_P.shape[0], x // 2
     if x % 2:
         raise ValueError(f"the experts' weights of gate and up have {x} rows each; it must be an even number")
-    h_PF, gate_up_PX = _swiglu_outputs(x_ND, gate_up_EXD, rows_P, keep)
+    h_PF, gate_up_PX = _swiglu_outputs(x_ND, gate_up_EXD, token_of_row_P, keep)
     if not p:
         return h_PF, gate_up_PX
     chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(gate_up_EXD, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"])
     launch(
-        grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, rows_P, w_desc, offsets_E,
+        grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, token_of_row_P, w_desc, offsets_E,
         gate_up_PX if keep else None, h_PF, f, d, e, x_ND.stride(0), BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
     return h_PF, gate_up_PX
@@ -333,40 +337,40 @@ def grouped_swiglu_op(
 
 @grouped_swiglu_op.register_fake
 def _(
-    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, rows_P: Tensor, keep: bool
+    x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _swiglu_outputs(x_ND, gate_up_EXD, rows_P, keep)
+    return _swiglu_outputs(x_ND, gate_up_EXD, token_of_row_P, keep)
 
 
-def _swiglu_outputs(x_ND: Tensor, gate_up_EXD: Tensor, rows_P: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    p, x = rows_P.shape[0], gate_up_EXD.shape[1]
+def _swiglu_outputs(x_ND: Tensor, gate_up_EXD: Tensor, token_of_row_P: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    p, x = token_of_row_P.shape[0], gate_up_EXD.shape[1]
     return x_ND.new_empty(p, x // 2), x_ND.new_empty(p if keep else 0, x)
 
 
 @operator("grouped_swiglu_backward")
 def grouped_swiglu_backward_op(
-    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, rows_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
+    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through y[n] = sum over rows p of token n of weight[p] down h[p], h = silu(gate) * up, without y's addends.
 
-    With dh[p] = down^T dy[rows_P[p]]: -> weight[p] times the gradient of gate and up, (P, 2 F); weight[p] h[p], (P, F),
+    With dh[p] = down^T dy[token_of_row_P[p]]: -> weight[p] times the gradient of gate and up, (P, 2 F); weight[p] h[p], (P, F),
     for the gradient of down; and the gradient of weight[p], h[p] . dh[p] = dy[n] . (down h[p]), float32 (P,).
     """
     e, d, f = down_EDF.shape if down_EDF.ndim == 3 else (0, 0, 0)
-    check_operands(dy_ND, d, down_EDF, offsets_E, rows_P)
-    p = rows_P.shape[0]
+    check_operands(dy_ND, d, down_EDF, offsets_E, token_of_row_P)
+    p = token_of_row_P.shape[0]
     check_rows("gate and up", gate_up_PX, (dy_ND.dtype,), 2)
     check_shape("gate and up", gate_up_PX, (p, 2 * f))
     check_rows("the rows' weights", weight_P, (torch.float32,), 1)
     check_shape("the rows' weights", weight_P, (p,))
-    d_gate_up_PX, h_PF, d_weight_P = _swiglu_gradients(dy_ND, down_EDF, rows_P)
+    d_gate_up_PX, h_PF, d_weight_P = _swiglu_gradients(dy_ND, down_EDF, token_of_row_P)
     if not p:
         return d_gate_up_PX, h_PF, d_weight_P
     chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(down_EDF, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"])
     partial_TP = dy_ND.new_empty(ceil_div(f, chosen.blocks["BLOCK_N"]), p, dtype=torch.float32)
     launch(
-        grouped_swiglu_backward_kernel, grid_of(p, e, f, chosen), dy_ND, rows_P, w_desc, offsets_E,
+        grouped_swiglu_backward_kernel, grid_of(p, e, f, chosen), dy_ND, token_of_row_P, w_desc, offsets_E,
         gate_up_PX.contiguous(), weight_P, d_gate_up_PX, h_PF, partial_TP, p, f, d, e, dy_ND.stride(0),
         BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
@@ -375,20 +379,20 @@ def grouped_swiglu_backward_op(
 
 @grouped_swiglu_backward_op.register_fake
 def _(
-    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, rows_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
+    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _swiglu_gradients(dy_ND, down_EDF, rows_P)
+    return _swiglu_gradients(dy_ND, down_EDF, token_of_row_P)
 
 
-def _swiglu_gradients(dy_ND: Tensor, down_EDF: Tensor, rows_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    p, f = rows_P.shape[0], down_EDF.shape[2]
+def _swiglu_gradients(dy_ND: Tensor, down_EDF: Tensor, token_of_row_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p, f = token_of_row_P.shape[0], down_EDF.shape[2]
     return dy_ND.new_empty(p, 2 * f), dy_ND.new_empty(p, f), dy_ND.new_empty(p, dtype=torch.float32)
 
 
 def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: many rows an expert, and few."""
     for e, n, a, d, f in ((8, 32768, 1, 7168, 2048), (128, 32768, 8, 2048, 768), (256, 4096, 8, 7168, 2048)):
-        offsets_E, rows_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n * a))
+        offsets_E, token_of_row_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n * a))
         x_ND, gate_up_EXD, down_EDF, weight_P = (
             torch.empty(shape, dtype=dtype, device="meta")
             for *shape, dtype in (
@@ -396,9 +400,9 @@ def example_launches() -> Iterator[Any]:
             )
         )  # fmt: skip
         for keep in (False, True):
-            h_PF, gate_up_PX = grouped_swiglu_op.launched(x_ND, gate_up_EXD, offsets_E, rows_P, keep)
+            h_PF, gate_up_PX = grouped_swiglu_op.launched(x_ND, gate_up_EXD, offsets_E, token_of_row_P, keep)
         yield grouped_product_op.launched(h_PF, down_EDF, offsets_E, None, False)
-        yield grouped_swiglu_backward_op.launched(x_ND, down_EDF, offsets_E, rows_P, gate_up_PX, weight_P)
+        yield grouped_swiglu_backward_op.launched(x_ND, down_EDF, offsets_E, token_of_row_P, gate_up_PX, weight_P)
         yield grouped_product_op.launched(gate_up_PX, gate_up_EXD, offsets_E, None, True)
         for weight, transposed in ((gate_up_EXD, False), (down_EDF, True)):
-            yield grouped_product_op.launched(x_ND, weight, offsets_E, rows_P, transposed)
+            yield grouped_product_op.launched(x_ND, weight, offsets_E, token_of_row_P, transposed)

@@ -72,11 +72,11 @@ def check_offsets(offsets_E: Tensor, n_experts: int) -> None:
     check_shape("offsets_E", offsets_E, (n_experts,))
 
 
-def check_row_numbers(name: str, rows_P: Tensor | None, n_rows: int | None = None) -> None:
+def check_row_numbers(name: str, token_of_row_P: Tensor | None, n_rows: int | None = None) -> None:
     """ValueError unless these are int32 numbers of rows, or None; `n_rows`: how many there must be."""
-    if rows_P is not None:
-        check_rows(name, rows_P, (torch.int32,), 1)
-        check_shape(name, rows_P, (rows_P.shape[0] if n_rows is None else n_rows,))
+    if token_of_row_P is not None:
+        check_rows(name, token_of_row_P, (torch.int32,), 1)
+        check_shape(name, token_of_row_P, (token_of_row_P.shape[0] if n_rows is None else n_rows,))
 
 
 def choose(table: Table, kernel: str, x: Tensor, **sizes: int) -> Configuration:
@@ -145,9 +145,9 @@ def grouped_weight_gradient(
 def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration, each without and with gathered rows."""
     for e, p, i, o in ((8, 32768, 7168, 4096), (128, 262144, 2048, 1536), (256, 32768, 512, 256)):
-        offsets_E, rows_P = (torch.empty(n, dtype=torch.int32, device="meta") for n in (e, p))
+        offsets_E, token_of_row_P = (torch.empty(n, dtype=torch.int32, device="meta") for n in (e, p))
         g_PO, x_PI = (torch.empty(p, width, dtype=torch.bfloat16, device="meta") for width in (o, i))
         for dtype in DTYPES:
             yield grouped_weight_gradient_op.launched(g_PO, x_PI, offsets_E, None, None, dtype)
-        yield grouped_weight_gradient_op.launched(g_PO, x_PI, offsets_E, rows_P, None, torch.bfloat16)
-        yield grouped_weight_gradient_op.launched(g_PO, x_PI, offsets_E, None, rows_P, torch.bfloat16)
+        yield grouped_weight_gradient_op.launched(g_PO, x_PI, offsets_E, token_of_row_P, None, torch.bfloat16)
+        yield grouped_weight_gradient_op.launched(g_PO, x_PI, offsets_E, None, token_of_row_P, torch.bfloat16)

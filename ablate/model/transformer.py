@@ -18,10 +18,10 @@ from ablate.spec.model import Init, ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One training pass. `hidden_BTD` is what the main head reads; `ahead` what the objective adds to it."""
+    """One training pass. `hidden_BTD` is what the main head reads; `future` what the objective adds to it."""
 
     hidden_BTD: Tensor
-    ahead: Any
+    future: Any
     routing: list[Any]  # of every layer that routes, trunk first, then the objective's
 
 
@@ -83,8 +83,8 @@ class Transformer(nn.Module):
     def predict(self, tokens_BT: Tensor) -> Prediction:
         """The trunk and the objective's modules, without the head."""
         hidden_BTD, embedded_BTD, routing = self.trunk(tokens_BT)
-        ahead = self.objective(hidden_BTD, embedded_BTD, self.rotation(tokens_BT.shape[1]))
-        return Prediction(hidden_BTD, ahead, routing + [r for r in ahead.routing if r is not None])
+        future = self.objective(hidden_BTD, embedded_BTD, self.rotation(tokens_BT.shape[1]))
+        return Prediction(hidden_BTD, future, routing + [r for r in future.routing if r is not None])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         return self.head(self.trunk(tokens_BT)[0])

@@ -61,8 +61,8 @@ def _evaluate(model: Transformer, held_out: HeldOut, batch_size: int) -> dict[st
         for routing in prediction.routing:
             counts_E = routing.counts_BE.sum(0)
             loads[routing.router] = loads[routing.router] + counts_E if routing.router in loads else counts_E
-        if prediction.ahead.hidden_BTD:
-            draft_BT = model.head(prediction.ahead.hidden_BTD[0]).argmax(-1)
+        if prediction.future.hidden_BTD:
+            draft_BT = model.head(prediction.future.hidden_BTD[0]).argmax(-1)
             accepted += int((draft_BT == logits_BTC[:, 1:].argmax(-1)).sum())
             drafted += draft_BT.numel()
     n_tokens = held_out.windows_WT1[:, 1:].numel()

@@ -69,7 +69,7 @@ class TrainingModule(LightningModule):
         loss = self.run.text.loss(main, logits_BTC, batch)
         weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
         if weight:
-            loss = loss + weight * self.model.objective.loss(prediction.ahead, targets_BT, self.model.head)
+            loss = loss + weight * self.model.objective.loss(prediction.future, targets_BT, self.model.head)
         if self.run.model.balance is not None:
             loss = loss + self.run.model.balance.loss(prediction.routing, self.expert_load)
         for routing in prediction.routing:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ablate.bench import command, step, timing, tune
-from ablate.bench.case import Case, Found, Unavailable, Way, _agreeing, run_case
+from ablate.bench.case import Implementation, Operation, Result, Unavailable, _agreeing, run_operation
 from ablate.bench.norms import forward
 from ablate.bench.render import render
 from ablate.kernels import rms_norm, table
@@ -28,23 +28,23 @@ CEILINGS = timing.Ceilings(bytes_per_s=1e9, flops_per_s=1e9, samples={})
 DEVICE = torch.device("cpu")
 
 
-def case_of(*ways: Way, **options: Any) -> Case:
+def case_of(*implementations: Implementation, **options: Any) -> Operation:
     """Doubling a row of numbers."""
-    return Case(
+    return Operation(
         group="test",
         name="double",
         shape={"N": 64},
         small={"N": 8},
         inputs=lambda shape, seed: (torch.arange(1.0, shape["N"] + 1) + seed,),
         expected=lambda x: 2 * x,
-        ways=ways,
+        implementations=implementations,
         bytes=lambda shape: 8.0 * shape["N"],
         **options,
     )
 
 
-def rows_of(case: Case, machine: Machine = CPU) -> dict[str, dict[str, Any]]:
-    return {row["backend"]: row for row in run_case(case, machine, CEILINGS, 0.001)["backends"]}
+def rows_of(case: Operation, machine: Machine = CPU) -> dict[str, dict[str, Any]]:
+    return {row["backend"]: row for row in run_operation(case, machine, CEILINGS, 0.001)["backends"]}
 
 
 def missing(x: Tensor) -> Tensor:
@@ -52,11 +52,11 @@ def missing(x: Tensor) -> Tensor:
 
 
 def unavailable(x: Tensor) -> Tensor:
-    raise Unavailable("it has no way with sevens")
+    raise Unavailable("it has no implementation with sevens")
 
 
 def test_what_is_right_is_measured_and_compared_with_the_ceilings() -> None:
-    row = rows_of(case_of(Way(name="right", prepare=forward(lambda x: x + x))))["right"]
+    row = rows_of(case_of(Implementation(name="right", prepare=forward(lambda x: x + x))))["right"]
     assert row["status"] == "measured"
     assert row["relative_error"] == 0
     assert row["seconds"]["q1"] <= row["seconds"]["median"] <= row["seconds"]["q3"]
@@ -67,9 +67,9 @@ def test_what_is_right_is_measured_and_compared_with_the_ceilings() -> None:
 def test_what_is_wrong_has_no_seconds() -> None:
     rows = rows_of(
         case_of(
-            Way(name="off by a twentieth", prepare=forward(lambda x: 2.1 * x)),
-            Way(name="not a number", prepare=forward(lambda x: x / 0 * 0)),
-            Way(name="another shape", prepare=forward(lambda x: 2 * x[:3])),
+            Implementation(name="off by a twentieth", prepare=forward(lambda x: 2.1 * x)),
+            Implementation(name="not a number", prepare=forward(lambda x: x / 0 * 0)),
+            Implementation(name="another shape", prepare=forward(lambda x: 2 * x[:3])),
         )
     )
     assert [rows[name]["status"] for name in rows] == ["refused", "refused", "failed"]
@@ -79,41 +79,44 @@ def test_what_is_wrong_has_no_seconds() -> None:
 
 
 def test_ours_is_allowed_less_than_others() -> None:
-    ways = [Way(name=needs or "other", prepare=forward(lambda x: 2.02 * x), needs=needs) for needs in ("", "triton")]
-    rows = rows_of(case_of(*ways), INTERPRETED)
+    implementations = [
+        Implementation(name=needs or "other", prepare=forward(lambda x: 2.02 * x), needs=needs)
+        for needs in ("", "triton")
+    ]
+    rows = rows_of(case_of(*implementations), INTERPRETED)
     assert (rows["other"]["status"], rows["triton"]["status"]) == ("measured", "refused")
 
 
 def test_what_cannot_run_is_listed_with_the_reason() -> None:
     rows = rows_of(
         case_of(
-            Way(name="cuda", prepare=forward(missing), needs="cuda"),
-            Way(name="kernel", prepare=forward(missing), needs="triton"),
-            Way(name="missing", prepare=forward(missing)),
-            Way(name="unavailable", prepare=forward(unavailable)),
+            Implementation(name="cuda", prepare=forward(missing), needs="cuda"),
+            Implementation(name="kernel", prepare=forward(missing), needs="triton"),
+            Implementation(name="missing", prepare=forward(missing)),
+            Implementation(name="unavailable", prepare=forward(unavailable)),
         )
     )
     assert {row["status"] for row in rows.values()} == {"unavailable"}
     assert rows["cuda"]["reason"] == "it needs a CUDA device"
     assert "9.0" in rows["kernel"]["reason"]
     assert "elsewhere" in rows["missing"]["reason"]
-    assert rows["unavailable"]["reason"] == "it has no way with sevens"
+    assert rows["unavailable"]["reason"] == "it has no implementation with sevens"
 
 
 def test_kernels_are_never_timed_in_the_interpreter() -> None:
-    rows = rows_of(case_of(Way(name="ours", prepare=forward(lambda x: 2 * x), needs="triton")), INTERPRETED)
+    rows = rows_of(case_of(Implementation(name="ours", prepare=forward(lambda x: 2 * x), needs="triton")), INTERPRETED)
     assert rows["ours"]["status"] == "checked"
     assert "seconds" not in rows["ours"]
 
 
 def test_a_result_that_only_large_shapes_spoil_is_refused() -> None:
-    ways = [
-        Way(name="right", prepare=forward(lambda x: 2 * x)),
-        Way(name="spoilt", prepare=forward(lambda x: 2 * x if len(x) < 32 else 3 * x)),
-        Way(name="too large", prepare=forward(lambda x: 2 * x if len(x) < 32 else unavailable(x))),
+    implementations = [
+        Implementation(name="right", prepare=forward(lambda x: 2 * x)),
+        Implementation(name="spoilt", prepare=forward(lambda x: 2 * x if len(x) < 32 else 3 * x)),
+        Implementation(name="too large", prepare=forward(lambda x: 2 * x if len(x) < 32 else unavailable(x))),
     ]
-    found = [Found(way, "checked") for way in ways]
-    assert [f.way.name for f in _agreeing(case_of(*ways), found, DEVICE)] == ["right"]
+    found = [Result(implementation, "checked") for implementation in implementations]
+    assert [f.implementation.name for f in _agreeing(case_of(*implementations), found, DEVICE)] == ["right"]
     assert [f.status for f in found] == ["checked", "refused", "unavailable"]
     assert "from right" in found[1].reason
 
@@ -155,7 +158,7 @@ def test_every_slot_names_backends_that_models_have(group: str) -> None:
     spec = step.resolve_full(preset("nano"))
     for case in command.GROUPS[group]():
         assert set(case.shape) == set(case.small)
-        fills = {way.fills for way in case.ways if way.fills}
+        fills = {implementation.fills for implementation in case.implementations if implementation.fills}
         assert bool(fills) >= bool(case.slot)
         slot = case.slot.partition("/")[0]
         for backend in fills if case.slot else ():
@@ -273,7 +276,7 @@ def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
     broken = Configuration(blocks={"ROWS": 3}, num_warps=4, num_stages=2)  # not a power of two
     monkeypatch.setattr(table.Table, "candidates", lambda *_: (other, broken))
     case = next(c for c in command.GROUPS["norm"]() if c.name == "rms_norm backward")
-    tuned = tune.tune_case(case, INTERPRETED, 0.001)
+    tuned = tune.tune_operation(case, INTERPRETED, 0.001)
     by_kernel = {entry["kernel"]: entry for entry in tuned}
     assert set(by_kernel) == {"rms_norm_forward", "rms_norm_backward"}
     rows = by_kernel["rms_norm_backward"]["candidates"]

@@ -65,10 +65,10 @@ def test_the_loss_is_the_mean_over_depths_of_shifted_cross_entropies() -> None:
     model = build(spec_with("sequential", 3), seed=0)
     window = window_of()
     prediction = model.predict(window[:, :-1])
-    got = model.objective.loss(prediction.ahead, window[:, 1:], model.head)
+    got = model.objective.loss(prediction.future, window[:, 1:], model.head)
     by_depth = []
     for k in (1, 2, 3):
-        logits = model.head(prediction.ahead.hidden_BTD[k - 1])[0].log_softmax(-1)
+        logits = model.head(prediction.future.hidden_BTD[k - 1])[0].log_softmax(-1)
         terms = [-logits[i, predicted] for i, _, predicted in alignment(window[0].tolist(), k)]
         assert len(terms) == T - k
         by_depth.append(torch.stack(terms).mean())
@@ -104,7 +104,7 @@ def test_it_is_no_copy_function() -> None:
     for _ in range(60):
         window = torch.randint(0, n_tokens, (16, T + 1), generator=generator)
         prediction = model.predict(window[:, :-1])
-        loss = model.objective.loss(prediction.ahead, window[:, 1:], model.head)
+        loss = model.objective.loss(prediction.future, window[:, 1:], model.head)
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
@@ -157,7 +157,7 @@ def test_embedding_and_head_are_the_main_models() -> None:
     assert names == []
     window = window_of()
     prediction = model.predict(window[:, :-1])
-    model.objective.loss(prediction.ahead, window[:, 1:], model.head).backward()
+    model.objective.loss(prediction.future, window[:, 1:], model.head).backward()
     assert model.head.weight.grad is not None
     assert model.embedding.weight.grad is not None
     assert float(model.layers[0].attention.output.weight.grad.abs().sum()) > 0, "the trunk learns from it"
@@ -192,9 +192,9 @@ def test_a_short_window_works_as_long_as_something_is_predicted(arrangement: Any
     model = build(spec_with(arrangement, depth), seed=0)
     window = tokens(1, depth + 2)
     prediction = model.predict(window[:, :-1])
-    assert [h.shape[1] for h in prediction.ahead.hidden_BTD] == [depth + 1 - k for k in range(1, depth + 1)]
-    loss = model.objective.loss(prediction.ahead, window[:, 1:], model.head)
-    last = F.cross_entropy(model.head(prediction.ahead.hidden_BTD[-1][0]), window[0, -1:])
+    assert [h.shape[1] for h in prediction.future.hidden_BTD] == [depth + 1 - k for k in range(1, depth + 1)]
+    loss = model.objective.loss(prediction.future, window[:, 1:], model.head)
+    last = F.cross_entropy(model.head(prediction.future.hidden_BTD[-1][0]), window[0, -1:])
     assert torch.isfinite(loss)
     assert depth > 1 or torch.equal(loss, last)
 

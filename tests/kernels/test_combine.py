@@ -18,19 +18,19 @@ def permutation(tokens: int, activated: int, seed: int = 3) -> Tensor:
     return place_P.view(tokens, activated).to(DEVICE, torch.int32)
 
 
-def expected(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor) -> Tensor:
-    weight_NA = torch.ones(place_NA.shape, device=DEVICE) if weight_NA is None else weight_NA
-    return torch.einsum("nad,na->nd", y_PD.double()[place_NA], weight_NA.double())
+def expected(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
+    weight_NA = torch.ones(row_of_choice_NA.shape, device=DEVICE) if weight_NA is None else weight_NA
+    return torch.einsum("nad,na->nd", y_PD.double()[row_of_choice_NA], weight_NA.double())
 
 
-def check(y_PD: Tensor, weight_NA: Tensor | None, place_NA: Tensor, g_ND: Tensor) -> None:
+def check(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor, g_ND: Tensor) -> None:
     dtype = y_PD.dtype
     inputs = [x.detach().requires_grad_() for x in (y_PD, weight_NA) if x is not None]
     wide = [x.detach().double().requires_grad_() for x in inputs]
     with poisoned():
-        out_ND = combine(inputs[0], *(inputs[1:] or [None]), place_NA)
+        out_ND = combine(inputs[0], *(inputs[1:] or [None]), row_of_choice_NA)
         found = torch.autograd.grad(out_ND, inputs, g_ND)
-    reference_ND = expected(wide[0], *(wide[1:] or [None]), place_NA)
+    reference_ND = expected(wide[0], *(wide[1:] or [None]), row_of_choice_NA)
     assert out_ND.dtype == dtype
     assert_close(out_ND, reference_ND, dtype, "sums")
     for name, x, a, b in zip(
@@ -65,16 +65,16 @@ def test_rows_of_a_wider_tensor_and_a_transposed_gradient() -> None:
 def test_choices_are_summed_in_their_order() -> None:
     """In float32 the sum of these four depends on the order: only 0 + 1e8 - 1e8 + 1 + 1 keeps both ones."""
     y_PD = torch.tensor([[1.0], [-1e8], [1.0], [1e8]], device=DEVICE)
-    place_NA = torch.tensor([[3, 1, 0, 2]], dtype=torch.int32, device=DEVICE)
-    assert combine(y_PD, None, place_NA).item() == 2.0
+    row_of_choice_NA = torch.tensor([[3, 1, 0, 2]], dtype=torch.int32, device=DEVICE)
+    assert combine(y_PD, None, row_of_choice_NA).item() == 2.0
 
 
 def test_twice_the_same_bits() -> None:
-    y_PD, weight_NA, place_NA = random(50 * 3, 70), random(50, 3, seed=1), permutation(50, 3)
+    y_PD, weight_NA, row_of_choice_NA = random(50 * 3, 70), random(50, 3, seed=1), permutation(50, 3)
     runs = []
     for _ in range(2):
         inputs = (y_PD.clone().requires_grad_(), weight_NA.clone().requires_grad_())
-        out_ND = combine(*inputs, place_NA)
+        out_ND = combine(*inputs, row_of_choice_NA)
         runs.append([out_ND, *torch.autograd.grad(out_ND.square().sum(), inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -87,11 +87,11 @@ def test_no_tokens() -> None:
 
 
 def test_the_operator_is_one_that_compiles() -> None:
-    y_PD, weight_NA, place_NA = random(10, 8).requires_grad_(), random(5, 2).requires_grad_(), permutation(5, 2)
+    y_PD, weight_NA, row_of_choice_NA = random(10, 8).requires_grad_(), random(5, 2).requires_grad_(), permutation(5, 2)
     for weights in (weight_NA, None):
-        torch.library.opcheck(combine_op, (y_PD, weights, place_NA))
-    assert_compiles(combine, y_PD, weight_NA, place_NA)
-    assert_compiles(lambda y: combine(y, None, place_NA), y_PD)
+        torch.library.opcheck(combine_op, (y_PD, weights, row_of_choice_NA))
+    assert_compiles(combine, y_PD, weight_NA, row_of_choice_NA)
+    assert_compiles(lambda y: combine(y, None, row_of_choice_NA), y_PD)
 
 
 @pytest.mark.parametrize(

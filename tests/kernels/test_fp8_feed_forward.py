@@ -75,13 +75,13 @@ def test_routed_experts(a: int, dtype: torch.dtype) -> None:
     assert sizes[2] == 0
 
     def apart(x: Tensor, share_NA: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        h = swiglu(product(x[where.rows_P], first, sizes, False))
+        h = swiglu(product(x[where.token_of_row_P], first, sizes, False))
         y_PD = product(h, second, sizes, False)
-        return (y_PD[where.place_NA] * share_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
+        return (y_PD[where.row_of_choice_NA] * share_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
 
     def whole(*tensors: Tensor) -> Tensor:
-        rows_P, place_NA = where.rows_P.to(torch.int32), where.place_NA.to(torch.int32)
-        return fp8_routed_experts(*tensors, rows_P, place_NA, where.offsets_E, power_of_two=False)
+        token_of_row_P, row_of_choice_NA = where.token_of_row_P.to(torch.int32), where.row_of_choice_NA.to(torch.int32)
+        return fp8_routed_experts(*tensors, token_of_row_P, row_of_choice_NA, where.offsets_E, power_of_two=False)
 
     assert_alike(whole, apart, (x, share_NA, *weights), g)
 

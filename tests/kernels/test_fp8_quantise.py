@@ -111,11 +111,11 @@ def test_column_tiles_start_anew_at_every_expert(sizes: list[int], power_of_two:
 @pytest.mark.parametrize("sizes", [[5, 0, 130], None], ids=str)
 def test_rows_are_gathered_and_may_be_repeated(sizes: list[int] | None) -> None:
     x = spread(40, 100, torch.float32)
-    rows_P = torch.randint(0, 40, (135,), generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.int32)
+    token_of_row_P = torch.randint(0, 40, (135,), generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.int32)
     offsets_E = None if sizes is None else ends(sizes)
     with poisoned():
-        copies = quantise_activation(x, offsets_E, rows_P, power_of_two=False, rows=False, columns=True)
-    assert_columns(x[rows_P.long()], *copies[2:], False, sizes)
+        copies = quantise_activation(x, offsets_E, token_of_row_P, power_of_two=False, rows=False, columns=True)
+    assert_columns(x[token_of_row_P.long()], *copies[2:], False, sizes)
 
 
 @both_scales
@@ -205,10 +205,10 @@ def test_no_rows() -> None:
 
 
 def test_the_operators_are_ones_that_compile() -> None:
-    x, rows_P = random(5, 20), torch.tensor([4, 4, 0], device=DEVICE, dtype=torch.int32)
+    x, token_of_row_P = random(5, 20), torch.tensor([4, 4, 0], device=DEVICE, dtype=torch.int32)
     how = {"power_of_two": False, "rows": True, "columns": True}
     torch.library.opcheck(quantise_activation, (x, ends([2, 3])), how)
-    torch.library.opcheck(quantise_activation, (x, None, rows_P), how | {"rows": False})
+    torch.library.opcheck(quantise_activation, (x, None, token_of_row_P), how | {"rows": False})
     torch.library.opcheck(quantise_weight, (random(2, 5, 20),), {"power_of_two": True})
     compiled = torch.compile(lambda x: quantise_activation(x, **how), fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(x), quantise_activation(x, **how), strict=True):
@@ -222,7 +222,7 @@ def test_the_operators_are_ones_that_compile() -> None:
         (torch.zeros(8, 2).T, {}, "last axis must be contiguous"),
         (torch.zeros(2, 2, 8), {}, "must have 2 axes"),
         (torch.zeros(2, 8), {"rows": False, "columns": False}, "ask for at least one copy"),
-        (torch.zeros(2, 8), {"rows_P": torch.zeros(2, dtype=torch.int32)}, "before they are gathered"),
+        (torch.zeros(2, 8), {"token_of_row_P": torch.zeros(2, dtype=torch.int32)}, "before they are gathered"),
         (torch.zeros(2, 8), {"offsets_E": torch.tensor([2])}, "int64; it must be one of torch.int32"),
         (torch.zeros(2, 8), {"offsets_E": torch.zeros(0, dtype=torch.int32)}, "pass None for one matrix"),
     ],

@@ -84,10 +84,12 @@ def test_product(sizes: tuple[int, ...], gathered: bool, transposed: bool, dtype
     n_pairs, o, i = sum(sizes), 72, 40
     weight = random(len(sizes), o, i, dtype=dtype, seed=1)
     x = random(50 if gathered else n_pairs, o if transposed else i, dtype=dtype)
-    rows_P = rows(n_pairs, 50) if gathered else None
+    token_of_row_P = rows(n_pairs, 50) if gathered else None
     with poisoned():
-        y = grouped_product(x, weight, ends(sizes), rows_P, transposed)
-    expected = product(x if rows_P is None else x[rows_P.long()], weight.mT if transposed else weight, sizes)
+        y = grouped_product(x, weight, ends(sizes), token_of_row_P, transposed)
+    expected = product(
+        x if token_of_row_P is None else x[token_of_row_P.long()], weight.mT if transposed else weight, sizes
+    )
     assert y.dtype == dtype
     assert_close(y, expected, dtype)
 
@@ -162,13 +164,13 @@ def test_tiles_of_another_shape_give_the_same(gathered: bool) -> None:
     sizes = (1, 63, 0, 129, 5, 0, 0, 30, 33)
     n_pairs = sum(sizes)
     x, weight = random(60 if gathered else n_pairs, 24), random(len(sizes), 40, 24, seed=1)
-    rows_P = rows(n_pairs, 60) if gathered else None
-    wide = x if rows_P is None else x[rows_P.long()]
+    token_of_row_P = rows(n_pairs, 60) if gathered else None
+    wide = x if token_of_row_P is None else x[token_of_row_P.long()]
     with forced("gathered_product" if gathered else "grouped_product", SMALL), poisoned():
-        y = grouped_product(x, weight, ends(sizes), rows_P)
+        y = grouped_product(x, weight, ends(sizes), token_of_row_P)
     assert_close(y, product(wide, weight, sizes), torch.float32)
     with forced("gathered_weight_gradient" if gathered else "grouped_weight_gradient", SMALL), poisoned():
-        dw = grouped_weight_gradient(y, x, ends(sizes), x_rows_P=rows_P)
+        dw = grouped_weight_gradient(y, x, ends(sizes), x_rows_P=token_of_row_P)
     expected = torch.stack([y[at].double().T @ wide[at].double() for at in experts(sizes)])
     assert_close(dw, expected, torch.float32)
 
@@ -186,29 +188,29 @@ def test_an_expert_does_not_see_what_is_not_finite_in_its_neighbours() -> None:
 def test_hidden_rows_do_not_depend_on_what_is_kept() -> None:
     sizes, tokens = (30, 0, 40), 20
     x, gate_up = random(tokens, 16), random(3, 80, 16, seed=1)
-    rows_P = rows(70, tokens)
+    token_of_row_P = rows(70, tokens)
     with poisoned():
-        h, kept = grouped_swiglu_op(x, gate_up, ends(sizes), rows_P, True)
-        again, nothing = grouped_swiglu_op(x, gate_up, ends(sizes), rows_P, False)
+        h, kept = grouped_swiglu_op(x, gate_up, ends(sizes), token_of_row_P, True)
+        again, nothing = grouped_swiglu_op(x, gate_up, ends(sizes), token_of_row_P, False)
     assert torch.equal(h, again)
     assert not nothing.numel()
-    assert_close(kept, product(x[rows_P.long()], gate_up, sizes), torch.float32)
-    gate, up = product(x[rows_P.long()], gate_up, sizes).chunk(2, dim=-1)
+    assert_close(kept, product(x[token_of_row_P.long()], gate_up, sizes), torch.float32)
+    gate, up = product(x[token_of_row_P.long()], gate_up, sizes).chunk(2, dim=-1)
     assert_close(h, F.silu(gate) * up, torch.float32)
 
 
 def test_rows_beyond_the_last_expert_are_not_written() -> None:
     offsets, n_pairs = ends((3, 0, 57)), 70
     x, weight, down = random(n_pairs, 16), random(3, 48, 16, seed=1), random(3, 16, 24, seed=2)
-    rows_P, pair = rows(n_pairs, n_pairs), random(n_pairs, seed=3)
+    token_of_row_P, pair = rows(n_pairs, n_pairs), random(n_pairs, seed=3)
     with poisoned():
-        h, gate_up = grouped_swiglu_op(x, weight, offsets, rows_P, True)
+        h, gate_up = grouped_swiglu_op(x, weight, offsets, token_of_row_P, True)
         outputs = [
             grouped_product(x, weight, offsets),
-            grouped_product(x, weight, offsets, rows_P),
+            grouped_product(x, weight, offsets, token_of_row_P),
             h,
             gate_up,
-            *grouped_swiglu_backward_op(x, down, offsets, rows_P, gate_up, pair),
+            *grouped_swiglu_backward_op(x, down, offsets, token_of_row_P, gate_up, pair),
         ]
     for y in outputs:
         assert y[:60].isfinite().all()
@@ -233,15 +235,15 @@ def test_only_what_is_asked_for() -> None:
 
 
 def test_the_operators_are_some_that_compile() -> None:
-    offsets, rows_P = ends((3, 0, 4)), rows(7, 5)
+    offsets, token_of_row_P = ends((3, 0, 4)), rows(7, 5)
     x, weight = random(7, 8).requires_grad_(), random(3, 16, 8, seed=1).requires_grad_()
     torch.library.opcheck(grouped_linear_op, (x, weight, offsets))
     few, kept, pair = random(5, 8), random(7, 16, seed=3), random(7, seed=2)
-    torch.library.opcheck(grouped_product_op, (few, weight.detach(), offsets, rows_P, False))
-    torch.library.opcheck(grouped_swiglu_op, (few, weight.detach(), offsets, rows_P, True))
+    torch.library.opcheck(grouped_product_op, (few, weight.detach(), offsets, token_of_row_P, False))
+    torch.library.opcheck(grouped_swiglu_op, (few, weight.detach(), offsets, token_of_row_P, True))
     down = random(3, 8, 8, seed=4)
-    torch.library.opcheck(grouped_swiglu_backward_op, (few, down, offsets, rows_P, kept, pair))
-    torch.library.opcheck(grouped_weight_gradient_op, (few, kept, offsets, rows_P, None, torch.float32))
+    torch.library.opcheck(grouped_swiglu_backward_op, (few, down, offsets, token_of_row_P, kept, pair))
+    torch.library.opcheck(grouped_weight_gradient_op, (few, kept, offsets, token_of_row_P, None, torch.float32))
     assert_compiles(lambda a, b: grouped_linear(a, b, offsets), x, weight)
 
 
@@ -284,7 +286,7 @@ def test_what_is_refused_of_gradients() -> None:
         (lambda: grouped_weight_gradient(g, x, offsets, dtype=torch.bfloat16), "asked for in torch.bfloat16"),
         (lambda: grouped_weight_gradient(g, x[:3], offsets), r"shape \(3, 8\); it must be \(4, 8\)"),
         (lambda: grouped_weight_gradient(g, x, offsets, x_rows_P=rows(3, 4)), r"shape \(3,\); it must be \(4,\)"),
-        (lambda: grouped_product(x, random(2, 8, 8), offsets, rows(3, 4).long()), "rows_P is torch.int64"),
+        (lambda: grouped_product(x, random(2, 8, 8), offsets, rows(3, 4).long()), "token_of_row_P is torch.int64"),
     ):
         with pytest.raises(ValueError, match=sentence):
             refused()

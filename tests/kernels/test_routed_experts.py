@@ -19,12 +19,16 @@ Plan = tuple[Tensor, Tensor, Tensor]
 
 
 def routed(n: int, n_activated: int, n_experts: int, only: tuple[int, ...] = ()) -> Plan:
-    """rows_P, place_NA and offsets_E of a random choice of different experts; among `only`, where it is not empty."""
+    """token_of_row_P, row_of_choice_NA and offsets_E of a random choice of different experts; among `only`, where it is not empty."""
     among = torch.tensor(only or range(n_experts))
     scores = torch.rand(n, len(among), generator=torch.Generator().manual_seed(n))
     expert_NA = among[scores.topk(n_activated).indices]
     where = place(expert_NA, torch.bincount(expert_NA.flatten(), minlength=n_experts)[None])
-    return where.rows_P.to(DEVICE, torch.int32), where.place_NA.to(DEVICE, torch.int32), where.offsets_E.to(DEVICE)
+    return (
+        where.token_of_row_P.to(DEVICE, torch.int32),
+        where.row_of_choice_NA.to(DEVICE, torch.int32),
+        where.offsets_E.to(DEVICE),
+    )
 
 
 def inputs(n: int, a: int, e: int, d: int, f: int, dtype: torch.dtype) -> list[Tensor]:
@@ -37,13 +41,14 @@ def inputs(n: int, a: int, e: int, d: int, f: int, dtype: torch.dtype) -> list[T
 
 
 def expected(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, plan: Plan) -> Tensor:
-    rows_P, place_NA, offsets_E = (t.long() for t in plan)
+    token_of_row_P, row_of_choice_NA, offsets_E = (t.long() for t in plan)
     hidden = [
-        F.silu(x[rows_P[start:end]] @ gate_up[e].chunk(2)[0].T) * (x[rows_P[start:end]] @ gate_up[e].chunk(2)[1].T)
+        F.silu(x[token_of_row_P[start:end]] @ gate_up[e].chunk(2)[0].T)
+        * (x[token_of_row_P[start:end]] @ gate_up[e].chunk(2)[1].T)
         for e, (start, end) in enumerate(pairwise([0, *offsets_E.tolist()]))
     ]
     y_PD = torch.cat([h @ w.T for h, w in zip(hidden, down, strict=True)])
-    return (y_PD[place_NA] * weight[..., None]).sum(1)
+    return (y_PD[row_of_choice_NA] * weight[..., None]).sum(1)
 
 
 def check(operands: list[Tensor], plan: Plan, g: Tensor, dtype: torch.dtype) -> None:
@@ -143,15 +148,39 @@ def test_the_same_from_run_to_run() -> None:
 
 def test_what_is_refused() -> None:
     x, weight, gate_up, down = inputs(9, 2, 4, 16, 8, torch.float32)
-    rows_P, place_NA, offsets_E = routed(9, 2, 4)
+    token_of_row_P, row_of_choice_NA, offsets_E = routed(9, 2, 4)
     for operands, plan, sentence in (
-        ((x[:8], weight, gate_up, down), (rows_P, place_NA, offsets_E), r"x has shape \(8, 16\)"),
-        ((x, weight[:, :1], gate_up, down), (rows_P, place_NA, offsets_E), r"weights of the choices.*\(9, 1\)"),
-        ((x, weight, gate_up[:, :8], down), (rows_P, place_NA, offsets_E), r"down matrices.*must be \(4, 16, 4\)"),
-        ((x, weight, gate_up, down), (rows_P[1:], place_NA, offsets_E), r"rows_P has shape \(17,\)"),
-        ((x, weight, gate_up, down), (rows_P.long(), place_NA, offsets_E), "rows_P is torch.int64"),
-        ((x.bfloat16(), weight, gate_up, down), (rows_P, place_NA, offsets_E), "float32.*must be one of"),
-        ((x, weight.bfloat16(), gate_up, down), (rows_P, place_NA, offsets_E), "weights of the choices is|are"),
+        ((x[:8], weight, gate_up, down), (token_of_row_P, row_of_choice_NA, offsets_E), r"x has shape \(8, 16\)"),
+        (
+            (x, weight[:, :1], gate_up, down),
+            (token_of_row_P, row_of_choice_NA, offsets_E),
+            r"weights of the choices.*\(9, 1\)",
+        ),
+        (
+            (x, weight, gate_up[:, :8], down),
+            (token_of_row_P, row_of_choice_NA, offsets_E),
+            r"down matrices.*must be \(4, 16, 4\)",
+        ),
+        (
+            (x, weight, gate_up, down),
+            (token_of_row_P[1:], row_of_choice_NA, offsets_E),
+            r"token_of_row_P has shape \(17,\)",
+        ),
+        (
+            (x, weight, gate_up, down),
+            (token_of_row_P.long(), row_of_choice_NA, offsets_E),
+            "token_of_row_P is torch.int64",
+        ),
+        (
+            (x.bfloat16(), weight, gate_up, down),
+            (token_of_row_P, row_of_choice_NA, offsets_E),
+            "float32.*must be one of",
+        ),
+        (
+            (x, weight.bfloat16(), gate_up, down),
+            (token_of_row_P, row_of_choice_NA, offsets_E),
+            "weights of the choices is|are",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             routed_experts(*operands, *plan)

@@ -95,8 +95,8 @@ def check_numbers(node: RoutedExperts, logits_NE: Tensor, bias_E: Tensor | None,
 def check_placement(found: Routed) -> None:
     where = place(found.expert_NA.long(), found.counts_BE)
     assert torch.equal(found.offsets_E, where.offsets_E)
-    assert torch.equal(found.rows_P, where.rows_P)
-    assert torch.equal(found.place_NA, where.place_NA)
+    assert torch.equal(found.token_of_row_P, where.token_of_row_P)
+    assert torch.equal(found.row_of_choice_NA, where.row_of_choice_NA)
     dtypes = [x.dtype for x in found]
     assert dtypes == [torch.int32, torch.float32, torch.int64, torch.float32, torch.int32, torch.int32, torch.int32]
 
@@ -188,7 +188,7 @@ def test_all_tokens_to_one_set_of_experts() -> None:
     logits_NE[:, [3, 17]] = torch.tensor([5.0, 4.0], device=DEVICE)
     found = routed(node_of(40, 1, 1, 2), logits_NE, None, 1)
     assert found.counts_BE[0, [3, 17]].tolist() == [70, 70]
-    assert found.rows_P.tolist() == [*range(70), *range(70)]
+    assert found.token_of_row_P.tolist() == [*range(70), *range(70)]
     check_placement(found)
 
 
@@ -222,7 +222,9 @@ def test_no_tokens() -> None:
     found = routed(node_of(8, 1, 1, 2), random(0, 8), None, 1)
     assert found.offsets_E.tolist() == [0] * 8
     assert found.counts_BE.tolist() == [[0] * 8]
-    assert [x.shape[0] for x in (found.expert_NA, found.weight_NA, found.rows_P, found.place_NA)] == [0] * 4
+    assert [x.shape[0] for x in (found.expert_NA, found.weight_NA, found.token_of_row_P, found.row_of_choice_NA)] == [
+        0
+    ] * 4
 
 
 def test_the_operators_are_ones_that_compile() -> None:
@@ -237,7 +239,7 @@ def test_the_operators_are_ones_that_compile() -> None:
 
     def loss(logits: Tensor) -> Tensor:
         found = routed(node_of(8, 2, 1, 2), logits, bias_E, 2)
-        y_N = (found.weight_NA * found.place_NA).sum(1) + found.rows_P[:10] + found.offsets_E.sum()
+        y_N = (found.weight_NA * found.row_of_choice_NA).sum(1) + found.token_of_row_P[:10] + found.offsets_E.sum()
         return y_N.sum() + (found.affinity_BE * found.counts_BE).sum()
 
     assert_compiles(loss, logits_NE)

@@ -30,7 +30,7 @@ def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., 
         for window in held_out.windows_WT1:
             prediction = model.predict(window[None, :-1])
             logp = torch.log_softmax(model.head(prediction.hidden_BTD)[0].double(), -1)
-            drafts = model.head(prediction.ahead.hidden_BTD[0])[0].argmax(-1)
+            drafts = model.head(prediction.future.hidden_BTD[0])[0].argmax(-1)
             for position in range(32):
                 nats -= float(logp[position, window[position + 1]])
                 n_bytes += int(lengths[window[position + 1]])

@@ -62,8 +62,8 @@ class GroupedLinear(nn.Module):
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
             x_ND, gate_up, down_weight = autocast(x_ND, self.weight, down.weight)
-            rows_P, place_NA, offsets_E = plan
-            return routed_experts(x_ND, weight_NA, gate_up, down_weight, rows_P, place_NA, offsets_E)
+            token_of_row_P, row_of_choice_NA, offsets_E = plan
+            return routed_experts(x_ND, weight_NA, gate_up, down_weight, token_of_row_P, row_of_choice_NA, offsets_E)
 
         return whole
 
@@ -321,9 +321,9 @@ class Fp8GroupedLinear(nn.Module):
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
             (x_ND,) = autocast(x_ND)
-            rows_P, place_NA, offsets_E = plan
+            token_of_row_P, row_of_choice_NA, offsets_E = plan
             return fp8_routed_experts(
-                x_ND, weight_NA, self.weight, down.weight, rows_P, place_NA, offsets_E,
+                x_ND, weight_NA, self.weight, down.weight, token_of_row_P, row_of_choice_NA, offsets_E,
                 power_of_two=self.recipe.power_of_two_scales,
             )  # fmt: skip
 

@@ -93,20 +93,20 @@ class Router(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class Permutation:
     """Where the P = N A (token, choice) pairs stand when sorted by expert, equal experts in token order."""
 
-    rows_P: Tensor  # token of each sorted row
-    place_NA: Tensor  # sorted row of each choice
+    token_of_row_P: Tensor  # token of each sorted row
+    row_of_choice_NA: Tensor  # sorted row of each choice
     offsets_E: Tensor  # int32, ends of the experts' rows
 
 
-def place(expert_NA: Tensor, counts_BE: Tensor) -> Placement:
+def place(expert_NA: Tensor, counts_BE: Tensor) -> Permutation:
     """The placement of a choice of experts, by torch's sort."""
     order_P = expert_NA.flatten().argsort(stable=True)
     place_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(order_P.numel(), device=order_P.device))
     offsets_E = counts_BE.sum(0).cumsum(0).to(torch.int32)
-    return Placement(order_P // expert_NA.shape[1], place_P.view_as(expert_NA), offsets_E)
+    return Permutation(order_P // expert_NA.shape[1], place_P.view_as(expert_NA), offsets_E)
 
 
 class Experts(nn.Module):
@@ -119,14 +119,14 @@ class Experts(nn.Module):
         self.gate_up = context.linear.grouped(n, context.dim, 2 * hidden)
         self.down = context.linear.grouped(n, hidden, context.dim)
 
-    def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Placement) -> Tensor:
+    def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Permutation) -> Tensor:
         if self.backend == "triton" and (whole := self.gate_up.experts(self.down)):
-            return whole(x_ND, weight_NA, where.rows_P, where.place_NA, where.offsets_E)
-        gate, up = self.gate_up(x_ND[where.rows_P], where.offsets_E).chunk(2, dim=-1)
+            return whole(x_ND, weight_NA, where.token_of_row_P, where.row_of_choice_NA, where.offsets_E)
+        gate, up = self.gate_up(x_ND[where.token_of_row_P], where.offsets_E).chunk(2, dim=-1)
         y_PD = self.down(F.silu(gate) * up, where.offsets_E)
         if self.backend == "triton":
-            return combine(y_PD, weight_NA, where.place_NA)
-        return (y_PD[where.place_NA] * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
+            return combine(y_PD, weight_NA, where.row_of_choice_NA)
+        return (y_PD[where.row_of_choice_NA] * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
 
 
 class RoutedExperts(nn.Module):
@@ -148,7 +148,7 @@ class RoutedExperts(nn.Module):
         y_BTD = self.experts(x_BTD.flatten(0, 1), weight_NA, where).view_as(x_BTD)
         return (y_BTD if self.shared is None else y_BTD + self.shared(shared)[0]), routing
 
-    def _launched(self, x_BTD: Tensor) -> tuple[Placement, Tensor, Routing]:
+    def _launched(self, x_BTD: Tensor) -> tuple[Permutation, Tensor, Routing]:
         """Routing and placement by their kernels."""
         from ablate.components.moe.kernel import route
 
@@ -164,13 +164,13 @@ class RoutedExperts(nn.Module):
             n_sequences=x_BTD.shape[0],
         )
         routing = Routing(router, routed.counts_BE, routed.affinity_BE, node.n_activated_experts)
-        return Placement(routed.rows_P, routed.place_NA, routed.offsets_E), routed.weight_NA, routing
+        return Permutation(routed.token_of_row_P, routed.row_of_choice_NA, routed.offsets_E), routed.weight_NA, routing
 
 
-def combine(y_PD: Tensor, weight_NA: Tensor, place_NA: Tensor) -> Tensor:
+def combine(y_PD: Tensor, weight_NA: Tensor, row_of_choice_NA: Tensor) -> Tensor:
     from ablate.kernels.combine import combine as kernel
 
-    return kernel(y_PD, weight_NA, place_NA)
+    return kernel(y_PD, weight_NA, row_of_choice_NA)
 
 
 def _counts(expert_BX: Tensor, n_experts: int) -> Tensor:

@@ -15,7 +15,7 @@ from ablate.spec.nodes import BuildContext
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class FutureTokens:
     """Predictions beyond the next token. `hidden_BTD[k - 1]`, (B, T - k, D), predicts the token k + 1 ahead."""
 
     hidden_BTD: list[Tensor] = field(default_factory=list)
@@ -28,8 +28,8 @@ class NextToken(nn.Module):
     def loss_weight(self, progress: float) -> float:
         return 0.0
 
-    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
-        return Ahead()
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+        return FutureTokens()
 
 
 class MultiTokenModule(nn.Module):
@@ -65,12 +65,12 @@ class MultiToken(nn.Module):
     def loss_weight(self, progress: float) -> float:
         return self.node.loss_weight(progress)
 
-    def loss(self, ahead: Ahead, targets_BT: Tensor, head: Any) -> Tensor:
+    def loss(self, future: FutureTokens, targets_BT: Tensor, head: Any) -> Tensor:
         """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens.
 
         `head`: the main model's, with its `cross_entropy`.
         """
-        losses = [head.cross_entropy(hidden, targets_BT[:, k:]) for k, hidden in enumerate(ahead.hidden_BTD, start=1)]
+        losses = [head.cross_entropy(hidden, targets_BT[:, k:]) for k, hidden in enumerate(future.hidden_BTD, start=1)]
         return torch.stack(losses).mean()
 
 
@@ -83,15 +83,15 @@ class SequentialModules(MultiToken):
 
     joins_embedding = True
 
-    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
-        ahead, hidden = Ahead(), trunk_BTD
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+        future, hidden = FutureTokens(), trunk_BTD
         for k, module in enumerate(self.layers, start=1):
             length = trunk_BTD.shape[1] - k
             joined = module.join(hidden[:, :length], embedded_BTD[:, k:])
             hidden, routing = module.block(joined, rotation.positions(0, length))
-            ahead.hidden_BTD.append(module.norm(hidden))
-            ahead.routing.append(routing)
-        return ahead
+            future.hidden_BTD.append(module.norm(hidden))
+            future.routing.append(routing)
+        return future
 
 
 class ParallelHeads(MultiToken):
@@ -99,11 +99,11 @@ class ParallelHeads(MultiToken):
 
     joins_embedding = False
 
-    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Ahead:
-        ahead = Ahead()
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+        future = FutureTokens()
         for k, module in enumerate(self.layers, start=1):
             length = trunk_BTD.shape[1] - k
             hidden, routing = module.block(trunk_BTD[:, :length], rotation.positions(0, length))
-            ahead.hidden_BTD.append(module.norm(hidden))
-            ahead.routing.append(routing)
-        return ahead
+            future.hidden_BTD.append(module.norm(hidden))
+            future.routing.append(routing)
+        return future

@@ -140,32 +140,32 @@ def fp8_feed_forward(x_NI: Tensor, gate_up_XI: Tensor, down_OF: Tensor, *, power
 
 @operator("fp8_routed_experts")
 def fp8_routed_experts_op(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, rows_P: Tensor, place_NA: Tensor,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
     offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     how: dict[str, Any] = {"power_of_two": power_of_two}
     x_ND, gate_up_EXD, down_EDF = (rows_contiguous(t) for t in (x_ND, gate_up_EXD, down_EDF))
     x, x_scales, *_ = quantise_activation(x_ND, **how, rows=True, columns=False)
     first, first_EDX, first_scales = quantise_weight(gate_up_EXD, **how)
-    gate_up_PX = grouped.grouped_product(x, x_scales, first, first_scales, offsets_E, rows_P, x_ND.dtype)
+    gate_up_PX = grouped.grouped_product(x, x_scales, first, first_scales, offsets_E, token_of_row_P, x_ND.dtype)
     h, h_scales, *h_columns = swiglu_quantise(gate_up_PX, offsets_E, **how, rows=True, columns=keep)
     second, second_EFD, second_scales = quantise_weight(down_EDF, **how)
     y_PD = grouped.grouped_product(h, h_scales, second, second_scales, offsets_E, None, x_ND.dtype)
-    y_ND = combine_op(y_PD, weight_NA, place_NA)
+    y_ND = combine_op(y_PD, weight_NA, row_of_choice_NA)
     if not keep:
         return [y_ND, *_nothing(x_ND, N_KEPT + 1)]
     # The tiles along tokens are those of the sorted rows, so this copy is made behind the gather.
-    *_, x_DS, x_column_scales = quantise_activation(x_ND, offsets_E, rows_P, **how, rows=False, columns=True)
+    *_, x_DS, x_column_scales = quantise_activation(x_ND, offsets_E, token_of_row_P, **how, rows=False, columns=True)
     kept = [gate_up_PX, x_DS, x_column_scales, *h_columns, first_EDX, first_scales, second_EFD, second_scales]
     return [y_ND, *kept, y_PD]
 
 
 @fp8_routed_experts_op.register_fake
 def _(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, rows_P: Tensor, place_NA: Tensor,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
     offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
-    y_ND, p = x_ND.new_empty(x_ND.shape), rows_P.shape[0]
+    y_ND, p = x_ND.new_empty(x_ND.shape), token_of_row_P.shape[0]
     if not keep:
         return [y_ND, *_nothing(x_ND, N_KEPT + 1)]
     kept = _new_kept(x_ND, gate_up_EXD, down_EDF, p, offsets_E.shape[0])
@@ -174,25 +174,25 @@ def _(
 
 @operator("fp8_routed_experts_backward")
 def fp8_routed_experts_backward_op(
-    g_ND: Tensor, kept: list[Tensor], weight_NA: Tensor, place_NA: Tensor, offsets_E: Tensor,
+    g_ND: Tensor, kept: list[Tensor], weight_NA: Tensor, row_of_choice_NA: Tensor, offsets_E: Tensor,
     dtype: torch.dtype, power_of_two: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the input, the routing weights and both weights; `dtype`: that of the latter."""
     gate_up_PX, x_DS, x_scales, h_FS, h_scales, first_EDX, first_scales, second_EFD, second_scales, y_PD = kept
     how: dict[str, Any] = {"power_of_two": power_of_two, "rows": True, "columns": True}
-    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, place_NA, rows_contiguous(g_ND))
+    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, row_of_choice_NA, rows_contiguous(g_ND))
     g, g_scales, g_DS, g_column_scales = quantise_activation(dy_PD, offsets_E, **how)
     dh_PF = grouped.grouped_product(g, g_scales, second_EFD, second_scales.mT, offsets_E, None, g_ND.dtype)
     d_second = grouped.grouped_weight_gradient(g_DS, g_column_scales, h_FS, h_scales, offsets_E, dtype)
     d, d_scales, d_XS, d_column_scales, _ = swiglu_backward_quantise(gate_up_PX, dh_PF, offsets_E, **how)
     dx_PD = grouped.grouped_product(d, d_scales, first_EDX, first_scales.mT, offsets_E, None, g_ND.dtype)
     d_first = grouped.grouped_weight_gradient(d_XS, d_column_scales, x_DS, x_scales, offsets_E, dtype)
-    return combine_op(dx_PD, None, place_NA), dweight_NA, d_first, d_second
+    return combine_op(dx_PD, None, row_of_choice_NA), dweight_NA, d_first, d_second
 
 
 @fp8_routed_experts_backward_op.register_fake
 def _(
-    g_ND: Tensor, kept: list[Tensor], weight_NA: Tensor, place_NA: Tensor, offsets_E: Tensor,
+    g_ND: Tensor, kept: list[Tensor], weight_NA: Tensor, row_of_choice_NA: Tensor, offsets_E: Tensor,
     dtype: torch.dtype, power_of_two: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     (e, d, x), f = kept[5].shape, kept[7].shape[1]
@@ -208,9 +208,9 @@ def _keep_routed(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> Non
 
 
 def _backward_routed(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    *kept, weight_NA, place_NA, offsets_E = ctx.saved_tensors
+    *kept, weight_NA, row_of_choice_NA, offsets_E = ctx.saved_tensors
     found = fp8_routed_experts_backward_op(
-        gradients[0], kept, weight_NA, place_NA, offsets_E, ctx.dtype, ctx.power_of_two
+        gradients[0], kept, weight_NA, row_of_choice_NA, offsets_E, ctx.dtype, ctx.power_of_two
     )
     needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad[:4], strict=True)]
     return *needed, None, None, None, None, None
@@ -220,16 +220,16 @@ fp8_routed_experts_op.register_autograd(_backward_routed, setup_context=_keep_ro
 
 
 def fp8_routed_experts(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, rows_P: Tensor, place_NA: Tensor,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
     offsets_E: Tensor, *, power_of_two: bool,
 ) -> Tensor:  # fmt: skip
     """sum_a weight[n, a] down_e(silu(gate_e x) * up_e x), all maps in E4M3 (arXiv:2412.19437, eq. 12, section 3.3).
 
-    x: (N, D), float32 or bfloat16; weight: (N, A) float32; gate_up: (E, 2F, D); down: (E, D, F). rows_P: int32, token
-    of each of the P = N A rows sorted by expert; place_NA: int32, sorted row of each choice; offsets_E: int32 ends of
+    x: (N, D), float32 or bfloat16; weight: (N, A) float32; gate_up: (E, 2F, D); down: (E, D, F). token_of_row_P: int32, token
+    of each of the P = N A rows sorted by expert; row_of_choice_NA: int32, sorted row of each choice; offsets_E: int32 ends of
     the experts' rows. -> (N, D) in the dtype of x. Raises ValueError for other shapes, dtypes or strides.
     """
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, weight_NA, gate_up_EXD, down_EDF))
     return fp8_routed_experts_op(
-        x_ND, weight_NA, gate_up_EXD, down_EDF, rows_P, place_NA, offsets_E, power_of_two, keep
+        x_ND, weight_NA, gate_up_EXD, down_EDF, token_of_row_P, row_of_choice_NA, offsets_E, power_of_two, keep
     )[0]

@@ -132,29 +132,29 @@ def grouped_product(
     w_EOK: Tensor,
     w_scales_EOK: Tensor,
     offsets_E: Tensor,
-    rows_P: Tensor | None,
+    token_of_row_P: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """y[p] = a[p] w[e]^T, or of a[rows_P[p]], for the expert e whose rows p is among. -> y_PO, float32 or bfloat16.
+    """y[p] = a[p] w[e]^T, or of a[token_of_row_P[p]], for the expert e whose rows p is among. -> y_PO, float32 or bfloat16.
 
     a in tiles of 1 x 128, weights in tiles of 128 x 128; the input gradient takes values_EIO and scales_EOI.mT.
-    offsets_E: int32 (E,), ends of the experts' rows; the last is the number of rows. rows_P: int32 (P,) or None.
+    offsets_E: int32 (E,), ends of the experts' rows; the last is the number of rows. token_of_row_P: int32 (P,) or None.
     Raises ValueError for other dtypes, shapes, strides or alignments than those of layout.py.
     """
     (n, k), (e, o, _) = a_NK.shape, w_EOK.shape
-    _check_grouped(a_NK, a_scales_KN, w_EOK, w_scales_EOK, offsets_E, rows_P, dtype)
-    p = n if rows_P is None else rows_P.shape[0]
+    _check_grouped(a_NK, a_scales_KN, w_EOK, w_scales_EOK, offsets_E, token_of_row_P, dtype)
+    p = n if token_of_row_P is None else token_of_row_P.shape[0]
     y_PO = a_NK.new_empty(p, o, dtype=dtype)
     if not y_PO.numel():
         return y_PO
-    kernel = "fp8_grouped_product" if rows_P is None else "fp8_gathered_product"
+    kernel = "fp8_grouped_product" if token_of_row_P is None else "fp8_gathered_product"
     chosen = choose(TABLE, kernel, a_NK, ROWS=p // e, N=o, K=k)
     block_m, block_n = chosen.blocks["BLOCK_M"], chosen.blocks["BLOCK_N"]
     # Of E experts with P rows, min(E, P) have any, and each of these at most one tile that is not full.
     tiles = (p // block_m + min(e, p)) * ceil_div(o, block_n)
     launch(
         fp8_grouped_product_kernel, (min(tiles, chosen.blocks["PROGRAMS"]),),
-        describe(a_NK, (block_m, layout.TILE)) if rows_P is None else None, None if rows_P is None else a_NK, rows_P,
+        describe(a_NK, (block_m, layout.TILE)) if token_of_row_P is None else None, None if token_of_row_P is None else a_NK, token_of_row_P,
         describe(w_EOK.flatten(0, 1), (block_n, layout.TILE)), a_scales_KN, w_scales_EOK, offsets_E, y_PO, o, k, e,
         a_NK.stride(0), a_scales_KN.stride(0), *w_scales_EOK.stride(), BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def grouped_product(
 
 
 def _check_grouped(
-    a_NK: Tensor, a_scales: Tensor, w_EOK: Tensor, w_scales: Tensor, offsets_E: Tensor, rows_P: Tensor | None,
+    a_NK: Tensor, a_scales: Tensor, w_EOK: Tensor, w_scales: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None,
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
     if a_NK.ndim != 2 or w_EOK.ndim != 3 or a_NK.shape[1] != w_EOK.shape[2] or 0 in w_EOK.shape:
@@ -182,17 +182,17 @@ def _check_grouped(
     if n > 1 and a_scales.stride(1) != 1:
         raise ValueError(f"scales of rows have strides {a_scales.stride()}; the last axis must be contiguous")
     check_offsets(offsets_E, e)
-    if rows_P is not None:
-        check_rows("rows_P", rows_P, (torch.int32,), 1)
+    if token_of_row_P is not None:
+        check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
     check_output(dtype)
 
 
 @grouped_product.register_fake
 def _(
-    a_NK: Tensor, a_scales_KN: Tensor, w_EOK: Tensor, w_scales_EOK: Tensor, offsets_E: Tensor, rows_P: Tensor | None,
+    a_NK: Tensor, a_scales_KN: Tensor, w_EOK: Tensor, w_scales_EOK: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    return a_NK.new_empty((a_NK if rows_P is None else rows_P).shape[0], w_EOK.shape[1], dtype=dtype)
+    return a_NK.new_empty((a_NK if token_of_row_P is None else token_of_row_P).shape[0], w_EOK.shape[1], dtype=dtype)
 
 
 @operator("fp8_grouped_weight_gradient")
@@ -237,9 +237,9 @@ def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration: many rows an expert, and few."""
     for e, n, i, o in ((8, 32768, 7168, 2048), (64, 32768, 2048, 1408), (256, 4096, 2048, 1024)):
         like = torch.empty(n, i, dtype=torch.bfloat16, device="meta")
-        offsets_E, rows_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n))
+        offsets_E, token_of_row_P = (torch.empty(size, dtype=torch.int32, device="meta") for size in (e, n))
         x, g, w = layout.new_rows(like, n, i), layout.new_rows(like, n, o), layout.new_weight(like.new_empty(e, o, i))
-        for rows in (None, rows_P):
+        for rows in (None, token_of_row_P):
             yield grouped_product.launched(
                 x.values_NK, x.scales_KN, w.values_EOI, w.scales_EOI, offsets_E, rows, torch.bfloat16
             )

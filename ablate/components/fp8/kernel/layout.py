@@ -12,7 +12,7 @@ Columns, tiles of 128 x 1, of x (N, K), which is multiplied along its rows (the 
   Of one matrix S = ceil(N/128). Of rows sorted by expert, with offsets_E (int32, ends of the experts' rows), tiles
   start anew at every expert: expert e has ceil(size_e/128) of them, after those of the experts before it. As sizes are
   known only on the device, S = N // 128 + E, which always suffices; tiles at the end that no expert has are unwritten.
-  With rows_P (int32) row p of what is quantised is x[rows_P[p]], and N is the number of these.
+  With token_of_row_P (int32) row p of what is quantised is x[token_of_row_P[p]], and N is the number of these.
 Weights, tiles of 128 x 128, of (E, O, I), or (O, I) without the E of everything:
     values_EOI  E4M3, row stride padded to a multiple of 16
     values_EIO  the same numbers transposed, row stride padded to a multiple of 16

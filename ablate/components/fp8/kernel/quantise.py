@@ -225,7 +225,7 @@ def or_none(wanted: bool, *tensors: Tensor) -> tuple[Tensor | None, ...]:
 def quantise_activation(
     x_NK: Tensor,
     offsets_E: Tensor | None = None,
-    rows_P: Tensor | None = None,
+    token_of_row_P: Tensor | None = None,
     *,
     power_of_two: bool,
     rows: bool,
@@ -234,22 +234,24 @@ def quantise_activation(
     """x in tiles of 1 x 128 (`rows`), of 128 x 1 transposed (`columns`), or both in one read; layouts: layout.py.
 
     x: (N, K), float32 or bfloat16. offsets_E: int32 ends of the experts' rows, where column tiles start anew; every
-    row must lie before the last. rows_P: int32, quantise x[rows_P] instead, columns only.
+    row must lie before the last. token_of_row_P: int32, quantise x[token_of_row_P] instead, columns only.
     -> values_NK, scales_KN, values_KS, scales_SK; empty tensors for what is not asked for.
-    Raises ValueError for other dtypes or strides, no copy, or a row copy with rows_P.
+    Raises ValueError for other dtypes or strides, no copy, or a row copy with token_of_row_P.
     """
     check_rows("what is quantised", x_NK, DTYPES, 2)
     check_copies(rows, columns, offsets_E)
-    if rows_P is not None:
-        check_rows("rows_P", rows_P, (torch.int32,), 1)
+    if token_of_row_P is not None:
+        check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
         if rows:
-            raise ValueError("rows_P is given and rows are asked for; quantise the rows once, before they are gathered")
-    n, k = x_NK.shape[0] if rows_P is None else rows_P.shape[0], x_NK.shape[1]
+            raise ValueError(
+                "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
+            )
+    n, k = x_NK.shape[0] if token_of_row_P is None else token_of_row_P.shape[0], x_NK.shape[1]
     by_row, by_column = outputs(x_NK, n, k, rows=rows, columns=columns, offsets_E=offsets_E)
     chosen = choose(TABLE, "quantise", x_NK, columns=columns, K=k)
     tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
     launch(
-        quantise_activation_kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), x_NK, rows_P,
+        quantise_activation_kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), x_NK, token_of_row_P,
         offsets_E if columns else None, *or_none(rows, by_row.values_NK, by_row.scales_KN),
         *or_none(columns, by_column.values_KS, by_column.scales_SK), n, k, n_experts, x_NK.stride(0),
         by_row.values_NK.stride(0), by_column.values_KS.stride(0),
@@ -262,13 +264,13 @@ def quantise_activation(
 def _(
     x_NK: Tensor,
     offsets_E: Tensor | None = None,
-    rows_P: Tensor | None = None,
+    token_of_row_P: Tensor | None = None,
     *,
     power_of_two: bool,
     rows: bool,
     columns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n = x_NK.shape[0] if rows_P is None else rows_P.shape[0]
+    n = x_NK.shape[0] if token_of_row_P is None else token_of_row_P.shape[0]
     by_row, by_column = outputs(x_NK, n, x_NK.shape[1], rows=rows, columns=columns, offsets_E=offsets_E)
     return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
 
@@ -305,7 +307,7 @@ def example_launches() -> Iterator[Any]:
     """Launches on meta tensors that use every shipped configuration."""
     x_NK = torch.empty(32768, 7168, dtype=torch.bfloat16, device="meta")
     offsets_E = torch.empty(256, dtype=torch.int32, device="meta")
-    rows_P = torch.empty(8 * 4096, dtype=torch.int32, device="meta")
+    token_of_row_P = torch.empty(8 * 4096, dtype=torch.int32, device="meta")
     for power_of_two in (False, True):
         for rows, columns in ((True, False), (False, True), (True, True)):
             yield quantise_activation.launched(x_NK, power_of_two=power_of_two, rows=rows, columns=columns)
@@ -313,7 +315,12 @@ def example_launches() -> Iterator[Any]:
             x_NK, power_of_two=power_of_two, rows=True, columns=True, offsets_E=offsets_E
         )  # fmt: skip
         yield quantise_activation.launched(
-            x_NK, power_of_two=power_of_two, rows=False, columns=True, offsets_E=offsets_E, rows_P=rows_P
+            x_NK,
+            power_of_two=power_of_two,
+            rows=False,
+            columns=True,
+            offsets_E=offsets_E,
+            token_of_row_P=token_of_row_P,
         )
         for dtype in (torch.float32, torch.bfloat16):
             weight = torch.empty(16, 2048, 7168, dtype=dtype, device="meta")

@@ -28,8 +28,8 @@ class Routed(NamedTuple):
     counts_BE: Tensor  # int64: pairs of a sequence that went to each expert
     affinity_BE: Tensor  # float32: mean over a sequence of the affinities, normalised over the experts; differentiable
     offsets_E: Tensor  # int32: ends of the experts' rows
-    rows_P: Tensor  # int32: token of each sorted row
-    place_NA: Tensor  # int32: sorted row of each choice
+    token_of_row_P: Tensor  # int32: token of each sorted row
+    row_of_choice_NA: Tensor  # int32: sorted row of each choice
 
 
 def route(
@@ -53,8 +53,8 @@ def route(
     weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_GE, start_CE = route_op(
         logits_NE, bias_E, n_groups, n_limited_groups, n_group_scores, n_activated, route_scale, n_sequences
     )
-    rows_P, place_NA = place_op(expert_NA, rank_NA, offsets_E, before_GE, start_CE, n_sequences)
-    return Routed(expert_NA, weight_NA, counts_BE, affinity_BE, offsets_E, rows_P, place_NA)
+    token_of_row_P, row_of_choice_NA = place_op(expert_NA, rank_NA, offsets_E, before_GE, start_CE, n_sequences)
+    return Routed(expert_NA, weight_NA, counts_BE, affinity_BE, offsets_E, token_of_row_P, row_of_choice_NA)
 
 
 def example_launches() -> Iterator[Any]:

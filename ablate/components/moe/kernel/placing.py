@@ -36,14 +36,14 @@ def place_op(
 ) -> tuple[Tensor, Tensor]:
     """Token of each sorted row, (P,), and sorted row of each choice, (N, A), from what `route` gave."""
     (n, a), e = expert_NA.shape, offsets_E.shape[0]
-    rows_P, place_NA = _outputs(expert_NA)
+    token_of_row_P, row_of_choice_NA = _outputs(expert_NA)
     chosen = TABLE.choose("place_forward", machine_of(expert_NA.device))
     launch(
         place_forward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), expert_NA, rank_NA, offsets_E, before_GE,
-        start_CE, rows_P, place_NA, n * a, n // n_sequences, partition(n, n_sequences)[0],
+        start_CE, token_of_row_P, row_of_choice_NA, n * a, n // n_sequences, partition(n, n_sequences)[0],
         E=e, A=a, TOKENS=TOKENS, CHUNK=CHUNK, **chosen.options,
     )  # fmt: skip
-    return rows_P, place_NA
+    return token_of_row_P, row_of_choice_NA
 
 
 @place_op.register_fake
