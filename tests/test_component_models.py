@@ -272,9 +272,9 @@ def test_law_10_predictions_ahead_see_nothing_from_their_target_on(model: ModelS
     built, t = with_weights(model), 12
     window = tokens(2, t)
     with torch.no_grad():
-        before = built.predict(window).ahead.hidden_BTD
+        before = built.predict(window).future.hidden_BTD
         for changed in range(2, t):
-            after = built.predict(other_from(window, changed)).ahead.hidden_BTD
+            after = built.predict(other_from(window, changed)).future.hidden_BTD
             for k, (old, new) in enumerate(zip(before, after, strict=True), start=1):
                 safe = max(0, changed - k)
                 torch.testing.assert_close(new[:, :safe], old[:, :safe], rtol=0, atol=1e-5)
@@ -316,7 +316,7 @@ def test_a_state_dict_brings_everything_back(model: ModelSpec) -> None:
     second.load_state_dict(first.state_dict())
     window = tokens(2, 9)
     assert torch.equal(first(window), second(window))
-    for old, new in zip(first.predict(window).ahead.hidden_BTD, second.predict(window).ahead.hidden_BTD, strict=True):
+    for old, new in zip(first.predict(window).future.hidden_BTD, second.predict(window).future.hidden_BTD, strict=True):
         assert torch.equal(old, new)
 
 

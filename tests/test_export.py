@@ -162,7 +162,7 @@ def test_the_module_ahead_computes_what_transformers_does(tmp_path: Path, tokeni
     module = layers.MtpModel.from_pretrained(theirs).eval()
     window = tokens(1, 12)
     with torch.no_grad():
-        expected = ours.predict(window).ahead.hidden_BTD[0]
+        expected = ours.predict(window).future.hidden_BTD[0]
         trunk = theirs.model(window).last_hidden_state
         positions = torch.arange(1, 12)[None]
         got = module.forward_layer(0, trunk[:, :-1], positions, None, input_ids=window[:, 1:])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, require_concrete, spec_of
+from variants import FULL, NANO, for_this_machine, spec_of
 
 from ablate.components.mla.reference import attention, latent_attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
@@ -31,7 +31,7 @@ LATENT = LatentAttention(
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-CONTEXT = replace(build_context(require_concrete(NANO.model)), dim=DIM, norm_eps=EPS)
+CONTEXT = replace(build_context(for_this_machine(NANO.model)), dim=DIM, norm_eps=EPS)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def spec_with(arrangement: Any, depth: int) -> ModelSpec:
 
 
 def ahead_of(model: Transformer, window_BT: Tensor) -> list[Tensor]:
-    return model.predict(window_BT).ahead.hidden_BTD
+    return model.predict(window_BT).future.hidden_BTD
 
 
 def window_of(seed: int = 0) -> Tensor:
@@ -169,7 +169,7 @@ def test_the_weight_follows_its_schedule() -> None:
     assert build(spec_with("sequential", 1), seed=0).objective.loss_weight(0.0) == 0.3
     off = build(spec_of(FULL | {"mtp": "next-token"}).model, seed=0)
     assert off.objective.loss_weight(0.0) == 0
-    assert off.predict(tokens(1, 4)).ahead.hidden_BTD == []
+    assert off.predict(tokens(1, 4)).future.hidden_BTD == []
 
 
 def test_the_masked_end_reaches_neither_router_nor_loss() -> None:
