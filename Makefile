@@ -1,20 +1,28 @@
 # What CI and people run. PYTHON: the interpreter of an environment with the extra `dev`.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check format test demo
+.PHONY: check lint types test validate format demo
 
-check:
+check: lint types test
+
+lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+types:
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+
+test:
+	$(PYTHON) -m pytest -n auto
+
+# Before a release: the coverage simulations and every configuration of every kernel.
+validate:
+	$(PYTHON) -m pytest -n auto -m slow
+	$(PYTHON) benchmarks/attribution_coverage.py
 
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-
-test:
-	$(PYTHON) -m pytest
 
 demo:
 	$(PYTHON) cli.py run --disable mtp --preset nano
