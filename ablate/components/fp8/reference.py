@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ablate.components.fp8.spec import Fp8Linear, StandardLinear
+
 TILE = 128
 
 
@@ -65,3 +67,37 @@ def tensorwise_products(x_NI: Tensor, weight_OI: Tensor, g_NO: Tensor, **scales:
     """The same with one scale a tensor, shared by both products it takes part in."""
     x, w, g = (quantised(t, [t.shape[0]], [t.shape[1]], **scales) for t in (x_NI, weight_OI, g_NO))
     return x @ w.T, g @ w, g.T @ x
+
+
+Products = tuple[Tensor, Tensor, Tensor]  # y, and the gradients of x and of the weight
+
+
+def fp8(node: Fp8Linear, x_NI: Tensor, weight_EOI: Tensor, g_NO: Tensor, sizes: Sequence[int]) -> Products:
+    """One matrix for each segment of rows, by the node's recipe; a whole tensor's scale is that of all segments."""
+    scales = {"power_of_two_scales": node.power_of_two_scales}
+    if node.recipe == "blockwise":
+        parts = zip(x_NI.split(sizes), weight_EOI, g_NO.split(sizes), strict=True)
+        return joined([products(x, w, g, **scales) for x, w, g in parts])
+    x, g = (quantised(t, [t.shape[0]], [t.shape[1]], **scales) for t in (x_NI, g_NO))
+    w = [quantised(matrix, [matrix.shape[0]], [matrix.shape[1]], **scales) for matrix in weight_EOI]
+    return exact(x, torch.stack(w), g, sizes)
+
+
+def standard(node: StandardLinear, x_NI: Tensor, weight_EOI: Tensor, g_NO: Tensor, sizes: Sequence[int]) -> Products:
+    """The same of ordinary products."""
+    return exact(x_NI, weight_EOI, g_NO, sizes)
+
+
+def exact(x_NI: Tensor, weight_EOI: Tensor, g_NO: Tensor, sizes: Sequence[int]) -> Products:
+    """The three products of every segment in float64."""
+    parts = zip(x_NI.double().split(sizes), weight_EOI.double(), g_NO.double().split(sizes), strict=True)
+    return joined([(x @ w.T, g @ w, g.T @ x) for x, w, g in parts])
+
+
+def joined(parts: Sequence[Products]) -> Products:
+    """Rows of the segments behind each other, and the gradients of their matrices stacked."""
+    y, x_gradient, w_gradient = zip(*parts, strict=True)
+    return torch.cat(y), torch.cat(x_gradient), torch.stack(w_gradient)
+
+
+REFERENCES = {"fp8": fp8, "standard": standard}

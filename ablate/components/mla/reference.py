@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ablate.components.mla.spec import LatentAttention
+from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
 from ablate.model.block import Rotation
 
 
@@ -57,3 +57,25 @@ def latent_attention(
         value = kv_head[:, n:]  # eq. 5
         outputs.append(attention(query[None], key[None], value[None], is_causal=True)[0])  # eq. 10
     return torch.cat(outputs, -1) @ weights["output.weight"].T  # eq. 11
+
+
+def grouped_query_attention(
+    node: GroupedQueryAttention, weights: Mapping[str, Tensor], h_TD: Tensor, rotation: Rotation, eps: float
+) -> Tensor:
+    """arXiv:2305.13245 with rotary queries and keys, for one sequence, head by head; it has no norm, so no `eps`."""
+    d, outputs = node.head_dim, []
+
+    def head_of(name: str, head: int) -> Tensor:
+        return h_TD @ weights[f"{name}.weight"][head * d : (head + 1) * d].T
+
+    def rotate(x_TK: Tensor) -> Tensor:
+        return rotation.rotate(x_TK[None, :, None])[0, :, 0]
+
+    for head in range(node.n_heads):
+        group = head * node.n_kv_heads // node.n_heads
+        query, key, value = rotate(head_of("q", head)), rotate(head_of("k", group)), head_of("v", group)
+        outputs.append(attention(query[None], key[None], value[None], is_causal=True)[0])
+    return torch.cat(outputs, -1) @ weights["output.weight"].T
+
+
+REFERENCES = {"mla": latent_attention, "gqa": grouped_query_attention}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.components.moe.spec import RoutedExperts
+from ablate.components.moe.spec import RoutedExperts, SwiGLU, Unbalanced
 
 
 def swiglu(x_D: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -43,3 +44,15 @@ def routed_experts(node: RoutedExperts, weights: Mapping[str, Tensor], x_ND: Ten
             y = y + swiglu(x, weights["shared.gate_up.weight"], weights["shared.down.weight"])
         rows.append(y)
     return torch.stack(rows)
+
+
+def dense(node: SwiGLU, weights: Mapping[str, Tensor], x_ND: Tensor) -> Tensor:
+    """The gated feed-forward (arXiv:2002.05202), token by token. -> (N, D)"""
+    return torch.stack([swiglu(x, weights["gate_up.weight"], weights["down.weight"]) for x in x_ND])
+
+
+def no_balance_loss(node: Unbalanced, layers: Sequence[Any]) -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+REFERENCES = {"moe": routed_experts, "swiglu": dense, "none": no_balance_loss}
