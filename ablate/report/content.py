@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ablate.attribution.study.compare import StudyResult, compare
-from ablate.report import facts, sentences, tables
+from ablate.report.answer import answer
+from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
-from ablate.report.facts import Fact
-from ablate.report.format import clean
-from ablate.report.tables import Table
+from ablate.report.facts import Fact, held_equal, provenance
+from ablate.report.limits import limits
+from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.tables.effects import attribution, effects, interactions, noise
+from ablate.report.tables.metrics import other_metrics, routing
+from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
+from ablate.report.tables.speed import speed, speed_ratios
+from ablate.report.tables.table import Table
 from ablate.runs.store import Store
 
 MAX_STUDY = 20_000  # characters of the study's file that are shown
@@ -68,31 +74,31 @@ def build(folder: Path) -> ReportContent:
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
-        scale=sentences.scale(result),
+        scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=sentences.answer(result),
+        answer=answer(result),
         result=result,
-        variants=tables.variants(result),
-        effects=tables.effects(result),
-        attribution=tables.attribution(result),
-        interactions=tables.interactions(result),
-        noise=tables.noise(result),
-        effect_notes=sentences.effect_notes(result),
-        speed=tables.speed(result),
-        speed_ratios=tables.speed_ratios(result),
-        speed_notes=sentences.speed_notes(result),
-        sizes=tables.sizes(result),
-        routing=tables.routing(result),
-        other_metrics=tables.other_metrics(result),
+        variants=variants(result),
+        effects=effects(result),
+        attribution=attribution(result),
+        interactions=interactions(result),
+        noise=noise(result),
+        effect_notes=tuple(effect_notes(result)),
+        speed=speed(result),
+        speed_ratios=speed_ratios(result),
+        speed_notes=tuple(speed_notes(result)),
+        sizes=sizes(result),
+        routing=routing(result),
+        other_metrics=other_metrics(result),
         curves=lines,
         gaps=gaps(result),
-        curve_table=tables.curve_points(lines),
-        held_equal=facts.held_equal(result),
-        provenance=facts.provenance(result),
-        runs=tables.runs(result),
-        lost_runs=tables.lost_runs(result),
-        limits=sentences.limits(result),
-        warnings=tuple(clean(warning) for warning in (*sentences.unfinished(result), *result.warnings)),
+        curve_table=curve_points(lines),
+        held_equal=held_equal(result),
+        provenance=provenance(result),
+        runs=runs(result),
+        lost_runs=lost_runs(result),
+        limits=tuple(limits(result)),
+        warnings=tuple(clean(warning) for warning in (*unfinished(result), *result.warnings)),
         repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
         study_file=_study_file(store),
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 from ablate.attribution.study.comparability import flatten
 from ablate.attribution.study.compare import StudyResult
-from ablate.report.format import clean, listed, plural, scaled, short
+from ablate.quantities import budget, listed, plural, scaled, short
+from ablate.report.cleaning import clean
+from ablate.report.names import matched
 
 FIRST = ("device", "processor", "n_cores", "n_threads", "system", "python", "commit")  # of the environment
-MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +26,13 @@ def fact(label: object, value: object) -> Fact:
     return Fact(label=clean(label), value=clean(value))
 
 
-def matched(result: StudyResult) -> str:
-    return MATCHED.get(result.plan.match, clean(result.plan.match))
-
-
-def budget(result: StudyResult) -> str:
-    plan = result.plan
-    if plan.match == "flops":
-        return scaled(plan.budget, "FLOP")
-    return f"{scaled(plan.budget)} tokens" if plan.match == "tokens" else f"{short(plan.budget)} s"
-
-
 def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     """What all variants of the study have in common, as planned and as recorded."""
     plan = result.plan
     found = [
-        fact("Matched", f"{matched(result)}: {budget(result)} a run, rounded to whole optimizer steps"),
+        fact(
+            "Matched", f"{matched(result)}: {budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
+        ),
         fact("Design", plan.design),
         fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
         fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate.attribution.study.compare import LOSS, SPEED, VariantResult
+from ablate.attribution.study.compare import LOSS, SPEED
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
+from ablate.quantities import NONE, number, scaled, signed, signed_between, whole
+from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
-from ablate.report.format import NONE, clean, number, scaled, signed, signed_between, whole
-from ablate.report.tables import confidence, further_seeds, kv_bytes, label, peak_memory, ratio
+from ablate.report.names import confidence, emulated, label
+from ablate.report.tables.effects import further_seeds
+from ablate.report.tables.speed import kv_bytes, peak_memory, ratio
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -30,8 +33,8 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
         parts.append(_attribution(content))
     if content.result.comparisons:
         parts.append(_effects(content))
-    notes = [note for note in content.speed_notes if note.startswith("Emulated")]
-    parts += [Text(note, style="dim") for note in notes]
+    if any(map(emulated, content.result.variants)):
+        parts.append(Text(content.speed_notes[0], style="dim"))
     lost = content.lost_runs.rows
     said = "; ".join(f"{row[0]} seed {row[1]} {row[2]}: {row[3]}" for row in lost) if lost else "none"
     parts.append(Text(f"Failed, diverged and missing runs: {said}", style="yellow" if lost else "dim"))
@@ -80,19 +83,15 @@ def _variants(content: ReportContent) -> Table:
             number(loss.mean if loss else None),
             number(loss.high - loss.mean) if loss and loss.high is not None else NONE,
             f"{len(v.finished)}/{len(v.runs)}",
-            whole(speed.median if speed else None) + ("*" if _emulated(v) else ""),
+            whole(speed.median if speed else None) + ("*" if emulated(v) else ""),
             scaled(v.cost.get("training_flops_per_token")),
             peak_memory(v),
             kv_bytes(v),
         )
         table.add_row(*map(Text, cells))
-    if any(map(_emulated, content.result.variants)):
+    if any(map(emulated, content.result.variants)):
         table.caption = Text("* emulated speed", style="dim")
     return table
-
-
-def _emulated(v: VariantResult) -> bool:
-    return "emulated" in v.evidence.get("speed", ())
 
 
 def _effects(content: ReportContent) -> Table:
