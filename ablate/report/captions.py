@@ -1,4 +1,4 @@
-"""What stands under each figure: how it is read, in words that hold for this study."""
+"""What stands beside each figure: how it is read, in words that hold for this study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ablate.report.names import confidence, emulated
 
 
 def captions(content: ReportContent) -> dict[str, str]:
-    """Name of the template's variable -> text."""
+    """The captions by the name that the templates call them."""
     return {
         "effects_caption": _effects(content),
         "curves_caption": _curves(content),

@@ -1,4 +1,4 @@
-"""Everything that a report says, as one value made from a study's folder alone; the renderers only lay it out."""
+"""Everything that a report says, as one value made from a study's folder alone. The renderers only lay it out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_STUDY = 20_000  # characters of the study's file that are shown
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportContent:
-    """A report. Texts are plain: whoever renders them escapes them."""
+    """What a report says. Its texts are plain, and whoever renders them escapes them."""
 
     folder: Path
     question: str
@@ -63,13 +63,8 @@ class ReportContent:
 def build(folder: Path) -> ReportContent:
     """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended."""
     store = Store(folder)
-    plan = _plan(store)
-    result = compare(plan, list(store), store.failures())
-    ended = [run for run in result.runs if run.status in ("finished", "diverged")]
-    if not ended:
-        failed = [run for run in result.runs if run.status == "failed"]
-        why = f"; {len(failed)} failed, the first because {clean(failed[0].reason)}" if failed else ""
-        raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
+    result = compare(_plan(store), list(store), store.failures())
+    _require_an_end(result, folder)
     lines = curves(result)
     return ReportContent(
         folder=folder,
@@ -104,6 +99,14 @@ def build(folder: Path) -> ReportContent:
     )
 
 
+def _require_an_end(result: StudyResult, folder: Path) -> None:
+    if any(run.status in ("finished", "diverged") for run in result.runs):
+        return
+    failed = [run for run in result.runs if run.status == "failed"]
+    why = f"; {len(failed)} failed, the first because {clean(failed[0].reason)}" if failed else ""
+    raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
+
+
 def _plan(store: Store) -> Mapping[str, Any]:
     path = store.plan_file
     if not path.is_file():
@@ -118,6 +121,7 @@ def _plan(store: Store) -> Mapping[str, Any]:
 
 
 def _study_file(store: Store) -> str:
+    """The study's own file without control characters; empty where it is not there, since a report can do without."""
     try:
         text = store.study_file.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -23,7 +23,7 @@ FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
 
 
 def to_json(content: ReportContent) -> dict[str, Any]:
-    """Plain data: numbers as they are, not as they are printed."""
+    """The report as plain data, with numbers as they are and not as they are printed."""
     result, plan = content.result, content.result.plan
     study_keys = ("preset", "preset_title", "design", "match", "budget", "margin_nats", "confidence")
     return {
@@ -106,7 +106,7 @@ def _effect(effect: Effect) -> dict[str, Any]:
 
 
 def _speed(c: Comparison) -> dict[str, Any]:
-    """The ratio of tokens per second, with over without."""
+    """Tokens per second with the component over those without it, as a ratio."""
     found = c.speed
     ratio, low, high = ratios(found)
     return {

@@ -38,7 +38,7 @@ def escape(value: object) -> str:
 
 
 def table(found: Table) -> Markup:
-    """Title, pipe table and note."""
+    """A table as its title in bold, a pipe table, and its note."""
     rule = ["---:" if column.numeric else ":---" for column in found.columns]
     rows = [[escape(column.label) for column in found.columns], rule, *([escape(c) for c in r] for r in found.rows)]
     lines = [f"**{escape(found.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -197,6 +197,18 @@ def test_what_goes_with_a_prerequisite_is_named_as_that(tmp_path):
     assert any("turned off together" in note for note in content.effect_notes)
 
 
+def test_a_further_held_out_set_has_a_row_and_a_column_of_its_own(tmp_path):
+    records = [
+        dataclasses.replace(r, metrics={**r.metrics, "distill_nats_per_token": r.metrics["nats_per_token"] + 1})
+        for r in fake.records()
+    ]
+    content = content_of(tmp_path, records=records)
+    first, second = content.effects.rows
+    assert second == (f"{first[0]} (held-out set: distill)", *first[1:])
+    assert content.variants.columns[4].label == "distill, nats/token"
+    assert content.variants.rows[0][4] == "4.2090"
+
+
 def test_curves_and_gaps_are_over_seeds(tmp_path):
     content = content_of(tmp_path)
     full, off = content.curves

@@ -198,14 +198,22 @@ def test_written_files_are_whole_and_the_same_each_time(tmp_path):
     assert [(other / path.name).read_bytes() for path in paths] == first
 
 
-def test_many_variants_are_all_in_the_tables(tmp_path):
+def test_a_study_without_a_comparison_has_no_empty_table(tmp_path):
+    plan = fake.plan([fake.variant("full", fake.FULL, range(5))])
+    content = build(fake.write_study(tmp_path / "s", plan, fake.records()[:5]))
+    assert all(len(table) > 1 for table in Page(to_html(content)).tables)
+    assert content.noise.title not in to_markdown(content)
+
+
+@pytest.mark.parametrize(("n", "said"), [(7, "1 more is in the table"), (9, "3 more are in the table")])
+def test_many_variants_are_all_in_the_tables(tmp_path, n, said):
     variants, records = [], []
-    for i in range(9):
+    for i in range(n):
         levels = fake.FULL if i == 0 else fake.FULL | {"mtp": f"other-{i}"}
         variants.append(fake.variant(f"v{i}" * 20, levels, range(3)))
         records += [fake.record(f"v{i}" * 20, s, 3.2 + 0.01 * i + 0.002 * ((s * i) % 3), levels) for s in range(3)]
     content = build(fake.write_study(tmp_path / "s", fake.plan(variants, seeds=[0, 1, 2]), records))
     text = to_html(content)
-    assert all(f"v{i}" * 20 in text for i in range(9))
-    assert "3 more are in the table" in text
+    assert all(f"v{i}" * 20 in text for i in range(n))
+    assert said in text
     assert Path(content.folder / "plan.json").exists()
