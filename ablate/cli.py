@@ -135,7 +135,7 @@ def _report(folder: Path, formats: tuple[str, ...], *, json: bool) -> None:
     from ablate.report import text
 
     content = reports.build(folder)
-    paths = reports.write(folder, tuple(form for form in formats if form != "json"))
+    paths = reports.write(content, tuple(form for form in formats if form != "json"))
     Console(stderr=True, highlight=False).print(text.render(content, paths))
     if json:
         _print_json(reports.to_json(content))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ablate.quantities import memory
 from ablate.spec.machine import has_gpu
 
 OPTIONAL = {"pyarrow": "parquet", "datasets": "datasets", "transformers": "transformers"}
@@ -46,7 +47,7 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     if has_gpu() and not facts["cuda"]:
         warnings.append("there is an NVIDIA device, and this torch cannot use it: install the CUDA build of torch")
     if facts["free_bytes"] < 2 * 2**30:
-        warnings.append(f"{facts['free_bytes'] / 2**30:.1f} GiB are free where corpora are cached")
+        warnings.append(f"{memory(facts['free_bytes'])} are free where corpora are cached")
     return warnings
 
 
@@ -59,9 +60,9 @@ def render(facts: Mapping[str, Any]) -> str:
     lines = [
         f"python     {facts['python']} on {facts['system']}",
         f"packages   {versions}",
-        f"processor  {facts['processor']}, {facts['n_cores']} cores, {facts['memory_bytes'] / 2**30:.1f} GiB",
+        f"processor  {facts['processor']}, {facts['n_cores']} cores, {memory(facts['memory_bytes'])}",
         f"device     {facts['device']}",
-        f"cache      {facts['cache']} ({facts['free_bytes'] / 2**30:.0f} GiB free)",
+        f"cache      {facts['cache']} ({memory(facts['free_bytes'])} free)",
         f"extras     missing: {', '.join(missing)}" if missing else "extras     all there",
         *(f"note       {warning}" for warning in facts["warnings"]),
     ]

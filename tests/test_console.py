@@ -8,20 +8,6 @@ from ablate.cli import _number, _pairs
 from ablate.components.listing import card, overview
 from ablate.components.registry import NAMES
 from ablate.doctor import examine, render
-from ablate.sweep.console import duration, quantity
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.4, "0 s"), (45, "45 s"), (320, "5 min 20 s"), (3900, "1 h 05 min"), (3 * 86400, "3 days")],
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-@pytest.mark.parametrize(("value", "said"), [(12, "12"), (12_300, "12.3 k"), (4.62e11, "462 G"), (1.2e24, "1.2 Y")])
-def test_quantities(value: float, said: str) -> None:
-    assert quantity(value) == said
 
 
 @pytest.mark.parametrize(("given", "value"), [("2e12", 2e12), ("300k", 3e5), ("1.5M", 1.5e6), ("60", 60)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GIB = 2**30
+from ablate.quantities import memory, milliseconds, percent, scaled, whole
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -33,8 +33,8 @@ def _heading(document: Mapping[str, Any]) -> list[str]:
         "",
         f"{document['date']}; {packages}, CUDA {document['cuda'] or 'none'}, cuDNN {document['cudnn'] or 'none'}; "
         f"commit {commit}{changed}.",
-        f"Measured ceilings: copy {_rate(ceilings['bytes_per_s'], 'B/s')}, "
-        f"{ceilings['product']['dtype']} product {_rate(ceilings['flops_per_s'], 'FLOP/s')}.",
+        f"Measured ceilings: copy {scaled(ceilings['bytes_per_s'], 'B/s')}, "
+        f"{ceilings['product']['dtype']} product {scaled(ceilings['flops_per_s'], 'FLOP/s')}.",
         "Median seconds with quartiles; share: the seconds that both ceilings allow, over those measured (FP8 may pass "
         "1, as the ceiling is that of the product named). Error: relative, against float64.",
     ]
@@ -58,9 +58,9 @@ def _cases(cases: Sequence[Mapping[str, Any]]) -> list[str]:
             s = row["seconds"]
             name = f"**{row['backend']}**" if s["median"] == fastest and len(measured) > 1 else row["backend"]
             lines.append(
-                f"| {case['name']} | {shape} | {name} | {_ms(s['median'])} | {_ms(s['q1'])}-{_ms(s['q3'])} "
-                f"| {_rate(row.get('flops_per_s'), 'FLOP/s')} | {_rate(row.get('bytes_per_s'), 'B/s')} "
-                f"| {_percent(row.get('share_of_ceiling'))} | {row['relative_error']:.1e} |"
+                f"| {case['name']} | {shape} | {name} | {_time(s)} "
+                f"| {scaled(row.get('flops_per_s'), 'FLOP/s')} | {scaled(row.get('bytes_per_s'), 'B/s')} "
+                f"| {percent(row.get('share_of_ceiling'), 3)} | {row['relative_error']:.1e} |"
             )
     return lines
 
@@ -73,18 +73,17 @@ def _steps(document: Mapping[str, Any]) -> list[str]:
         f"Preset {model['preset']}, sequences of {model['sequence_length']} tokens, {model['dtype']}. MFU: training "
         "FLOPs with exact causal attention, over the measured product's rate, and over the datasheet's of bfloat16.",
         "",
-        "| step | tokens | ms | quartiles | tokens/s | MFU measured | MFU datasheet | peak GiB | backends |",
+        "| step | tokens | ms | quartiles | tokens/s | MFU measured | MFU datasheet | peak memory | backends |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in document["steps"]:
         if "seconds" not in row:
             continue
-        s, peak = row["seconds"], row["peak_bytes"]
         named = ", ".join(f"{slot} {name}" for slot, name in row["backends"].items())
         lines.append(
-            f"| {row['name']} | {row['tokens_per_step']} | {_ms(s['median'])} | {_ms(s['q1'])}-{_ms(s['q3'])} "
-            f"| {row['tokens_per_s']:,.0f} | {_percent(row['mfu_of_measured_peak'])} "
-            f"| {_percent(row['mfu_of_datasheet'])} | {'' if peak is None else f'{peak / GIB:.1f}'} | {named} |"
+            f"| {row['name']} | {row['tokens_per_step']} | {_time(row['seconds'])} "
+            f"| {whole(row['tokens_per_s'])} | {percent(row['mfu_of_measured_peak'], 3)} "
+            f"| {percent(row['mfu_of_datasheet'], 3)} | {memory(row['peak_bytes'])} | {named} |"
         )
     return lines
 
@@ -104,7 +103,7 @@ def _tuned(tuned: Sequence[Mapping[str, Any]], written: str) -> list[str]:
             c = row["configuration"]
             text = " ".join([*(f"{k}{v}" for k, v in c["blocks"].items()), f"w{c['num_warps']} s{c['num_stages']}"])
             note = row.get("fault", "shipped" if i == 0 else "")
-            seconds = _ms(row["seconds"]) if "seconds" in row else ""
+            seconds = milliseconds(row["seconds"]) if "seconds" in row else ""
             lines.append(f"| {entry['kernel']} | {sizes} | {text} | {seconds} | {note} |")
     return lines
 
@@ -123,18 +122,6 @@ def _without_seconds(document: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
-
-
-def _rate(value: float | None, unit: str) -> str:
-    """Three digits or so, in the largest prefix that leaves something before the point."""
-    if value is None:
-        return ""
-    scale, prefix = next(((s, p) for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= s), (1.0, ""))
-    digits = max(0, 2 - (len(str(int(value / scale))) - 1))
-    return f"{value / scale:.{digits}f} {prefix}{unit}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _time(seconds: Mapping[str, float]) -> str:
+    """Two cells, in milliseconds: the median, and the quartiles."""
+    return f"{milliseconds(seconds['median'])} | {milliseconds(seconds['q1'])}-{milliseconds(seconds['q3'])}"

@@ -12,6 +12,7 @@ from ablate.components.component import ON
 from ablate.components.registry import component
 from ablate.components.variants import full_variant, none_variant, resolve, without
 from ablate.presets import preset, preset_file
+from ablate.quantities import memory, whole
 from ablate.spec.run import Preset
 
 # What a user's model file may leave out.
@@ -80,17 +81,17 @@ def _length(given: int | None, default: Any) -> int:
 
 def render(figures: Mapping[str, Any]) -> str:
     """The figures as lines for people."""
-    f = figures
+    n = {name: whole(value) for name, value in figures.items() if isinstance(value, int | float)}
     lines = [
-        f"parameters        {f['total_parameters']:,} in all, {f['activated_parameters']:,} activated a token",
-        f"                  {f['trained_parameters']:,} trained, with what is discarded afterwards",
-        f"training FLOPs    {f['training_flops_per_token']:,} a token, causal, sequences of {f['sequence_length']:,}",
-        f"forward FLOPs     {f['forward_flops_per_token']:,} a token, as deployed",
-        f"KV cache          {f['kv_cache_bytes_per_token']:,} bytes a token in BF16",
-        f"weights           {f['weight_bytes'] / 2**30:,.2f} GiB in BF16",
-        f"optimizer         {f['optimizer_bytes'] / 2**30:,.2f} GiB: float32 master weights and two moments",
+        f"parameters        {n['total_parameters']} in all, {n['activated_parameters']} activated a token",
+        f"                  {n['trained_parameters']} trained, with what is discarded afterwards",
+        f"training FLOPs    {n['training_flops_per_token']} a token, causal, sequences of {n['sequence_length']}",
+        f"forward FLOPs     {n['forward_flops_per_token']} a token, as deployed",
+        f"KV cache          {n['kv_cache_bytes_per_token']} bytes a token in BF16",
+        f"weights           {memory(figures['weight_bytes'])} in BF16",
+        f"optimizer         {memory(figures['optimizer_bytes'])}: float32 master weights and two moments",
     ]
-    if "variant" in f:
-        levels = ", ".join(f"{name} {level}" for name, level in f["variant"].items())
-        lines.insert(0, f"{f['preset']}: {levels}")
+    if "variant" in figures:
+        levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())
+        lines.insert(0, f"{figures['preset']}: {levels}")
     return "\n".join(lines)

@@ -1,15 +1,16 @@
-"""What stands under each figure: how it is read, in words that hold for this study."""
+"""What stands beside each figure: how it is read, in words that hold for this study."""
 
 from __future__ import annotations
 
+from ablate.quantities import percent, short
+from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
-from ablate.report.figures import MAX_LINES
-from ablate.report.format import clean, percent, short
-from ablate.report.tables import confidence
+from ablate.report.figures.canvas import MAX_LINES
+from ablate.report.names import confidence, emulated
 
 
 def captions(content: ReportContent) -> dict[str, str]:
-    """Name of the template's variable -> text."""
+    """The captions by the name that the templates call them."""
     return {
         "effects_caption": _effects(content),
         "curves_caption": _curves(content),
@@ -37,7 +38,9 @@ def _curves(content: ReportContent) -> str:
         said += "points are finished models. "
     hidden = len(content.curves) - MAX_LINES
     if hidden > 0:
-        said += f"The first {MAX_LINES} variants are drawn; {hidden} more are in the table. "
+        said += (
+            f"The first {MAX_LINES} variants are drawn; {hidden} more {'is' if hidden == 1 else 'are'} in the table. "
+        )
     return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
 
 
@@ -50,9 +53,10 @@ def _gaps(content: ReportContent) -> str:
 
 
 def _cost(content: ReportContent) -> str:
-    emulated = any("emulated" in v.evidence.get("speed", ()) for v in content.result.variants)
-    hollow = " Hollow marks are emulated; what is of another kind than the reference is left out." if emulated else ""
-    return (
+    said = (
         f"Each quantity as a multiple of {clean(content.result.variants[0].name)}, the reference; what is equal for "
-        f"all is left out.{hollow}"
+        "all is left out."
     )
+    if any(map(emulated, content.result.variants)):
+        said += " Hollow marks are emulated; what is of another kind than the reference is left out."
+    return said

@@ -1,4 +1,4 @@
-"""Everything that a report says, as one value made from a study's folder alone; the renderers only lay it out."""
+"""Everything that a report says, as one value made from a study's folder alone. The renderers only lay it out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ablate.attribution.study.compare import StudyResult, compare
-from ablate.report import facts, sentences, tables
+from ablate.report.answer import answer
+from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
-from ablate.report.facts import Fact
-from ablate.report.format import clean
-from ablate.report.tables import Table
+from ablate.report.facts import Fact, held_equal, provenance
+from ablate.report.limits import limits
+from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.tables.effects import attribution, effects, interactions, noise
+from ablate.report.tables.metrics import other_metrics, routing
+from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
+from ablate.report.tables.speed import speed, speed_ratios
+from ablate.report.tables.table import Table
 from ablate.runs.store import Store
 
 MAX_STUDY = 20_000  # characters of the study's file that are shown
@@ -21,7 +27,7 @@ MAX_STUDY = 20_000  # characters of the study's file that are shown
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportContent:
-    """A report. Texts are plain: whoever renders them escapes them."""
+    """What a report says. Its texts are plain, and whoever renders them escapes them."""
 
     folder: Path
     question: str
@@ -57,45 +63,48 @@ class ReportContent:
 def build(folder: Path) -> ReportContent:
     """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended."""
     store = Store(folder)
-    plan = _plan(store)
-    result = compare(plan, list(store), store.failures())
-    ended = [run for run in result.runs if run.status in ("finished", "diverged")]
-    if not ended:
-        failed = [run for run in result.runs if run.status == "failed"]
-        why = f"; {len(failed)} failed, the first because {clean(failed[0].reason)}" if failed else ""
-        raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
+    result = compare(_plan(store), list(store), store.failures())
+    _require_an_end(result, folder)
     lines = curves(result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
-        scale=sentences.scale(result),
+        scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=sentences.answer(result),
+        answer=answer(result),
         result=result,
-        variants=tables.variants(result),
-        effects=tables.effects(result),
-        attribution=tables.attribution(result),
-        interactions=tables.interactions(result),
-        noise=tables.noise(result),
-        effect_notes=sentences.effect_notes(result),
-        speed=tables.speed(result),
-        speed_ratios=tables.speed_ratios(result),
-        speed_notes=sentences.speed_notes(result),
-        sizes=tables.sizes(result),
-        routing=tables.routing(result),
-        other_metrics=tables.other_metrics(result),
+        variants=variants(result),
+        effects=effects(result),
+        attribution=attribution(result),
+        interactions=interactions(result),
+        noise=noise(result),
+        effect_notes=tuple(effect_notes(result)),
+        speed=speed(result),
+        speed_ratios=speed_ratios(result),
+        speed_notes=tuple(speed_notes(result)),
+        sizes=sizes(result),
+        routing=routing(result),
+        other_metrics=other_metrics(result),
         curves=lines,
         gaps=gaps(result),
-        curve_table=tables.curve_points(lines),
-        held_equal=facts.held_equal(result),
-        provenance=facts.provenance(result),
-        runs=tables.runs(result),
-        lost_runs=tables.lost_runs(result),
-        limits=sentences.limits(result),
-        warnings=tuple(clean(warning) for warning in (*sentences.unfinished(result), *result.warnings)),
+        curve_table=curve_points(lines),
+        held_equal=held_equal(result),
+        provenance=provenance(result),
+        runs=runs(result),
+        lost_runs=lost_runs(result),
+        limits=tuple(limits(result)),
+        warnings=tuple(clean(warning) for warning in (*unfinished(result), *result.warnings)),
         repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
         study_file=_study_file(store),
     )
+
+
+def _require_an_end(result: StudyResult, folder: Path) -> None:
+    if any(run.status in ("finished", "diverged") for run in result.runs):
+        return
+    failed = [run for run in result.runs if run.status == "failed"]
+    why = f"; {len(failed)} failed, the first because {clean(failed[0].reason)}" if failed else ""
+    raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
 
 
 def _plan(store: Store) -> Mapping[str, Any]:
@@ -112,6 +121,7 @@ def _plan(store: Store) -> Mapping[str, Any]:
 
 
 def _study_file(store: Store) -> str:
+    """The study's own file without control characters; empty where it is not there, since a report can do without."""
     try:
         text = store.study_file.read_text(encoding="utf-8", errors="replace")
     except OSError:

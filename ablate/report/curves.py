@@ -11,7 +11,7 @@ from ablate.attribution.study.compare import LOSS, Comparison, StudyResult, Vari
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
-    """Mean over the finished runs of a variant, and the smallest and largest of them."""
+    """One evaluation: the mean loss of a variant's finished runs, the lowest and the highest, in nats per token."""
 
     step: float
     n_tokens: float
@@ -24,16 +24,16 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """`decay_start_tokens`: from there the learning rate decays; the last point is the only decayed one."""
+    """A variant's held-out loss during training. Only its last point has a learning rate that has decayed."""
 
     variant: str
     points: tuple[CurvePoint, ...]
-    decay_start_tokens: float | None
+    decay_start_tokens: float | None  # where the learning rate begins to decay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GapPoint:
-    """With minus without at one share of the schedule, with its t-interval over seeds."""
+    """The loss with minus the loss without, at one share of the schedule, with its t-interval over seeds."""
 
     share: float
     mean: float
@@ -43,13 +43,15 @@ class GapPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
+    """A comparison's paired difference over the course of its runs."""
+
     name: str
     variant: str
     points: tuple[GapPoint, ...]
 
 
 def curves(result: StudyResult) -> tuple[Curve, ...]:
-    """Of the variants with a finished run."""
+    """A curve for every variant that has a finished run."""
     return tuple(_curve(variant) for variant in result.variants if variant.finished)
 
 
@@ -84,7 +86,7 @@ def _decay_start(variant: VariantResult) -> float | None:
 
 
 def gaps(result: StudyResult) -> tuple[Gap, ...]:
-    """Of the comparisons whose runs are pairs and all there; a point needs every seed."""
+    """A gap for every comparison whose runs are pairs and have all finished: each of its points needs every seed."""
     found = (_gap(comparison, result) for comparison in result.comparisons)
     return tuple(gap for gap in found if gap is not None and gap.points)
 
@@ -109,7 +111,7 @@ def _gap(comparison: Comparison, result: StudyResult) -> Gap | None:
 
 
 def _losses(variant: VariantResult) -> dict[int, list[float]]:
-    """Seed -> held-out losses in order."""
+    """Seed -> the held-out losses of its run, in the order of its evaluations."""
     return {
         run.seed: [point[LOSS] for point in run.record.curve if LOSS in point] for run in variant.finished if run.record
     }

@@ -12,18 +12,18 @@ null.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
+from ablate.report.tables.speed import ratios
 
 FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
 
 
 def to_json(content: ReportContent) -> dict[str, Any]:
-    """Plain data: numbers as they are, not as they are printed."""
+    """The report as plain data, with numbers as they are and not as they are printed."""
     result, plan = content.result, content.result.plan
     study_keys = ("preset", "preset_title", "design", "match", "budget", "margin_nats", "confidence")
     return {
@@ -106,12 +106,9 @@ def _effect(effect: Effect) -> dict[str, Any]:
 
 
 def _speed(c: Comparison) -> dict[str, Any]:
-    """The ratio of tokens per second, with over without."""
+    """Tokens per second with the component over those without it, as a ratio."""
     found = c.speed
-    ratio, low, high = (
-        None if found is None or end is None else math.exp(end)
-        for end in ((found.estimate, found.low, found.high) if found else (None, None, None))
-    )
+    ratio, low, high = ratios(found)
     return {
         "ratio": ratio,
         "low": low,

@@ -9,47 +9,41 @@ from typing import Any
 
 from ablate.attribution.study.comparability import flatten
 from ablate.attribution.study.compare import StudyResult
-from ablate.report.format import clean, listed, plural, scaled, short
+from ablate.quantities import budget, listed, plural, scaled, short
+from ablate.report.cleaning import clean
+from ablate.report.names import matched
 
 FIRST = ("device", "processor", "n_cores", "n_threads", "system", "python", "commit")  # of the environment
-MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
+    """A line of a list: what is meant, and what it was."""
+
     label: str
     value: str
 
 
-def fact(label: object, value: object) -> Fact:
+def _fact(label: object, value: object) -> Fact:
     return Fact(label=clean(label), value=clean(value))
-
-
-def matched(result: StudyResult) -> str:
-    return MATCHED.get(result.plan.match, clean(result.plan.match))
-
-
-def budget(result: StudyResult) -> str:
-    plan = result.plan
-    if plan.match == "flops":
-        return scaled(plan.budget, "FLOP")
-    return f"{scaled(plan.budget)} tokens" if plan.match == "tokens" else f"{short(plan.budget)} s"
 
 
 def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     """What all variants of the study have in common, as planned and as recorded."""
     plan = result.plan
     found = [
-        fact("Matched", f"{matched(result)}: {budget(result)} a run, rounded to whole optimizer steps"),
-        fact("Design", plan.design),
-        fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
-        fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
-        fact("Tokens and order", _pairs(result)),
-        fact("Learning rate", _rates(result)),
+        _fact(
+            "Matched", f"{matched(result)}: {budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
+        ),
+        _fact("Design", plan.design),
+        _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
+        _fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
+        _fact("Tokens and order", _pairs(result)),
+        _fact("Learning rate", _rates(result)),
         *_trainer(result),
         *_teachers(result),
-        *(fact(f"Corpus: {key.replace('_', ' ').replace('.', ', ')}", value) for key, value in _corpus(plan.corpus)),
-        fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
+        *(_fact(f"Corpus: {key.replace('_', ' ').replace('.', ', ')}", value) for key, value in _corpus(plan.corpus)),
+        _fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
     ]
     return tuple(found)
 
@@ -71,7 +65,7 @@ def _pairs(result: StudyResult) -> str:
 
 
 def _teachers(result: StudyResult) -> list[Fact]:
-    """Text that is not the corpus's own: whose, how much, and what it cost to write. One line for equal texts."""
+    """A fact for each text that a teacher wrote: whose it is, how much, what it cost, and which variants read it."""
     users: dict[str, list[str]] = {}
     for planned in result.plan.variants:
         if not planned.text:
@@ -81,7 +75,7 @@ def _teachers(result: StudyResult) -> list[Fact]:
         said = ", ".join(str(value) for value in text.values())
         said += f"; {scaled(flops, 'FLOP')} to write" if flops else ""
         users.setdefault(f"{said}; {'charged to' if charged else 'not charged to'} the budget", []).append(planned.name)
-    return [fact(f"Teacher ({listed(names)})", said) for said, names in users.items()]
+    return [_fact(f"Teacher ({listed(names)})", said) for said, names in users.items()]
 
 
 def _rates(result: StudyResult) -> str:
@@ -92,7 +86,7 @@ def _rates(result: StudyResult) -> str:
 
 
 def _trainer(result: StudyResult) -> list[Fact]:
-    """Settings of optimisation and evaluation that all finished runs share."""
+    """The settings of optimisation and evaluation that all finished runs share, and the names of those they do not."""
     specs = [run.record.spec.get("trainer", {}) for v in result.variants for run in v.finished if run.record]
     if not specs:
         return []
@@ -102,40 +96,37 @@ def _trainer(result: StudyResult) -> list[Fact]:
     if {"n_held_out_windows", "sequence_length"} <= same.keys():
         windows, length = same.pop("n_held_out_windows"), same["sequence_length"]
         found.append(
-            fact("Evaluation", f"main-head loss on the first {windows} held-out windows of {length} tokens, or all")
+            _fact("Evaluation", f"main-head loss on the first {windows} held-out windows of {length} tokens, or all")
         )
     said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items())
     differing = sorted({k for s in specs for k in s} - set(same) - aside - {"n_held_out_windows"})
-    found.append(fact("Trainer", said))
+    found.append(_fact("Trainer", said))
     if differing:
-        found.append(fact("Not equal", f"trainer settings {listed(k.replace('_', ' ') for k in differing)}"))
+        found.append(_fact("Not equal", f"trainer settings {listed(k.replace('_', ' ') for k in differing)}"))
     return found
 
 
 def provenance(result: StudyResult) -> tuple[Fact, ...]:
-    """Machine, versions, commit, backends and evidence of the finished runs."""
+    """The machine, versions, commit, backends and evidence of the finished runs."""
     records = [run.record for v in result.variants for run in v.finished if run.record]
     flat = [flatten(record.environment) for record in records]
-    found = [fact("Runs", ", ".join(plural(n, s) for s, n in _statuses(result).items()))]
+    statuses = Counter(run.status for run in result.runs)
+    found = [_fact("Runs", ", ".join(plural(n, f"{status} run") for status, n in statuses.items()))]
     for key in sorted({k for each in flat for k in each}, key=_place):
         counts = Counter(each.get(key, "not recorded") for each in flat)
         value = next(iter(counts)) if len(counts) == 1 else "; ".join(f"{v} ({n} runs)" for v, n in counts.items())
         if value:
-            found.append(fact(key.replace("packages.", "").replace(".", " ").replace("_", " "), value))
+            found.append(_fact(key.replace("packages.", "").replace(".", " ").replace("_", " "), value))
     for v in result.variants:
         ran = ", ".join(f"{slot} {'/'.join(kinds)}" for slot, kinds in v.backends.items())
         if ran:
-            found.append(fact(f"Backends of {v.name}", ran))
+            found.append(_fact(f"Backends of {v.name}", ran))
         kinds = ", ".join(f"{group} {'/'.join(kinds)}" for group, kinds in v.evidence.items())
         if kinds:
-            found.append(fact(f"Evidence of {v.name}", kinds))
+            found.append(_fact(f"Evidence of {v.name}", kinds))
     return tuple(found)
 
 
 def _place(key: str) -> tuple[int, str]:
     first = key.split(".")[0]
     return (FIRST.index(first) if first in FIRST else len(FIRST), key)
-
-
-def _statuses(result: StudyResult) -> dict[str, int]:
-    return {f"{status} run": n for status, n in Counter(run.status for run in result.runs).items()}

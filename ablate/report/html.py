@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.report.captions import captions
 from ablate.report.content import ReportContent
 from ablate.report.document import to_json
-from ablate.report.figures import MAX_LINES, all_figures
+from ablate.report.figures import all_figures
+from ablate.report.figures.canvas import SERIES
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
@@ -24,45 +24,35 @@ SECTIONS = (
     ("repeat", "Repeat"),
     ("provenance", "Provenance"),
 )
-# The dashes and markers of the figures, for the legend: SVG's dash arrays, and paths around the origin.
-KEY_DASHES = ("none", "7 3", "2 2.5", "8 2.5 2 2.5", "4 2", "11 3")
-KEY_MARKERS = (
-    "M4 0A4 4 0 1 1 -4 0A4 4 0 1 1 4 0Z",
-    "M-3.6 -3.6H3.6V3.6H-3.6Z",
-    "M0 -5L5 0L0 5L-5 0Z",
-    "M0 -4.5L4.5 4H-4.5Z",
-    "M0 4.5L4.5 -4H-4.5Z",
-    "M-1.4 -4.4H1.4V-1.4H4.4V1.4H1.4V4.4H-1.4V1.4H-4.4V-1.4H-1.4Z",
-)
 
 
 def render(content: ReportContent) -> str:
     """The whole page."""
-    lines = [line.variant for line in content.curves if line.points][:MAX_LINES]
-    names = lines or [v.name for v in content.result.variants][:MAX_LINES]
-    keys = [{"name": n, "dash": KEY_DASHES[i], "marker": KEY_MARKERS[i]} for i, n in enumerate(names)]
+    # Variants without a finished run have no line, and the legend is that of the lines where there are any.
+    names = [line.variant for line in content.curves if line.points] or [v.name for v in content.result.variants]
     comparisons = content.result.comparisons
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            c=content,
-            css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            figures=all_figures(content),
-            keys=keys,
-            sections=SECTIONS,
-            verdict_class=lambda verdict: CLASSES.get(verdict, "open"),
-            answer_class=CLASSES.get(comparisons[0].loss.verdict, "open") if len(comparisons) == 1 else "open",
-            document=to_json(content),
-            **captions(content),
-        )
+    return template("report.html.j2", autoescape=True).render(
+        c=content,
+        css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        figures=all_figures(content),
+        keys=[{"name": name, "series": series} for name, series in zip(names, SERIES, strict=False)],
+        sections=SECTIONS,
+        verdict_class=_verdict_class,
+        answer_class=_verdict_class(comparisons[0].loss.verdict if len(comparisons) == 1 else ""),
+        document=to_json(content),
+        **captions(content),
     )
 
 
-@cache
-def _environment() -> Any:
+def _verdict_class(verdict: str) -> str:
+    return CLASSES.get(verdict, "open")
+
+
+def template(name: str, **options: Any) -> Any:
+    """One of the report's templates, in an environment of jinja2 with these options."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    loader = FileSystemLoader(TEMPLATES)
+    return Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, **options).get_template(
+        name
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
 
 from ablate.report.captions import captions
 from ablate.report.content import ReportContent
-from ablate.report.html import TEMPLATES
-from ablate.report.tables import Table
+from ablate.report.html import template
+from ablate.report.tables.table import Table
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]#|!~$])")
 
@@ -24,7 +22,9 @@ def render(content: ReportContent) -> str:
     """The whole file."""
     commands = verbatim("\n".join(content.repeat))
     names = {"table": table, "verbatim": verbatim, "commands": commands} | captions(content)
-    return _environment().get_template("report.md.j2").render(c=content, **names)
+    # Every expression of the template goes through `escape`, as autoescape does it for HTML.
+    rendered: str = template("report.md.j2", finalize=escape).render(c=content, **names)
+    return rendered
 
 
 def escape(value: object) -> str:
@@ -38,7 +38,7 @@ def escape(value: object) -> str:
 
 
 def table(found: Table) -> Markup:
-    """Title, pipe table and note."""
+    """A table as its title in bold, a pipe table, and its note."""
     rule = ["---:" if column.numeric else ":---" for column in found.columns]
     rows = [[escape(column.label) for column in found.columns], rule, *([escape(c) for c in r] for r in found.rows)]
     lines = [f"**{escape(found.title)}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -50,13 +50,3 @@ def verbatim(text: str) -> Markup:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}\n{text}\n{fence}")
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Every expression goes through `escape`, as autoescape does it for HTML.
-    return Environment(
-        loader=FileSystemLoader(TEMPLATES), finalize=escape, undefined=StrictUndefined, keep_trailing_newline=True
-    )

@@ -10,37 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ablate.quantities import budget, duration, number, plural, scaled, short, whole
+
 if TYPE_CHECKING:
     from ablate.runs.executors.local import Event
     from ablate.runs.plan import Plan, PlannedVariant
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 5 min 20 s, 3 h 05 min, 12 days."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    if seconds < 2 * 86400:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
-    return f"{seconds / 86400:,.0f} days"
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Three digits and a prefix: 12.3 k, 1.20 T."""
-    for factor, prefix in (
-        (1e24, "Y"),
-        (1e21, "Z"),
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}".rstrip()
-    return f"{value:.3g} {unit}".rstrip()
 
 
 class ConsoleDisplay:
@@ -62,24 +36,26 @@ class ConsoleDisplay:
         for variant in plan.variants:
             table.add_row(*self._row(variant))
         self.console.print(table)
-        held = f"{quantity(plan.budget)} {study.match} a run, {len(plan.seeds)} seeds"
+        held = f"{budget(plan.budget, study.match)} a run, {plural(len(plan.seeds), 'seed')}"
         batch = f"{trainer.batch_size} x {trainer.sequence_length} tokens a step"
         self.console.print(f"Equal for all: {held}, data order and initial values by seed, {batch}.", markup=False)
         seconds = plan.seconds(n_parallel)
         estimate = "not estimated: too large to be measured here" if seconds is None else f"about {duration(seconds)}"
-        self.console.print(f"{plan.n_runs} runs, {n_parallel} at a time: {estimate}. Results: {folder}", markup=False)
+        self.console.print(
+            f"{plural(plan.n_runs, 'run')}, {n_parallel} at a time: {estimate}. Results: {folder}", markup=False
+        )
 
     def _row(self, v: PlannedVariant) -> list[str]:
         return [
             v.name,
             str(len(v.runs)),
-            f"{v.n_steps:,}",
-            quantity(v.n_tokens),
-            quantity(v.flops),
-            quantity(v.cost.trained_parameters),
-            quantity(v.cost.main.activated),
-            f"{v.learning_rate:.2g}",
-            "-" if v.run_s is None else duration(v.run_s),
+            whole(v.n_steps),
+            scaled(v.n_tokens),
+            scaled(v.flops, "FLOP"),
+            scaled(v.cost.trained_parameters),
+            scaled(v.cost.main.activated),
+            short(v.learning_rate),
+            duration(v.run_s),
         ]
 
     def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]:
@@ -123,7 +99,7 @@ class _Follower:
         if event.kind == "started":
             self.tasks[event.run_id] = self.progress.add_task(label, total=self.n_steps[event.run_id], figures="")
         elif event.kind == "progress":
-            figures = f"step {event.step:,}  loss {event.loss:.3f}  {event.tokens_per_s:,.0f} tokens/s"
+            figures = f"step {whole(event.step)}  loss {number(event.loss, 3)}  {whole(event.tokens_per_s)} tokens/s"
             self.progress.update(self.tasks[event.run_id], completed=event.step, figures=figures)
             self.done[event.run_id] = event.step / self.n_steps[event.run_id]
         else:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ablate.report import build, to_json
-from ablate.report.format import between, clean, memory, number, scaled, signed
+from ablate.report.cleaning import clean
 from ablate.report.text import render
 
 WINNERS = ("gain", "harm", "lower", "raise", "better", "worse", "wins", "winner")
@@ -197,6 +197,18 @@ def test_what_goes_with_a_prerequisite_is_named_as_that(tmp_path):
     assert any("turned off together" in note for note in content.effect_notes)
 
 
+def test_a_further_held_out_set_has_a_row_and_a_column_of_its_own(tmp_path):
+    records = [
+        dataclasses.replace(r, metrics={**r.metrics, "distill_nats_per_token": r.metrics["nats_per_token"] + 1})
+        for r in fake.records()
+    ]
+    content = content_of(tmp_path, records=records)
+    first, second = content.effects.rows
+    assert second == (f"{first[0]} (held-out set: distill)", *first[1:])
+    assert content.variants.columns[4].label == "distill, nats/token"
+    assert content.variants.rows[0][4] == "4.2090"
+
+
 def test_curves_and_gaps_are_over_seeds(tmp_path):
     content = content_of(tmp_path)
     full, off = content.curves
@@ -213,15 +225,6 @@ def test_curves_and_gaps_are_over_seeds(tmp_path):
     assert (last.share, last.mean, last.low, last.high) == pytest.approx((1, effect.estimate, effect.low, effect.high))
 
 
-def test_numbers_are_printed_one_way():
-    assert (number(-0.00001), signed(0.0), signed(-0.00001), signed(0.00012)) == (
-        "0.0000",
-        "0.0000",
-        "0.0000",
-        "+0.0001",
-    )
-    assert (number(-1234.5, 1), between(1.0, 2.0, 1), between(None, 2.0)) == ("−1,234.5", "1.0 to 2.0", "–")
-    assert (scaled(671e9), scaled(999_999), scaled(14.8e12), scaled(0)) == ("671 B", "1.00 M", "14.8 T", "0")
-    assert (scaled(2.5e11, "FLOP"), scaled(1e12, "FLOP"), scaled(12)) == ("250 GFLOP", "1.00 TFLOP", "12")
-    assert (memory(1536), memory(3 * 2**30), memory(12)) == ("1.50 KiB", "3.00 GiB", "12 B")
+def test_texts_from_outside_are_one_printable_line():
     assert clean("a\n\tb\x00 c") == "a b c"
+    assert clean("x" * 5000) == "x" * 1999 + "…"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import fake_study as fake
 import pytest
 
-from ablate.report import as_text, build, write
+from ablate.report import build, to_json, write
+from ablate.report.html import render as to_html
+from ablate.report.markdown import render as to_markdown
 
 PARTS = (
     "<script>alert(1)</script>",
@@ -89,12 +92,12 @@ def content(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(content):
-    return as_text(content, "html")
+    return to_html(content)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "math", "markdown"))
 def test_html_shows_a_payload_and_does_nothing_of_it(tmp_path, payload):
-    text = as_text(hostile(tmp_path, payload), "html")
+    text = to_html(hostile(tmp_path, payload))
     page = Page(text)
     scripts = [attrs for tag, attrs in page.elements if tag == "script"]
     assert scripts == [{"type": "application/json", "id": "report-data"}]
@@ -111,7 +114,7 @@ def test_html_shows_a_payload_and_does_nothing_of_it(tmp_path, payload):
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=("script", "attribute", "math", "markdown"))
 def test_markdown_is_inert(tmp_path, payload):
-    text = as_text(hostile(tmp_path, payload), "md")
+    text = to_markdown(hostile(tmp_path, payload))
     # The study's file is in a fence that it cannot close; a fence shows everything as it is.
     before, fenced, after = re.split(r"^`````\n", text, flags=re.MULTILINE)
     assert PARTS[0] in fenced
@@ -164,7 +167,7 @@ def test_html_has_the_cells_of_the_content(content, html):
 
 
 def test_markdown_has_the_cells_of_the_content(content):
-    text = as_text(content, "md")
+    text = to_markdown(content)
     for table in (content.effects, content.variants, content.speed, content.runs):
         for row in table.rows:
             assert "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" in text
@@ -175,35 +178,42 @@ def test_markdown_has_the_cells_of_the_content(content):
 
 def test_written_files_are_whole_and_the_same_each_time(tmp_path):
     folder = fake.write_study(tmp_path / "a", fake.plan(), fake.records())
-    paths = write(folder, ("html", "md", "json"))
-    assert [path.name for path in paths] == ["report.html", "report.md", "report.json"]
+    content = build(folder)
+    paths = write(content)
+    assert [path.name for path in paths] == ["report.html", "report.md"]
     first = [path.read_bytes() for path in paths]
     assert not list(folder.glob(".*"))
     other = fake.write_study(tmp_path / "b", fake.plan(), fake.records()[::-1])
     program = (
-        "import sys, pathlib; from ablate.report import write; "
-        "write(pathlib.Path(sys.argv[1]), ('html', 'md', 'json')); assert 'torch' not in sys.modules"
+        "import sys, json, pathlib; from ablate.report import build, to_json, write; "
+        "content = build(pathlib.Path(sys.argv[1])); write(content); print(json.dumps(to_json(content))); "
+        "assert 'torch' not in sys.modules"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "MPLCONFIGDIR": str(tmp_path / "mpl")}
     (tmp_path / "mpl").mkdir()
     (tmp_path / "mpl" / "matplotlibrc").write_text("font.size: 33\naxes.xmargin: 0.4\n")
-    subprocess.run([sys.executable, "-c", program, str(other)], check=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, "-c", program, str(other)]
+    done = subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(done.stdout) == json.loads(json.dumps(to_json(content)))
     assert [(other / path.name).read_bytes() for path in paths] == first
 
 
-def test_an_unknown_format_is_one_sentence(content):
-    with pytest.raises(ValueError, match="format 'pdf' is unknown; there are: html, md, json"):
-        as_text(content, "pdf")
+def test_a_study_without_a_comparison_has_no_empty_table(tmp_path):
+    plan = fake.plan([fake.variant("full", fake.FULL, range(5))])
+    content = build(fake.write_study(tmp_path / "s", plan, fake.records()[:5]))
+    assert all(len(table) > 1 for table in Page(to_html(content)).tables)
+    assert content.noise.title not in to_markdown(content)
 
 
-def test_many_variants_are_all_in_the_tables(tmp_path):
+@pytest.mark.parametrize(("n", "said"), [(7, "1 more is in the table"), (9, "3 more are in the table")])
+def test_many_variants_are_all_in_the_tables(tmp_path, n, said):
     variants, records = [], []
-    for i in range(9):
+    for i in range(n):
         levels = fake.FULL if i == 0 else fake.FULL | {"mtp": f"other-{i}"}
         variants.append(fake.variant(f"v{i}" * 20, levels, range(3)))
         records += [fake.record(f"v{i}" * 20, s, 3.2 + 0.01 * i + 0.002 * ((s * i) % 3), levels) for s in range(3)]
     content = build(fake.write_study(tmp_path / "s", fake.plan(variants, seeds=[0, 1, 2]), records))
-    text = as_text(content, "html")
-    assert all(f"v{i}" * 20 in text for i in range(9))
-    assert "3 more are in the table" in text
+    text = to_html(content)
+    assert all(f"v{i}" * 20 in text for i in range(n))
+    assert said in text
     assert Path(content.folder / "plan.json").exists()

@@ -1,0 +1,70 @@
+"""What a report calls the parts of a study: components, comparisons, the quantity that was matched."""
+
+from __future__ import annotations
+
+from ablate.attribution.study.compare import MISSING, Comparison, StudyResult, VariantResult
+from ablate.components.component import ON, Component
+from ablate.components.registry import component as registered
+from ablate.quantities import listed, percent
+from ablate.report.cleaning import clean
+
+MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
+
+
+def known(component: str) -> Component | None:
+    """The component of that name, or None: a study's files may name some that this program does not have."""
+    try:
+        return registered(component)
+    except ValueError:
+        return None
+
+
+def title(component: str) -> str:
+    """The component's title with its name, or the name alone where this program does not know it."""
+    found = known(component)
+    return f"{found.title} ({component})" if found else clean(component)
+
+
+def subject(comparison: Comparison) -> str:
+    """What the two sides differ in, for a sentence, and what went with it because it requires it."""
+    found = listed(title(change.component) for change in comparison.changes if not change.forced)
+    forced = listed(clean(change.component) for change in comparison.changes if change.forced)
+    return f"{found} with {forced}, which requires it," if forced else found or clean(comparison.name)
+
+
+def label(comparison: Comparison) -> str:
+    """The same for a row of a table: "mla, instead of gqa"."""
+    chosen = [c for c in comparison.changes if not c.forced]
+    if chosen and all(c.with_level == ON for c in chosen):
+        found = f"{comparison.name}, instead of {' + '.join(c.without_level for c in chosen)}"
+    else:
+        pairs = [f"{c.component}: {c.with_level} instead of {c.without_level}" for c in chosen]
+        found = ", ".join(pairs) or comparison.name
+    forced = [c.component for c in comparison.changes if c.forced]
+    return f"{found} (and with it {listed(forced)})" if forced else found
+
+
+def why_no_interval(comparison: Comparison, result: StudyResult) -> str:
+    """The runs that a comparison lacks, by name; where none is lacking, the reason that the estimate gives."""
+    sides = (comparison.with_variant, comparison.without_variant)
+    lost = [
+        f"seed {run.seed} of {clean(run.variant)} {'is missing' if run.status == MISSING else run.status}"
+        for run in result.runs
+        if run.variant in sides and run.status != "finished"
+    ]
+    return listed(lost) or clean(comparison.loss.reason)
+
+
+def matched(result: StudyResult) -> str:
+    """What the runs of a study have in equal amount."""
+    return MATCHED.get(result.plan.match, clean(result.plan.match))
+
+
+def confidence(result: StudyResult) -> str:
+    """The confidence of a study's intervals, as "95 %"."""
+    return percent(result.plan.confidence)
+
+
+def emulated(variant: VariantResult) -> bool:
+    """Whether a run of the variant emulated part of its arithmetic, so that its speed is not that of the method."""
+    return "emulated" in variant.evidence.get("speed", ())

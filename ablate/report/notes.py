@@ -1,0 +1,76 @@
+"""What a report says beside its tables: which study it is, how its effects and speeds are read, what is unfinished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ablate.attribution.study.compare import StudyResult
+from ablate.quantities import budget, listed, number, percent, plural, scaled, short
+from ablate.report.cleaning import clean
+from ablate.report.names import confidence, emulated, matched, why_no_interval
+
+
+def scale(result: StudyResult) -> str:
+    """Which study this is, in one line."""
+    plan = result.plan
+    size = scaled(result.variants[0].cost.get("total_parameters"))
+    return (
+        f"Preset {clean(plan.preset)}, {size} parameters, {plural(len(result.variants), 'variant')}, "
+        f"{plural(len(plan.seeds), 'seed')}, {budget(plan.budget, plan.match)} a run, equal {matched(result)}"
+    )
+
+
+def unfinished(result: StudyResult) -> Iterator[str]:
+    """A warning if runs are still to be done."""
+    waiting = [run for run in result.runs if run.status in ("missing", "failed")]
+    if waiting:
+        yield (
+            f"this study is not finished: {len(waiting)} of {plural(len(result.runs), 'run')} still to be done; "
+            "the same command goes on with what is left"
+        )
+
+
+def effect_notes(result: StudyResult) -> Iterator[str]:
+    """How the effects are read, and what this study can see."""
+    margin = short(result.plan.margin_nats)
+    yield (
+        "The difference is the loss with the component minus the loss without it, so a negative one is a gain. "
+        f"Verdicts: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats; no effect "
+        f"within the margin where the {percent(2 * result.plan.confidence - 1)} interval lies inside ±{margin}; "
+        "not resolved otherwise."
+    )
+    yield (
+        "More seeds to resolve: further seeds of both variants that decide with 80 % power if the estimate is the "
+        "truth."
+    )
+    if len(result.comparisons) > 1:
+        yield "Each interval holds by itself; with several effects the chance that one of them misses is larger."
+    if any(len(c.changes) > 1 for c in result.comparisons):
+        yield "Components named together were turned off together: their shares are not told apart here."
+    if result.plan.design == "add-one-in":
+        yield "Each component is added alone to the variant without any of them."
+    for c in result.comparisons:
+        if c.loss.reason:
+            yield f"{clean(c.name)}: no interval, because {why_no_interval(c, result)}."
+    if result.noise is None:
+        yield f"Noise: {clean(result.noise_reason)}."
+    else:
+        yield (
+            f"Noise: runs of one variant differ from seed to seed with standard deviation {number(result.noise.sd)} "
+            f"nats per token (pooled, {plural(result.noise.df, 'degree')} of freedom)."
+        )
+
+
+def speed_notes(result: StudyResult) -> Iterator[str]:
+    """How speed and memory were measured, and first of all which of them were emulated."""
+    named = [clean(v.name) for v in result.variants if emulated(v)]
+    if named:
+        yield (
+            f"Emulated speed and memory: {listed(named)}. This machine lacks part of their arithmetic, which was "
+            "computed exactly but not fast; the figures say nothing of hardware that has it, and are not set against "
+            "measured ones."
+        )
+    yield (
+        "Speed is the median optimizer step of each run, without evaluation and checkpoints; memory is the peak of the "
+        "device, or of the process where there is none. FLOPs and KV bytes are exact closed forms."
+    )
