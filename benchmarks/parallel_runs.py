@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablate.components.variants import full_variant, resolve
+from ablate.components.variants import Variant
 from ablate.data.prepare import prepare
 from ablate.presets import preset
 from ablate.runs.executors.local import execute_all
@@ -36,8 +36,8 @@ def main() -> None:
 
 def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) -> tuple[int, float]:
     base = preset(name)
-    variant = full_variant(base)
-    spec = resolve(base, variant).for_machine(this_machine())
+    variant = Variant.full(base)
+    spec = variant.resolve(base).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     runs = [
         RunSpec(
@@ -50,7 +50,9 @@ def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) 
         )
         for seed in range(n_runs)
     ]
-    jobs = [Job(run=run, variant=variant, corpus=corpus, n_threads=n_threads, keep_weights=False) for run in runs]
+    jobs = [
+        Job(run=run, variant=variant.levels, corpus=corpus, n_threads=n_threads, keep_weights=False) for run in runs
+    ]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.create()

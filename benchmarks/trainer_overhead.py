@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from ablate.components.variants import full_variant, resolve, without
+from ablate.components.variants import Variant
 from ablate.data.prepare import prepare
 from ablate.presets import preset
 from ablate.runs.execute import quiet, trainer_for
@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     quiet()
     base = preset(arguments.preset)
-    spec = resolve(base, without(full_variant(base), arguments.disable, {})).for_machine(this_machine())
+    spec = Variant.full(base).without(arguments.disable).resolve(base).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     trainer = replace(spec.trainer, n_evaluations=1, batch_size=arguments.batch, micro_batch_size=arguments.batch)
     run = RunSpec(

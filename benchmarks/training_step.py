@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ablate.bench.step import LEFT_OUT, in_turn, ours, theirs, windows
-from ablate.components.variants import full_variant, resolve, without
+from ablate.components.variants import Variant
 from ablate.presets import preset
 from ablate.spec.machine import this_machine
 
@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     base, machine = preset(arguments.preset), this_machine()
     device = torch.device(machine.kind)
-    spec = resolve(base, without(full_variant(base), LEFT_OUT, {})).for_machine(machine)
+    spec = Variant.full(base).without(LEFT_OUT).resolve(base).for_machine(machine)
     length = arguments.sequence_length or base.trainer.sequence_length
     window = windows(spec.model.vocab_size, arguments.batch, length, device)
     steps = {"ours": ours(spec, window, device), "transformers": theirs(spec, window, device)}

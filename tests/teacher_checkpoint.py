@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from ablate.components.variants import none_variant, resolve
+from ablate.components.variants import Variant
 from ablate.model.transformer import build
 from ablate.presets import preset
 from ablate.spec.decoding import encode
@@ -19,7 +19,7 @@ from ablate.spec.run import RunSpec
 
 def write_weights(folder: Path, *, corpus_hash: str = "", model: ModelSpec | None = None, seed: int = 0) -> Path:
     """The folder `weights` of a run of preset nano with everything off, or of another model."""
-    spec = resolve(preset("nano"), none_variant()).for_machine(this_machine())
+    spec = Variant.none().resolve(preset("nano")).for_machine(this_machine())
     run = RunSpec(
         model=model or spec.model,
         text=spec.data.text,

@@ -156,9 +156,9 @@ def test_planning_pricing_attribution_and_reports_need_no_torch() -> None:
         "    heavy = {'torch', 'lightning', 'transformers', 'optuna', 'wandb'} & set(sys.modules)\n"
         "    assert not heavy, f'{name} imports {sorted(heavy)}'\n"
         "from ablate.presets import preset\n"
-        "from ablate.components.variants import full_variant, resolve\n"
+        "from ablate.components.variants import Variant\n"
         "nano = preset('nano')\n"
-        "resolve(nano, full_variant(nano)).model.cost(32).summary()\n"
+        "Variant.full(nano).resolve(nano).model.cost(32).summary()\n"
         "assert 'torch' not in sys.modules\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from importlib import resources
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
@@ -12,12 +12,14 @@ from variants import FULL, NANO, cells, dependants, every_variant, levels, means
 
 from ablate.components.codec import decode_model
 from ablate.components.component import ON, Component
+from ablate.components.controls import CONTROLS
+from ablate.components.listing import card
 from ablate.components.registry import COMPONENTS, NAMES, component
-from ablate.components.variants import full_variant, none_variant, resolve, satisfies, unmet, without
+from ablate.components.variants import Variant
+from ablate.presets import SECTIONS
 from ablate.spec.decoding import canonical, encode
 from ablate.spec.run import Spec
 
-LOSS_COMPONENTS = {"mla", "moe", "aux-free", "mtp", "fp8", "distill"}
 HEADINGS = (
     "What it does",
     'What "off" means and why that is the fair alternative',
@@ -32,31 +34,38 @@ each_component = pytest.mark.parametrize("chosen", COMPONENTS, ids=NAMES)
 each_neighbour = pytest.mark.parametrize("variant", neighbours(), ids=name_of)
 
 
-def apply(chosen: Component, level: str, spec: Spec) -> Spec:
-    return chosen.on(spec) if level == ON else chosen.off(spec, level)
-
-
 def places(chosen: Component) -> list[Spec]:
     """Specifications beside which the component means something."""
-    return [spec_of(v) for v in cells() if all(satisfies(r, v[r]) for r in chosen.requires)]
+    return [spec_of(v) for v in cells() if not v.missing(chosen)]
 
 
 def related(a: Component, b: Component) -> bool:
-    return a.name in dependants(b.name) or b.name in dependants(a.name)
+    """Whether the order matters: one requires the other, replaces what the other modifies, or says that it does."""
+    required = a.name in dependants(b.name) or b.name in dependants(a.name)
+    replaced = {*a.owns} & {*b.modifies} or {*b.owns} & {*a.modifies}
+    said = {*a.modifies} & {*b.modifies} and (a.name in b.does_not_commute_with or b.name in a.does_not_commute_with)
+    return bool(required or replaced or said)
+
+
+def changed(a: Spec, b: Spec) -> set[str]:
+    """Slots in which two specifications differ; `preset`, which is none, where their presets do."""
+    parts = [(a.model, b.model), (a.data, b.data), (a.trainer, b.trainer)]
+    found = {f.name for x, y in parts for f in dataclasses.fields(x) if getattr(x, f.name) != getattr(y, f.name)}
+    return found | ({"preset"} if a.preset != b.preset else set())
 
 
 @each_component
 def test_law_1_a_level_is_another_specification(chosen: Component) -> None:
     for spec in places(chosen):
-        results = [apply(chosen, level, spec) for level in levels(chosen)]
+        results = [chosen.apply(level, spec) for level in levels(chosen)]
         assert all(a != b for a, b in itertools.combinations(results, 2))
 
 
 @each_component
 def test_law_2_twice_is_once(chosen: Component) -> None:
     for spec, level in itertools.product(places(chosen), levels(chosen)):
-        once = apply(chosen, level, spec)
-        assert apply(chosen, level, once) == once
+        once = chosen.apply(level, spec)
+        assert chosen.apply(level, once) == once
 
 
 @each_component
@@ -78,7 +87,23 @@ def test_law_4_independent_components_commute(a: Component, b: Component) -> Non
     assert len(pairs) >= 4
     for spec in [s for s in places(a) if s in places(b)]:
         for level_a, level_b in pairs:
-            assert apply(a, level_a, apply(b, level_b, spec)) == apply(b, level_b, apply(a, level_a, spec))
+            assert a.apply(level_a, b.apply(level_b, spec)) == b.apply(level_b, a.apply(level_a, spec))
+
+
+@pytest.mark.parametrize("chosen", [*COMPONENTS, *CONTROLS], ids=lambda c: c.name)
+def test_levels_change_the_slots_that_are_declared_and_no_others(chosen: Component) -> None:
+    found: set[str] = set()
+    for spec, level in itertools.product(places(chosen), levels(chosen)):
+        found |= changed(spec, chosen.apply(level, spec))
+    assert found == set(chosen.slots)
+
+
+@pytest.mark.parametrize("chosen", [c for c in COMPONENTS if c.settings is not None], ids=lambda c: c.name)
+def test_on_without_sizes_names_the_preset_and_the_section(chosen: Component) -> None:
+    less = {name: settings for name, settings in NANO.settings.items() if name != chosen.name}
+    for spec in places(chosen):
+        with pytest.raises(ValueError, match=re.escape(f"preset {NANO.name} ") + rf".*no section \[{chosen.name}\]"):
+            chosen.on(dataclasses.replace(spec, preset=dataclasses.replace(NANO, settings=less)))
 
 
 def test_law_5_distinct_variants_have_distinct_specifications() -> None:
@@ -95,13 +120,13 @@ def test_law_6_a_level_that_means_nothing_is_refused_with_a_sentence(chosen: Com
         for alternative in component(requirement).alternatives:
             variant = FULL | {requirement: alternative.name}
             if alternative.keeps_dependants:
-                resolve(NANO, variant)
+                variant.resolve(NANO)
                 continue
             with pytest.raises(ValueError, match=f"{chosen.name}.*{requirement}") as caught:
-                resolve(NANO, variant)
+                variant.resolve(NANO)
             assert len(str(caught.value)) > 60
             # The functions refuse it as well, for callers who do not come through a variant.
-            orphan = resolve(NANO, without(FULL, [requirement], {requirement: alternative.name}))
+            orphan = FULL.without([requirement], {requirement: alternative.name}).resolve(NANO)
             with pytest.raises(ValueError, match=chosen.name):
                 chosen.on(orphan)
             for other in chosen.alternatives[1:]:
@@ -114,11 +139,11 @@ def test_disabling_takes_dependants_along_at_their_default() -> None:
     for chosen in COMPONENTS:
         for alternative in chosen.alternatives:
             others = {name: component(name).alternatives[-1].name for name in dependants(chosen.name)}
-            variant = without(FULL, [chosen.name], {chosen.name: alternative.name} | others)
+            variant = FULL.without([chosen.name], {chosen.name: alternative.name} | others)
             assert means_something(variant), variant
-            changed = {name for name in NAMES if variant[name] != FULL[name]}
+            differing = {name for name in NAMES if variant[name] != FULL[name]}
             gone = set() if alternative.keeps_dependants else set(dependants(chosen.name))
-            assert changed == {chosen.name} | gone
+            assert differing == {chosen.name} | gone
 
 
 def test_feasible_cells_are_those_with_prerequisites() -> None:
@@ -128,21 +153,17 @@ def test_feasible_cells_are_those_with_prerequisites() -> None:
         for chosen in itertools.combinations(NAMES, n)
     )
     assert len(cells()) == expected
-    loss = {c.name for c in COMPONENTS if "loss" in c.affects}
-    assert loss <= LOSS_COMPONENTS
-    if set(NAMES) == LOSS_COMPONENTS:
-        assert len(cells()) == 48
 
 
 def test_the_ends_are_feasible_and_differ_in_everything() -> None:
-    none, full = none_variant(), full_variant(NANO)
-    assert not unmet(none)
-    assert not unmet(full)
-    assert all(none[name] != full[name] == ON for name in NAMES), "the test preset has sizes for every component"
+    none = Variant.none()
+    assert not none.unmet
+    assert not FULL.unmet
+    assert all(none[name] != FULL[name] == ON for name in NAMES), "the recipe of these tests has every component"
 
 
 @each_neighbour
-def test_a_specification_survives_its_own_file(variant: dict[str, str]) -> None:
+def test_a_specification_survives_its_own_file(variant: Variant) -> None:
     model = spec_of(variant).model
     data = encode(model)
     assert decode_model(data) == model
@@ -151,6 +172,8 @@ def test_a_specification_survives_its_own_file(variant: dict[str, str]) -> None:
 
 @each_component
 def test_names_a_component_gives(chosen: Component) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", chosen.name), "what a command line and a file can name"
+    assert chosen.name not in SECTIONS, "a preset has a section of that name"
     names = [a.name for a in chosen.alternatives]
     assert names, "off needs a meaning"
     assert len(set(names)) == len(names)
@@ -165,8 +188,7 @@ def test_names_a_component_gives(chosen: Component) -> None:
 
 @each_component
 def test_method_card(chosen: Component) -> None:
-    folder = Path(str(resources.files("ablate.components"))) / chosen.name.replace("-", "_")
-    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = card(chosen.name).splitlines()
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 160
     headings = [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
@@ -174,4 +196,3 @@ def test_method_card(chosen: Component) -> None:
     assert None not in positions, [w for w, p in zip(HEADINGS, positions, strict=True) if p is None]
     assert positions == sorted(positions)
     assert "arXiv:" in "".join(lines)
-    assert not (folder / "metadata.json").exists()

@@ -27,7 +27,7 @@ from variants import (
 
 from ablate.components.component import ON, Component
 from ablate.components.registry import COMPONENTS, NAMES
-from ablate.components.variants import full_variant, none_variant, resolve
+from ablate.components.variants import Variant
 from ablate.model.transformer import Transformer, build, parameter_hashes
 from ablate.presets import preset
 from ablate.spec.model import ModelSpec
@@ -40,7 +40,7 @@ each_cell = pytest.mark.parametrize("variant", cells(), ids=name_of)
 # ---- law 7
 
 
-def marks(variant: dict[str, str]) -> frozenset[str]:
+def marks(variant: Variant) -> frozenset[str]:
     """What a component can leave in a run: parameters and buffers with their shapes, classes, callbacks, text."""
     spec = spec_of(variant)
     return marks_of(spec.model) | {f"text {spec.data.text.kind}"}
@@ -58,8 +58,8 @@ def marks_of(spec: ModelSpec) -> frozenset[str]:
     return frozenset(found)
 
 
-def alone(chosen: Component) -> dict[str, str]:
-    return none_variant() | dict.fromkeys((*chosen.requires, chosen.name), ON)
+def alone(chosen: Component) -> Variant:
+    return Variant.none() | dict.fromkeys((*chosen.requires, chosen.name), ON)
 
 
 @pytest.mark.parametrize("chosen", COMPONENTS, ids=NAMES)
@@ -95,7 +95,7 @@ def test_law_7_everything_off_is_a_llama() -> None:
             "feed_forward.down": (d, width),
         }
         expected |= {f"layers.{layer}.{part}.weight": shape for part, shape in parts.items()}
-    model = build(spec_of(none_variant()).model, seed=0)
+    model = build(spec_of(Variant.none()).model, seed=0)
     assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == expected
     assert not model.predict(tokens(1, 4)).routing
 
@@ -179,7 +179,7 @@ class Uncounted:
 
 @pytest.mark.parametrize("length", [1, 7, 64])
 def test_law_8_attention_follows_the_sequence_length(length: int) -> None:
-    for model in (spec_of(FULL).model, spec_of(none_variant()).model):
+    for model in (spec_of(FULL).model, spec_of(Variant.none()).model):
         one, many = model.cost(1).main, model.cost(length).main
         assert many.attention_flops * 2 == one.attention_flops * (length + 1)
         assert many.weight_flops == one.weight_flops
@@ -187,8 +187,8 @@ def test_law_8_attention_follows_the_sequence_length(length: int) -> None:
 
 def test_law_8_parameters_at_the_size_of_deepseek_v3() -> None:
     large = preset("v3-671b")
-    for variant in (full_variant(large), none_variant()):
-        model = resolve(large, variant).model
+    for variant in (Variant.full(large), Variant.none()):
+        model = variant.resolve(large).model
         with torch.device("meta"):
             built = Transformer(for_this_machine(model))
         assert sum(p.numel() for p in built.parameters()) == model.cost(4096).trained_parameters
@@ -341,5 +341,5 @@ def test_a_table_made_in_inference_mode_serves_training() -> None:
 
 
 def test_neighbours_reach_every_alternative() -> None:
-    reached = {(name, level) for variant in neighbours() for name, level in variant.items()}
+    reached = {(name, level) for variant in neighbours() for name, level in variant.levels.items()}
     assert reached == {(c.name, level) for c in COMPONENTS for level in (ON, *(a.name for a in c.alternatives))}

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from variants import FULL, NANO, spec_of, tokens, with_ordinary_products
 
-from ablate.components.variants import none_variant, resolve
+from ablate.components.variants import Variant
 from ablate.data.tokenizer import train_tokenizer
 from ablate.export import export_hf
 from ablate.model.transformer import Transformer, build
@@ -62,7 +62,7 @@ MODELS = {
     "parallel heads": exportable(variant(mtp="parallel-heads")),
     "mla, dense": variant(**DENSE_OFF),
     "mla, first layer wider": wider_first_layer(variant(**DENSE_OFF)),
-    "none": spec_of(none_variant()).model,
+    "none": spec_of(Variant.none()).model,
     "mha, mtp": variant(mla="mha", **DENSE_OFF),
     "mqa, first layer wider": wider_first_layer(variant(mla="mqa", **DENSE_OFF)),
 }
@@ -215,7 +215,7 @@ def test_what_would_change_the_logits_is_refused(tmp_path: Path, tokenizer_json:
     del model["layers.1.attention.k.weight"]
     with pytest.raises(ValueError, match=r"no layers\.1\.attention\.k\.weight"):
         export_hf(dense, model, tokenizer_json, out, SEQUENCE)
-    larger = resolve(replace(NANO, model=replace(NANO.model, vocab_size=512)), none_variant()).model
+    larger = Variant.none().resolve(replace(NANO, model=replace(NANO.model, vocab_size=512))).model
     refused(larger, out, tokenizer_json, "has 320 tokens and the model 512")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.components.component import ON, Component
-from ablate.components.registry import COMPONENTS
-from ablate.components.variants import describe, full_variant, resolve, satisfies, unmet
+from ablate.components.registry import COMPONENTS, NAMES
+from ablate.components.variants import Variant
 from ablate.model.transformer import Transformer
-from ablate.presets import preset
+from ablate.presets import preset, preset_file
 from ablate.spec.machine import this_machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.run import Preset, Spec
@@ -48,37 +49,40 @@ def dependants(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-NANO = _with_teacher(_distinct_heads(preset("nano")))
-FULL = full_variant(NANO)
+# The sizes of every model here. Who adds a component in a package of his own names a preset file that has its section.
+_SIZES = os.environ.get("CONTRACT_PRESET")
+NANO = _with_teacher(_distinct_heads(preset_file(Path(_SIZES)) if _SIZES else preset("nano")))
+FULL = Variant.full(NANO)
 
 
 def levels(chosen: Component) -> tuple[str, ...]:
     return (ON, *(alternative.name for alternative in chosen.alternatives))
 
 
-def means_something(variant: dict[str, str]) -> bool:
+def means_something(variant: Variant) -> bool:
     """On only beside its prerequisites; without them no alternative differs from another, so the default stands."""
-    orphans = [c for c in COMPONENTS if not all(satisfies(r, variant[r]) for r in c.requires)]
-    return not unmet(variant) and all(variant[c.name] == c.default_alternative for c in orphans)
+    return all(level == c.default_alternative for c, level in variant.choices if variant.missing(c))
 
 
 @cache
-def cells() -> tuple[dict[str, str], ...]:
+def cells() -> tuple[Variant, ...]:
     """On or the default alternative for every component, where that means something."""
-    choices = [(ON, c.default_alternative) for c in COMPONENTS]
-    variants = (dict(zip(FULL, chosen, strict=True)) for chosen in itertools.product(*choices))
-    return tuple(v for v in variants if means_something(v))
+    return _feasible([(ON, c.default_alternative) for c in COMPONENTS])
 
 
 @cache
-def every_variant() -> tuple[dict[str, str], ...]:
+def every_variant() -> tuple[Variant, ...]:
     """All levels of all components, where that means something."""
-    variants = (dict(zip(FULL, chosen, strict=True)) for chosen in itertools.product(*map(levels, COMPONENTS)))
+    return _feasible([levels(c) for c in COMPONENTS])
+
+
+def _feasible(choices: list[tuple[str, ...]]) -> tuple[Variant, ...]:
+    variants = (Variant.of(dict(zip(NAMES, chosen, strict=True))) for chosen in itertools.product(*choices))
     return tuple(v for v in variants if means_something(v))
 
 
 @cache
-def neighbours() -> tuple[dict[str, str], ...]:
+def neighbours() -> tuple[Variant, ...]:
     """The cells, and every other alternative beside everything else on and beside everything else off."""
     found = list(cells())
     for chosen, alternative in ((c, a.name) for c in COMPONENTS for a in c.alternatives[1:]):
@@ -90,12 +94,12 @@ def neighbours() -> tuple[dict[str, str], ...]:
     return tuple(found)
 
 
-def spec_of(variant: dict[str, str]) -> Spec:
-    return resolve(NANO, variant)
+def spec_of(variant: Variant) -> Spec:
+    return variant.resolve(NANO)
 
 
-def name_of(variant: dict[str, str]) -> str:
-    return describe(variant, FULL).replace(" ", "")
+def name_of(variant: Variant) -> str:
+    return variant.describe(FULL).replace(" ", "")
 
 
 @cache

@@ -40,18 +40,18 @@ class Rung:
 
 
 def resolve_full(base: Any) -> Spec:
-    """Everything on that the preset has sizes for."""
-    from ablate.components.variants import full_variant, resolve
+    """The full recipe of a preset."""
+    from ablate.components.variants import Variant
 
-    return resolve(base, full_variant(base))
+    return Variant.full(base).resolve(base)
 
 
 def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
     """Rungs in groups that are measured in turn; the most telling first."""
-    from ablate.components.variants import full_variant, none_variant, resolve, without
+    from ablate.components.variants import Variant
 
-    full = full_variant(base)
-    everything, comparable = resolve_full(base), resolve(base, without(full, LEFT_OUT, {}))
+    full = Variant.full(base)
+    everything, comparable = full.resolve(base), full.without(LEFT_OUT).resolve(base)
     yield [
         Rung("comparable, ours", comparable),
         Rung("comparable, ours by libraries", on(comparable, "library")),
@@ -60,10 +60,10 @@ def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
     by_libraries = [Rung("full by libraries", on(everything, "library"))] if machine.kind == "cuda" else []
     by_kernels = [Rung("full by our kernels", on(everything, "triton"))] if machine.runs_triton else []
     yield [Rung("full", everything), *by_libraries, *by_kernels]
-    for name in full:
-        if full[name] == "on" and name != "distill":  # where text comes from is no part of a step
-            yield [Rung(f"full without {name}", resolve(base, without(full, [name], {})))]
-    yield [Rung("none", resolve(base, none_variant()))]
+    for name in full.on:
+        if name != "distill":  # where text comes from is no part of a step
+            yield [Rung(f"full without {name}", full.without([name]).resolve(base))]
+    yield [Rung("none", Variant.none().resolve(base))]
     if machine.kind == "cuda":
         for slot in SLOTS:
             yield [Rung(f"full by libraries, {slot} by our kernels", on(on(everything, "library"), "triton", slot))]

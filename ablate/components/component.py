@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from ablate.spec.run import Spec
 
@@ -20,9 +20,14 @@ class Alternative:
     keeps_dependants: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Component:
-    """One innovation with its alternatives. `on` and `off` raise ValueError where the level means nothing."""
+    """One innovation with its alternatives. `on` and `off` raise ValueError where the level means nothing.
+
+    A slot is a field of ModelSpec, DataSpec or TrainerSpec. `on` and `off` change those that are declared here and
+    nothing else (tests/test_component_contract.py). What a component owns it may fill from nothing; what it modifies
+    it builds from what is there. Two components are equal only if they are one object.
+    """
 
     name: str
     title: str
@@ -30,13 +35,20 @@ class Component:
     alternatives: tuple[Alternative, ...]  # the default first
     on: Callable[[Spec], Spec]
     off: Callable[[Spec, str], Spec]
-    settings: type  # what a preset's section of this name decodes to
-    nodes: Mapping[str, tuple[type, ...]]  # slot -> nodes that this component may put there
+    owns: tuple[str, ...] = ()  # slots that no other component owns
+    modifies: tuple[str, ...] = ()  # slots that others may own or modify as well
+    does_not_commute_with: tuple[str, ...] = ()  # modifiers of the same slot; the registry's order then decides
+    nodes: Mapping[str, tuple[type, ...]] = field(default_factory=dict)  # slot -> nodes that may be put there
+    settings: type | None = None  # what a preset's section of this name decodes to; None: it has no section
     requires: tuple[str, ...] = ()
     affects: tuple[str, ...] = ()
     tied_to_corpus: bool = False  # its settings hold for the preset's own corpus and for no other
     held_out_texts: Callable[[Any], list[str]] | None = None  # from the settings: a second set to evaluate on
-    evidence: Literal["measured", "emulated", "simulated"] = "measured"
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What its levels may change."""
+        return self.owns + self.modifies
 
     @property
     def default_alternative(self) -> str:
@@ -51,14 +63,22 @@ class Component:
             f"{self.name} has no alternative {name!r}; it has {', '.join(a.name for a in self.alternatives)}"
         )
 
+    def keeps_dependants(self, level: str) -> bool:
+        """Whether components that require this one mean something while it is at `level`."""
+        return level == ON or self.alternative(level).keeps_dependants
+
+    def apply(self, level: str, spec: Spec) -> Spec:
+        """The specification with this component at `level`; ValueError if it has no such level."""
+        return self.on(spec) if level == ON else self.off(spec, self.alternative(level).name)
+
 
 def setting(spec: Spec, component: str) -> Any:
-    """What the preset says of a component; ValueError if it says nothing."""
+    """What the preset's section of a component says; ValueError if the preset has none."""
     try:
         return spec.preset.settings[component]
     except KeyError:
-        known = ", ".join(spec.preset.settings) or "none"
+        known = ", ".join(f"[{name}]" for name in spec.preset.settings) or "no component's"
         raise ValueError(
-            f"preset {spec.preset.name} gives no sizes for {component} (it has them for: {known}); "
-            "choose another preset or leave the component off"
+            f"preset {spec.preset.name} gives no sizes for {component}: it has no section [{component}] "
+            f"(sections of components that it has: {known}); write one, choose another preset, or leave {component} off"
         ) from None

@@ -23,8 +23,7 @@ def _control(name: str, title: str, field: str, on: Any, off: Any) -> Component:
         alternatives=(Alternative(name="off", summary="without the control"),),
         on=lambda spec: turn(spec, on),
         off=lambda spec, alternative: turn(spec, off),
-        settings=type(None),
-        nodes={},
+        modifies=("control",),
         affects=("calibration",),
     )
 

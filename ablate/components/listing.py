@@ -4,24 +4,44 @@ from __future__ import annotations
 
 from importlib import resources
 
-from ablate.components.registry import COMPONENTS, component
+from ablate.components.component import Component
+from ablate.components.registry import REGISTRY
 
 
 def overview() -> str:
-    """A paragraph for every component: what on and off are, and what it needs and affects."""
-    parts = []
-    for c in COMPONENTS:
-        lines = [f"{c.name}: {c.title}", f"  source    {c.source}"]
-        for i, alternative in enumerate(c.alternatives):
-            lines.append(f"  {'off' if i == 0 else 'or '}       {alternative.name}: {alternative.summary}")
-        if c.requires:
-            lines.append(f"  requires  {', '.join(c.requires)}")
-        lines.append(f"  affects   {', '.join(c.affects)}")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    """A paragraph for every component: what on and off are, what it changes, and where it comes from."""
+    return "\n\n".join(map(_paragraph, REGISTRY.components))
 
 
 def card(name: str) -> str:
-    """The method card of a component."""
-    package = f"ablate.components.{component(name).name.replace('-', '_')}"
-    return (resources.files(package) / "README.md").read_text(encoding="utf-8").rstrip()
+    """The method card of a component; its paragraph of the overview where its package has no README.md."""
+    chosen = REGISTRY.component(name)
+    package = f"ablate.components.{name.replace('-', '_')}"
+    for plugin in REGISTRY.plugins:
+        if plugin.component is chosen:
+            package = plugin.module
+    file = resources.files(package) / "README.md"
+    return file.read_text(encoding="utf-8").rstrip() if file.is_file() else _paragraph(chosen)
+
+
+def _paragraph(chosen: Component) -> str:
+    first, *others = chosen.alternatives
+    package = next((p.distribution for p in REGISTRY.plugins if p.component is chosen), "dsv3-ablate")
+    lines = [f"{chosen.name}: {chosen.title}", f"Source: {chosen.source}."]
+    lines.append(f"Off means {first.name}: {first.summary}.")
+    lines += [f"Off can also mean {other.name}: {other.summary}." for other in others]
+    if chosen.requires:
+        lines.append(f"It requires {', '.join(chosen.requires)}.")
+    if chosen.owns:
+        lines.append(f"It owns the {_slots(chosen.owns)}.")
+    if chosen.modifies:
+        lines.append(f"It modifies the {_slots(chosen.modifies)}, which others may fill or modify too.")
+    if chosen.does_not_commute_with:
+        lines.append(f"It does not commute with {', '.join(chosen.does_not_commute_with)}: the order here decides.")
+    lines.append(f"It affects {', '.join(chosen.affects)}.")
+    lines.append(f"It comes with the package {package}.")
+    return "\n  ".join(lines)
+
+
+def _slots(names: tuple[str, ...]) -> str:
+    return f"slot{'s' if len(names) > 1 else ''} {', '.join(names)}"

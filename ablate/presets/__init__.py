@@ -15,13 +15,13 @@ from ablate.components.fp8.spec import StandardLinear
 from ablate.components.mla.spec import GroupedQueryAttention
 from ablate.components.moe.spec import SwiGLU
 from ablate.components.mtp.spec import NextToken
-from ablate.components.registry import COMPONENTS
+from ablate.components.registry import COMPONENTS, NAMES, component
 from ablate.errors import nearest
 from ablate.spec.decoding import decode
 from ablate.spec.model import Init, ModelSpec
 from ablate.spec.run import DataSpec, Preset, TrainerSpec
 
-SECTIONS = ("title", "n_tokens", "n_seeds", "model", "attention", "init", "trainer", "data")
+SECTIONS = ("title", "n_tokens", "n_seeds", "recipe", "model", "attention", "init", "trainer", "data")
 MODEL_FIELDS = {"dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta", "norm_eps"}
 MODEL_OPTIONS = {"norm_backend", "head_backend"}
 
@@ -51,7 +51,7 @@ def preset_file(path: Path) -> Preset:
 
 def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
-    components = {c.name: c for c in COMPONENTS}
+    components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
     for section in data:
         if section not in SECTIONS and section not in components:
             raise ValueError(f"{name}: {section} is unknown; {nearest(section, [*SECTIONS, *components])}")
@@ -66,8 +66,23 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         trainer=decode(TrainerSpec, data["trainer"], "trainer"),
         n_tokens=int(data["n_tokens"]),
         n_seeds=data["n_seeds"],
-        settings={key: decode(c.settings, dict(data[key]), key) for key, c in components.items() if key in data},
+        recipe=_recipe(name, data),
+        settings={key: decode(kind, dict(data[key]), key) for key, kind in components.items() if key in data},
     )
+
+
+def _recipe(name: str, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the full variant has on; ValueError for a component that there is not, or whose sizes are not here."""
+    recipe: tuple[str, ...] = decode(tuple[str, ...], data["recipe"], "recipe")
+    for each in recipe:
+        if each not in NAMES:
+            raise ValueError(f"preset {name}: the recipe names {each!r}; {nearest(each, NAMES)}")
+        if component(each).settings is not None and each not in data:
+            raise ValueError(
+                f"preset {name}: the recipe names {each}, and there is no section [{each}] with its sizes; "
+                f"write one, or take {each} out of the recipe"
+            )
+    return recipe
 
 
 def _model(data: Mapping[str, Any]) -> ModelSpec:

@@ -10,7 +10,7 @@ from typing import Any
 from ablate.components.codec import decode_model
 from ablate.components.component import ON
 from ablate.components.registry import component
-from ablate.components.variants import full_variant, none_variant, resolve, without
+from ablate.components.variants import Variant
 from ablate.presets import preset, preset_file
 from ablate.quantities import memory, whole
 from ablate.spec.run import Preset
@@ -41,15 +41,15 @@ def account_preset(
     for given in (*disable, *enable, *alternatives):
         component(given)
     if enable:
-        variant = none_variant() | dict(alternatives) | dict.fromkeys(enable, ON)
+        variant = Variant.none() | alternatives | dict.fromkeys(enable, ON)
     else:
-        variant = without(full_variant(base), disable, alternatives)
+        variant = Variant.full(base).without(disable, alternatives)
         for given in alternatives:
             if given not in disable:
                 raise ValueError(f"--alternative {given}={alternatives[given]} has no effect: add --disable {given}")
-    spec = resolve(base, variant)
+    spec = variant.resolve(base)
     length = _length(sequence_length, base.trainer.sequence_length)
-    return {"preset": base.name, "variant": variant} | spec.model.cost(length).summary()
+    return {"preset": base.name, "variant": variant.levels} | spec.model.cost(length).summary()
 
 
 def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:

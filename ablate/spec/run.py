@@ -112,6 +112,7 @@ class Preset:
     trainer: TrainerSpec
     n_tokens: int  # default budget of the full variant
     n_seeds: int
+    recipe: tuple[str, ...] = ()  # the components that are on in the full variant
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -73,7 +73,7 @@ def _teacher(request: Request, corpus: Corpus, say: Say) -> Any:
 
 def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     """Weights of the small dense teacher, trained beside `out` unless they are there already."""
-    from ablate.components.variants import none_variant
+    from ablate.components.variants import Variant
     from ablate.runs.executors.local import execute_all
     from ablate.teachers.ready import teacher_run
 
@@ -81,7 +81,7 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     store = Store(request.out.parent / f"{request.out.name}-teacher")
     store.create()
     say(f"training a teacher on {run.n_tokens:,} tokens in {store.folder}")
-    job = Job(run=run, variant=none_variant(), corpus=corpus)
+    job = Job(run=run, variant=Variant.none().levels, corpus=corpus)
     outcome = execute_all([job], store, n_parallel=1, listener=lambda event: None)
     if outcome.interrupted:
         raise KeyboardInterrupt

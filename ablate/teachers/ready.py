@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from ablate.components.variants import none_variant, resolve
+from ablate.components.variants import Variant
 from ablate.presets import preset_file
 from ablate.spec.machine import this_machine
 from ablate.spec.run import Preset, RunSpec
@@ -19,7 +19,7 @@ def teacher_preset() -> Preset:
 def teacher_run(corpus_hash: str, *, seed: int = 0) -> RunSpec:
     """The run whose weights are the teacher: every component off, on the corpus of that hash."""
     preset = teacher_preset()
-    spec = resolve(preset, none_variant()).for_machine(this_machine())
+    spec = Variant.none().resolve(preset).for_machine(this_machine())
     return RunSpec(
         model=spec.model,
         text=spec.data.text,

@@ -16,7 +16,6 @@ from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_b
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance
 from ablate.components.moe.module import Router, Routing
 from ablate.components.moe.spec import RoutedExperts
-from ablate.components.variants import resolve
 from ablate.model.block import build_context
 from ablate.model.transformer import build
 
@@ -131,7 +130,7 @@ def test_the_micro_batch_must_fit_the_trainers() -> None:
     settings = replace(NANO.settings["aux-free"], micro_batch_sequences=3)
     sizes = replace(NANO, settings={**NANO.settings, "aux-free": settings})
     with pytest.raises(ValueError, match=r"over 3 sequences; that must divide .* micro_batch_size, which is 4"):
-        resolve(sizes, FULL | {"aux-free": "micro-batch-aux"})
+        (FULL | {"aux-free": "micro-batch-aux"}).resolve(sizes)
 
 
 # ---- the bias

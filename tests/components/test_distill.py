@@ -37,7 +37,7 @@ from ablate.components.distill.text import (
     training_texts,
     write_text,
 )
-from ablate.components.variants import full_variant, none_variant, resolve
+from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
 from ablate.model.transformer import build
@@ -104,7 +104,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_of(node: Any, corpus: Corpus, seed: int = 3) -> RunSpec:
-    spec = resolve(NANO, none_variant()).for_machine(this_machine())
+    spec = Variant.none().resolve(NANO).for_machine(this_machine())
     return RunSpec(model=spec.model, text=node, trainer=spec.trainer, corpus_hash=corpus.hash, seed=seed, n_steps=50)
 
 
@@ -118,7 +118,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
 
 def nano_with(chosen: Settings) -> Spec:
     preset_with = replace(NANO, settings={**NANO.settings, "distill": chosen})
-    return resolve(preset_with, none_variant())
+    return Variant.none().resolve(preset_with)
 
 
 class TestMixing:
@@ -297,14 +297,14 @@ class TestSwitch:
             settings(text, share=share)
 
     def test_logits_refuses_without_a_teacher_and_with_another_vocabulary(self, text: Path, tmp_path: Path) -> None:
-        variant = full_variant(NANO) | {"distill": "logits"}
+        variant = Variant.full(NANO) | {"distill": "logits"}
         with pytest.raises(ValueError, match=r"needs a teacher model.*distill\.teacher"):
-            resolve(NANO, variant)
-        model = replace(resolve(NANO, none_variant()).model, vocab_size=400)
+            variant.resolve(NANO)
+        model = replace(Variant.none().resolve(NANO).model, vocab_size=400)
         weights = write_weights(tmp_path / "weights", model=model)
         with_teacher = {**NANO.settings, "distill": settings(text, teacher=str(weights))}
         with pytest.raises(ValueError, match="vocabulary of 400 tokens"):
-            resolve(replace(NANO, settings=with_teacher), variant)
+            variant.resolve(replace(NANO, settings=with_teacher))
         assert variant["mla"] == ON
 
 
@@ -362,7 +362,7 @@ class TestSoftTargets:
         assert (data.read(7) == raw.read(7)).all(), "the text itself is the raw variant's"
         batch = data.on_after_batch_transfer(data.batch(data.read(0)), 0)
         inputs = batch["window_BT1"][:, :-1]
-        teacher = build(resolve(NANO, none_variant()).model, 0)
+        teacher = build(Variant.none().resolve(NANO).model, 0)
         expected = teacher(inputs).log_softmax(-1)
         assert torch.allclose(expected.gather(-1, batch["soft_ids_BTK"]), batch["soft_logp_BTK"], atol=1e-6)
         assert not batch["soft_logp_BTK"].requires_grad

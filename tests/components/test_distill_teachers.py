@@ -17,7 +17,7 @@ import torch
 from teacher_checkpoint import write_weights
 
 from ablate.components.distill.text import read_manifest, read_text
-from ablate.components.variants import full_variant, resolve
+from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.prepare import prepare
 from ablate.presets import preset
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="module")
 def weights(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A teacher with latent attention and experts, so that every kind of cache and router decodes."""
-    model = resolve(NANO, full_variant(NANO) | {"fp8": "bf16", "distill": "raw"}).model
+    model = (Variant.full(NANO) | {"fp8": "bf16", "distill": "raw"}).resolve(NANO).model
     return str(write_weights(tmp_path_factory.mktemp("teacher") / "weights", corpus_hash=corpus.hash, model=model))
 
 

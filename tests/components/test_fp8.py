@@ -19,7 +19,6 @@ from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import E4M3, Blocks, SegmentStrips, Strips, quantise
 from ablate.components.fp8.spec import Fp8Linear as Fp8Node
 from ablate.components.fp8.spec import Settings, StandardLinear
-from ablate.components.variants import resolve
 from ablate.model.transformer import build
 from ablate.spec.decoding import decode
 from ablate.spec.machine import Machine
@@ -359,8 +358,8 @@ def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can()
 def test_presets_settings_reach_on_and_tensorwise() -> None:
     preset = replace(NANO, settings=NANO.settings | {"fp8": Settings(power_of_two_scales=True)})
     for level, recipe in (("on", "blockwise"), ("tensorwise", "tensorwise")):
-        assert resolve(preset, FULL | {"fp8": level}).model.linear == Fp8Node(recipe=recipe, power_of_two_scales=True)
-    assert resolve(preset, FULL | {"fp8": "bf16"}).model.linear == StandardLinear()
+        assert (FULL | {"fp8": level}).resolve(preset).model.linear == Fp8Node(recipe=recipe, power_of_two_scales=True)
+    assert (FULL | {"fp8": "bf16"}).resolve(preset).model.linear == StandardLinear()
 
 
 def test_speed_of_an_emulation_is_said_to_be_that() -> None:

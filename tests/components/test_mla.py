@@ -13,7 +13,7 @@ from variants import FULL, NANO, for_this_machine, spec_of
 
 from ablate.components.mla.reference import attention, latent_attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
-from ablate.components.variants import full_variant, resolve
+from ablate.components.variants import Variant
 from ablate.model.block import build_context, rotation_table
 from ablate.model.transformer import build
 from ablate.presets import preset
@@ -153,7 +153,7 @@ def vars_of(cache: Any) -> list[Any]:
 
 def test_the_cache_of_deepseek_v3() -> None:
     large = preset("v3-671b")
-    summary = resolve(large, full_variant(large)).model.cost(4096).summary()
+    summary = Variant.full(large).resolve(large).model.cost(4096).summary()
     assert summary["kv_cache_elements_per_token"] == 61 * (512 + 64)
     assert summary["kv_cache_bytes_per_token"] == 70_272
 

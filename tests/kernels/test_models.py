@@ -10,7 +10,7 @@ import torch
 from numerics import DEVICE, TOLERANCE, error
 from variants import FULL, NANO, spec_of, tokens, training_loss
 
-from ablate.components.variants import none_variant
+from ablate.components.variants import Variant
 from ablate.model.transformer import Transformer, initialise
 from ablate.spec.machine import this_machine
 from ablate.spec.model import ModelSpec
@@ -56,7 +56,7 @@ def test_eight_bits() -> None:
 
 
 def test_a_backend_changes_what_runs_and_no_parameter() -> None:
-    for variant in (FULL, none_variant()):
+    for variant in (FULL, Variant.none()):
         model = spec_of(variant).model
         with torch.device("meta"):
             one, other = (

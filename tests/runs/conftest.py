@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ablate.components.variants import full_variant, resolve, without
+from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
 from ablate.presets import preset
@@ -40,8 +40,8 @@ def make_job(corpus: Corpus) -> Callable[..., Job]:
     def make(*disabled: str, seed: int = 0, n_steps: int = 12, **trainer: Any) -> Job:
         base = preset("nano")
         base = replace(base, trainer=replace(base.trainer, **trainer))
-        variant = without(full_variant(base), disabled, {})
-        spec = resolve(base, variant).for_machine(this_machine())
+        variant = Variant.full(base).without(disabled)
+        spec = variant.resolve(base).for_machine(this_machine())
         run = RunSpec(
             model=spec.model,
             text=spec.data.text,
@@ -50,6 +50,6 @@ def make_job(corpus: Corpus) -> Callable[..., Job]:
             seed=seed,
             n_steps=n_steps,
         )
-        return Job(run=run, variant=variant, corpus=corpus)
+        return Job(run=run, variant=variant.levels, corpus=corpus)
 
     return make

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ablate.attribution.design.exchange import EXTRA_RUNS
 from ablate.components.codec import decode_run
-from ablate.components.variants import full_variant, none_variant
+from ablate.components.variants import Variant
 from ablate.runs.plan import Plan, make_plan
 from ablate.runs.study import Study, read_study, to_toml
 from ablate.spec.decoding import encode, run_id
@@ -32,7 +34,7 @@ def names(asked: Study) -> list[str]:
 
 def test_disable_compares_the_full_recipe_with_it_less() -> None:
     with_it, less = variants(study(), study().load_preset())
-    assert with_it.levels == full_variant(study().load_preset())
+    assert with_it.levels == Variant.full(study().load_preset()).levels
     assert {n for n in with_it.levels if with_it.levels[n] != less.levels[n]} == {"mtp"}
     assert names(study(disable=("mtp", "mla"))) == ["full", "-mla -mtp"]
 
@@ -45,8 +47,8 @@ def test_what_depends_on_a_disabled_component_goes_with_it() -> None:
 
 def test_enable_starts_from_nothing_but_prerequisites() -> None:
     added, bare = variants(study(disable=(), enable=("mla",)), study().load_preset())
-    assert bare.levels == none_variant()
-    assert added.levels == none_variant() | {"mla": "on"}
+    assert bare.levels == Variant.none().levels
+    assert added.levels == (Variant.none() | {"mla": "on"}).levels
     assert names(study(disable=(), enable=("aux-free",))) == ["+moe +aux-free", "+moe"]
 
 
@@ -59,13 +61,15 @@ def test_without_is_off_everywhere() -> None:
 
 def test_designs_have_every_feasible_variant_and_no_other() -> None:
     lattice = variants(study(design="lattice", disable=(), n_seeds=1), study().load_preset())
-    assert len(lattice) == 48
-    assert not any(v.levels["aux-free"] == "on" and v.levels["moe"] != "on" for v in lattice)
-    assert len({seed for v in lattice for seed in v.seeds}) > 10
-    assert sum(len(v.seeds) for v in lattice) == 54
+    recipe = study().load_preset().recipe
+    on_or_off = (Variant.of(dict.fromkeys(on, "on")) for n in range(len(recipe) + 1) for on in combinations(recipe, n))
+    feasible = [variant for variant in on_or_off if not variant.unmet]
+    assert sorted(map(str, (v.levels for v in lattice))) == sorted(str(variant.levels) for variant in feasible)
+    assert len({seed for v in lattice for seed in v.seeds}) == len(feasible) / 4 + EXTRA_RUNS / 2
+    assert sum(len(v.seeds) for v in lattice) == len(feasible) + EXTRA_RUNS
     last = names(study(design="leave-one-out", disable=(), n_seeds=2))
     assert last[0] == "full"
-    assert len(last) == 7
+    assert len(last) == 1 + len(recipe)
     coarse = study(design="lattice", disable=("moe", "aux-free", "mtp"), alternatives={"moe": "coarse"}, n_seeds=2)
     assert len(names(coarse)) == 8
 

@@ -16,7 +16,6 @@ from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_desig
 from ablate.attribution.verdicts import Effect, check_confidence, seeds_needed
 from ablate.components.component import ON
 from ablate.components.registry import NAMES, component
-from ablate.components.variants import satisfies
 from ablate.runs.record import RunRecord, pairing_fault
 from ablate.spec.decoding import decode
 
@@ -350,7 +349,9 @@ def _changes(on: VariantResult, off: VariantResult) -> tuple[Change, ...]:
             component=name,
             with_level=on.levels[name],
             without_level=off.levels.get(name, ""),
-            forced=any(r in differing and not satisfies(r, off.levels.get(r, ON)) for r in _requirements(name)),
+            forced=any(
+                r in differing and not component(r).keeps_dependants(off.levels.get(r, ON)) for r in _requirements(name)
+            ),
         )
         for name in sorted(differing, key=registry_order)
     )

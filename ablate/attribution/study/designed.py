@@ -11,8 +11,7 @@ from ablate.attribution.results import Attribution, Question
 from ablate.attribution.summary import attribute_runs
 from ablate.components.component import ON
 from ablate.components.controls import CONTROLS
-from ablate.components.registry import NAMES
-from ablate.components.variants import prerequisites
+from ablate.components.registry import REGISTRY
 from ablate.runs.record import RunRecord, pairing_fault
 
 # Designs whose variants all run with the same seeds against full: each can be compared with it directly too.
@@ -50,10 +49,10 @@ def attribute_design(
 def design_lattice(levels: Sequence[Mapping[str, str]]) -> Lattice:
     """The lattice of the components that are on in some variant and off in another."""
     # A study that is older than a component does not know its level: it was off.
-    known = (*NAMES, *(control.name for control in CONTROLS))
+    known = (*REGISTRY.names, *(control.name for control in CONTROLS))
     names = [n for n in known if len({level.get(n) == ON for level in levels}) == 2]
     off = {n: next(level[n] for level in levels if level.get(n) != ON) for n in names}
-    return lattice(names, {name: prerequisites(name, names, off) for name in names})
+    return lattice(names, REGISTRY.prerequisites(names, off))
 
 
 def _paired(records: Sequence[RunRecord]) -> bool:

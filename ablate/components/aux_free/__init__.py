@@ -15,8 +15,9 @@ COMPONENT = Component(
     ),
     on=on,
     off=off,
-    settings=Settings,
+    owns=("balance",),
     nodes={"balance": (BiasBalance, AuxiliaryLoss)},
+    settings=Settings,
     requires=("moe",),
     affects=("loss", "balance"),
 )

@@ -13,8 +13,8 @@ COMPONENT = Component(
     ),
     on=on,
     off=off,
-    settings=Settings,
+    owns=("linear",),
     nodes={"linear": (Fp8Linear, StandardLinear)},
+    settings=Settings,
     affects=("loss", "speed", "memory"),
-    evidence="emulated",
 )

@@ -14,7 +14,8 @@ COMPONENT = Component(
     ),
     on=on,
     off=off,
-    settings=LatentAttention,
+    owns=("attention",),
     nodes={"attention": (LatentAttention, GroupedQueryAttention)},
+    settings=LatentAttention,
     affects=("loss", "speed", "KV bytes"),
 )

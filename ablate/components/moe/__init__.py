@@ -23,7 +23,9 @@ COMPONENT = Component(
     ),
     on=on,
     off=off,
-    settings=RoutedExperts,
+    owns=("feed_forward",),
+    modifies=("balance",),  # experts have a balance, if only none; a dense feed-forward has no slot for it
     nodes={"feed_forward": (RoutedExperts, SwiGLU), "balance": (Unbalanced,)},
+    settings=RoutedExperts,
     affects=("loss", "speed", "memory"),
 )

@@ -15,7 +15,8 @@ COMPONENT = Component(
     ),
     on=on,
     off=off,
-    settings=MultiToken,
+    owns=("objective",),
     nodes={"objective": (MultiToken, NextToken)},
+    settings=MultiToken,
     affects=("loss", "speed", "decoding acceptance"),
 )
