@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablate.files import to_json
 from ablate.runs.record import RunRecord
-from ablate.runs.store import to_json
 
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on"}
 N_TOKENS, FLOPS_PER_TOKEN, N_POINTS = 300_000, 4_800_000, 20

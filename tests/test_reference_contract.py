@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from variants import NANO, every_variant, models, spec_of, with_ordinary_products, with_reference
 
 from ablate.components.registry import COMPONENTS
-from ablate.model.block import Block, build_context, rotation_table
+from ablate.model.block import Block, ModelContext, rotation_table
 from ablate.model.transformer import Transformer
 from ablate.spec.model import ModelSpec
 
@@ -100,7 +100,7 @@ def test_every_kind_of_node_has_a_reference() -> None:
 @pytest.mark.parametrize(("node", "model"), cases("attention"))
 def test_attention(node: Any, model: ModelSpec) -> None:
     """(node, weights, x of one sequence (T, D), rotation, eps) -> (T, D)"""
-    module: Any = filled(node.build(build_context(model)))
+    module: Any = filled(node.build(ModelContext(model)))
     x_BTD = random(BATCH, LENGTH, model.dim).requires_grad_()
     table, weights = rotation_table(node.rope_dim, LENGTH, model.rope_theta), state(module)
     expected = torch.stack([reference_of(node)(node, weights, x, table, EPS(model)) for x in x_BTD])
@@ -111,7 +111,7 @@ def test_attention(node: Any, model: ModelSpec) -> None:
 @pytest.mark.parametrize(("node", "model"), cases("feed_forward"))
 def test_feed_forward(node: Any, model: ModelSpec) -> None:
     """(node, weights, tokens (N, D)) -> (N, D)"""
-    module: Any = filled(node.build(build_context(model), model.balance))
+    module: Any = filled(node.build(ModelContext(model), model.balance))
     x_BTD, weights = random(BATCH, LENGTH, model.dim).requires_grad_(), state(module)
     expected = reference_of(node)(node, weights, x_BTD.flatten(0, 1)).view_as(x_BTD)
     assert_same(module(x_BTD)[0], expected, weights, [x_BTD])
@@ -121,7 +121,7 @@ def test_feed_forward(node: Any, model: ModelSpec) -> None:
 @pytest.mark.parametrize(("node", "model"), cases("balance"))
 def test_balance(node: Any, model: ModelSpec) -> None:
     """(node, layers of (counts (B, E), affinities (B, E), earlier counts (E))) -> the term of the loss"""
-    module: Any = filled(model.feed_forward.build(build_context(model), node))
+    module: Any = filled(model.feed_forward.build(ModelContext(model), node))
     n = max(2, getattr(node, "n_sequences", 1)) * 2
     routings = [module(random(n, LENGTH, model.dim, seed=seed))[1] for seed in (3, 4)]
     earlier = module(random(n, LENGTH, model.dim, seed=5))[1].counts_BE.sum(0)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
-from ablate.components.mla import reference
+from ablate.components.mla.attention import attention
 from ablate.model.block import Rotation, rotation_table
 
 HEAD = {"K": 128, "P": 64, "V": 128}  # position-free, rotated, value
@@ -48,7 +48,7 @@ def _training_operation(shape: Shape, pass_: str) -> Operation:
             return backward(function, 3)
         return forward(lambda q, kv, key, cos, sin, _: function(q, kv, key, cos, sin))
 
-    exact = _joined(reference.attention)
+    exact = _joined(attention)
     return Operation(
         group="attention",
         name=f"latent attention {pass_}",
@@ -86,7 +86,7 @@ def _joined(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _torch_choice(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    from ablate.components.mla.module import library_attention
+    from ablate.components.mla.attention import library_attention
 
     return library_attention(q, k, v, **options)
 
@@ -131,8 +131,8 @@ def _small_only(exact: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _assembled(q: Tensor, kv: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    from ablate.components.mla.attention import cudnn_attention
     from ablate.components.mla.kernel.assembly import assemble
-    from ablate.components.mla.module import cudnn_attention
 
     scale = q.shape[-1] ** -0.5
     heads = (x.transpose(1, 2) for x in assemble(q, kv, key, cos, sin, q.shape[-1] - key.shape[-1]))

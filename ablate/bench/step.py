@@ -20,12 +20,12 @@ from ablate.bench.case import first_line, release
 from ablate.bench.timing import Sample
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Spec
 
 LEFT_OUT = ("mtp", "fp8", "distill")  # what transformers' model does not have
 LEARNING_RATE = 1e-3
 DATASHEET_BF16 = {"H100": 989e12, "H200": 989e12}  # dense FLOP/s
-SLOTS = ("norm", "head", "attention", "feed_forward", "balance", "linear")
 
 Step = Callable[[], None]
 
@@ -65,13 +65,13 @@ def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
             yield [Rung(f"full without {name}", full.without([name]).resolve(base))]
     yield [Rung("none", Variant.none().resolve(base))]
     if machine.kind == "cuda":
-        for slot in SLOTS:
+        for slot in everything.model.backends:
             yield [Rung(f"full by libraries, {slot} by our kernels", on(on(everything, "library"), "triton", slot))]
 
 
 def on(spec: Spec, backend: str, *slots: str) -> Spec:
     """The same with a backend in these slots (in all), where their nodes have it."""
-    return replace(spec, model=spec.model.with_backends(dict.fromkeys(slots or SLOTS, backend)))
+    return replace(spec, model=spec.model.with_backends(dict.fromkeys(slots or MODEL_SLOTS, backend)))
 
 
 def ladder(
@@ -174,7 +174,7 @@ def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
     fill(model, spec.model)
     inputs, targets = window[:, :-1], window[:, 1:]
     balance, objective = spec.model.balance, model.objective
-    weight = objective.loss_weight(0.0)
+    weight = spec.model.objective.loss_weight(0.0)
     loads: dict[Any, Tensor] = {}
 
     def loss() -> Tensor:

@@ -20,6 +20,7 @@ from ablate.bench.timing import measure
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
 from ablate.spec.machine import Machine
+from ablate.spec.measured import measured_file
 
 WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
 NEAR = (3 / 4, 3 / 2)  # of a measured size
@@ -155,7 +156,7 @@ def backends(cases: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, 
 
 def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[str, str, str], str]) -> str:
     """The device's file of measured choices; kernels and slots that were not measured this time keep theirs."""
-    path = table.MEASURED / f"{machine.slug}.json"
+    path = measured_file(machine)
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     content = {
         "device": machine.name,

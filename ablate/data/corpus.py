@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablate.data.source import Document
-from ablate.data.store import MANIFEST, damage, read_json
 from ablate.data.tokenizer import END_OF_TEXT_ID, tokenizer_from_json, vocabulary_bytes
 from ablate.data.tokens import TokenFile, open_token_file
+from ablate.files import MANIFEST, damage, read_sealed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -76,7 +76,7 @@ def open_corpus(folder: Path) -> Corpus:
         raise ValueError(
             f"{folder} is not a whole corpus ({wrong}); run `dsv3-ablate data prepare` again to rebuild it"
         )
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_sealed(folder / MANIFEST)
     if manifest is None or manifest.get("format") != FORMAT or "hash" not in manifest:
         raise ValueError(f"{folder} is not a corpus of format {FORMAT}; run `dsv3-ablate data prepare` to make one")
     return Corpus(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ablate.data.cache import default_cache, writing
 from ablate.data.corpus import (
     DOCUMENT_NAMES,
     FORMAT,
@@ -27,9 +28,9 @@ from ablate.data.corpus import (
 )
 from ablate.data.source import DEFAULT_STREAM_BYTES, Document, documents
 from ablate.data.split import split_documents
-from ablate.data.store import commit_folder, damage, default_cache, new_folder, read_json, write_json, writing
 from ablate.data.tokenizer import check_vocab_size, tokenizer_from_json, train_tokenizer, vocabulary_bytes
 from ablate.data.tokens import TokenFile, open_token_file, write_token_file
+from ablate.files import commit_folder, damage, new_folder, read_sealed, write_sealed
 
 __all__ = [
     "Corpus",
@@ -73,7 +74,7 @@ def prepare(
         cap = DEFAULT_STREAM_BYTES if max_bytes is None else max_bytes
         request = [FORMAT, source, vocab_size, held_out_share, cap]
         stream = cache / "streams" / f"{_sha256(map(repr, request))}.json"
-        known = read_json(stream)
+        known = read_sealed(stream)
         if known is not None and damage(cache / known["hash"]) is None:
             return replace(open_corpus(cache / known["hash"]), source=source)
     say(f"reading {source}")
@@ -82,7 +83,7 @@ def prepare(
     corpus = _corpus(cache, source, train, held_out, tokenizer_json, say)
     if stream is not None:
         with writing(cache):
-            write_json(stream, {"hash": corpus.hash, "source": source})
+            write_sealed(stream, {"hash": corpus.hash, "source": source})
     say(f"{corpus.train_tokens:,} train and {corpus.held_out_tokens:,} held-out tokens in {corpus.folder}")
     return corpus
 
@@ -97,7 +98,7 @@ def _tokenizer(cache: Path, texts: list[str], vocab_size: int, say: Progress) ->
 
     key = _sha256([repr([FORMAT, vocab_size, tokenizers.__version__]), *texts])
     path = cache / "tokenizers" / f"{key}.json"
-    cached = read_json(path)
+    cached = read_sealed(path)
     if cached is not None:
         return cached
     with writing(cache):
@@ -106,7 +107,7 @@ def _tokenizer(cache: Path, texts: list[str], vocab_size: int, say: Progress) ->
     say(f"training a byte-level BPE of {vocab_size:,} tokens")
     trained = train_tokenizer(texts, vocab_size=vocab_size)
     with writing(cache):
-        write_json(path, trained)
+        write_sealed(path, trained)
     return trained
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablate.data.store import MANIFEST, read_json
 from ablate.data.tokenizer import encode_texts, vocabulary_bytes
+from ablate.files import MANIFEST, read_sealed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,7 +69,7 @@ def write_token_file(path: Path, texts: Sequence[str], tokenizer: Tokenizer, *, 
 
 def open_token_file(path: Path) -> TokenFile:
     """The token file at path, with its facts from the manifest beside it; ValueError if there are none."""
-    manifest = read_json(path.parent / MANIFEST)
+    manifest = read_sealed(path.parent / MANIFEST)
     if manifest is None or path.name not in manifest.get("token_files", {}):
         raise ValueError(f"{path} is not a token file that `dsv3-ablate data prepare` wrote; prepare the corpus again")
     return TokenFile(path=path, hash=manifest["files"][path.name]["sha256"], **manifest["token_files"][path.name])

@@ -26,7 +26,7 @@ def hf_config(model: ModelSpec, sequence_length: int) -> dict[str, Any]:
         "intermediate_size": dense_width(model),
         "hidden_act": "silu",
         "max_position_embeddings": sequence_length,
-        "rms_norm_eps": model.norm_eps,
+        "rms_norm_eps": model.norm.eps,
         "initializer_range": model.init.deviation(model.dim),
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "tie_word_embeddings": False,
@@ -57,9 +57,9 @@ def dense_width(model: ModelSpec) -> int:
 
 
 def _deepseek_config(model: ModelSpec, node: LatentAttention) -> dict[str, Any]:
-    if model.norm_eps != LATENT_NORM_EPS:
+    if model.norm.eps != LATENT_NORM_EPS:
         raise ValueError(
-            f"norm_eps is {model.norm_eps}; transformers' DeepseekV3 norms the latents with {LATENT_NORM_EPS} "
+            f"norm.eps is {model.norm.eps}; transformers' DeepseekV3 norms the latents with {LATENT_NORM_EPS} "
             "whatever its configuration says, so the logits would differ"
         )
     config = {

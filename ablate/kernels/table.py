@@ -2,12 +2,11 @@
 
 A file maps an architecture (`sm_90`, `interpreter`) to kernels, and a kernel to its `choices`, tried in order: the
 first whose `when` holds for the shape is used. `candidates` are what `dsv3-ablate bench kernels --tune` times besides.
-Measured choices of one device stand in `measured/<device>.json` beside this file and go before all others.
+Measured choices of one device (`ablate.spec.measured`) go before all others.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.spec.machine import Machine
-
-MEASURED = Path(__file__).parent / "measured"
+from ablate.spec.measured import measured_file, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,15 +86,15 @@ class Table:
         return found
 
     def kernels(self, architecture: str) -> tuple[str, ...]:
-        return tuple(_read(self.path).get(architecture, {}))
+        return tuple(read_json(self.path).get(architecture, {}))
 
     def shipped(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
         """The choices of a kernel, in order."""
-        return _decode(_read(self.path)[architecture][kernel]["choices"])
+        return _decode(read_json(self.path)[architecture][kernel]["choices"])
 
     def candidates(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
         """What tuning tries: the choices, and the candidates beside them."""
-        entry = _read(self.path)[architecture][kernel]
+        entry = read_json(self.path)[architecture][kernel]
         found = _decode([*entry["choices"], *entry.get("candidates", [])])
         plain = [Configuration(blocks=c.blocks, num_warps=c.num_warps, num_stages=c.num_stages) for c in found]
         return tuple(c for i, c in enumerate(plain) if c not in plain[:i])
@@ -105,8 +103,8 @@ class Table:
 @cache
 def _choose(path: Path, kernel: str, machine: Machine, sizes: tuple[tuple[str, int], ...]) -> Configuration:
     shape = dict(sizes)
-    for source, key in ((MEASURED / f"{machine.slug}.json", "kernels"), (path, machine.architecture)):
-        entry = _read(source).get(key, {}).get(kernel)
+    for source, key in ((measured_file(machine), "kernels"), (path, machine.architecture)):
+        entry = read_json(source).get(key, {}).get(kernel)
         for configuration in _decode(entry["choices"]) if entry else ():
             if configuration.holds(shape):
                 return configuration
@@ -117,20 +115,10 @@ def _choose(path: Path, kernel: str, machine: Machine, sizes: tuple[tuple[str, i
     )
 
 
-@cache
-def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def forget() -> None:
     """Read the files anew: after tuning has written one."""
-    _read.cache_clear()
+    read_json.cache_clear()
     _choose.cache_clear()
-
-
-def measured_backends(machine: Machine) -> Mapping[str, str]:
-    """Slot -> the fastest backend, where it was measured on this very device; empty elsewhere."""
-    return _read(MEASURED / f"{machine.slug}.json").get("backends", {})
 
 
 def _decode(entries: Any) -> tuple[Configuration, ...]:

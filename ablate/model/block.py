@@ -1,4 +1,4 @@
-"""What every transformer here is made of: rotary tables, the norm, and the pre-norm residual block."""
+"""What every transformer here is made of: rotary tables and the pre-norm residual block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablate.spec.backends import require_concrete
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import LinearNode
 
@@ -39,43 +38,31 @@ def rotation_table(rope_dim: int, length: int, theta: float, device: torch.devic
     return Rotation(angle_TP.cos().to(dtype), angle_TP.sin().to(dtype))
 
 
-class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm with a weight; float32 inside whatever the input is."""
-
-    def __init__(self, dim: int, eps: float, backend: str) -> None:
-        super().__init__(dim, eps=eps)
-        self.backend, self.epsilon = require_concrete(backend), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.backend == "triton":
-            from ablate.kernels.rms_norm import rms_norm
-
-            return rms_norm(x, self.weight, self.epsilon)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
-
-
-def unquantised(x: Any) -> Tensor:
-    """The tensor of what an input norm gave: for readers that are not linear maps."""
-    return x if isinstance(x, Tensor) else x.value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ModelContext:
     """What a node is told of the model around it: `spec.nodes.BuildContext` with the modules of this package."""
 
-    dim: int
-    norm_eps: float
-    norm_backend: str
-    linear: LinearNode
+    model: ModelSpec
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    @property
+    def linear(self) -> LinearNode:
+        return self.model.linear
 
     def norm(self, dim: int) -> Any:
-        """The root-mean-square norm of `dim` channels."""
-        return RMSNorm(dim, self.norm_eps, self.norm_backend)
+        """The norm of `dim` channels."""
+        return self.model.norm.build(dim)
 
     def input_norm(self, dim: int) -> Any:
-        """The norm before linear maps, which these may read in a form of their own (see `unquantised`)."""
-        return self.linear.norm(dim, self.norm_eps, self.norm_backend)
+        """The norm before linear maps, which these may read in a form of their own (`modules.unquantised`)."""
+        return self.linear.norm(dim, self.model.norm)
+
+    def further_block(self, index: int) -> Block:
+        """A block that continues the trunk: the one of index 0 comes behind its last layer."""
+        return Block(self.model, self.model.n_layers + index)
 
 
 class Block(nn.Module):
@@ -83,7 +70,7 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelSpec, layer: int) -> None:
         super().__init__()
-        context = build_context(model)
+        context = ModelContext(model)
         feed_forward, balance = model.layer_feed_forward(layer)
         self.attention_norm = context.input_norm(model.dim)
         self.attention: Any = model.attention.build(context)
@@ -100,7 +87,3 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.attention.decode(self.attention_norm(x_BTD), rotation, cache)
         y_BTD, _ = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + y_BTD
-
-
-def build_context(model: ModelSpec) -> ModelContext:
-    return ModelContext(dim=model.dim, norm_eps=model.norm_eps, norm_backend=model.norm_backend, linear=model.linear)

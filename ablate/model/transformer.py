@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ablate.model.block import Block, Rotation, build_context, rotation_table
-from ablate.spec.backends import require_concrete
+from ablate.model.block import Block, ModelContext, Rotation, rotation_table
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
 
@@ -25,25 +23,6 @@ class Prediction:
     routing: list[Any]  # of every layer that routes, trunk first, then the objective's
 
 
-class Head(nn.Linear):
-    """The output head, and the cross-entropy of what it says: for the main model and for modules that share it."""
-
-    def __init__(self, dim: int, vocab_size: int, backend: str) -> None:
-        super().__init__(dim, vocab_size, bias=False)
-        self.backend = require_concrete(backend)
-
-    def cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean nats over the targets that are not -100; float32."""
-        if self.backend == "triton":
-            from ablate.kernels.cross_entropy import linear_cross_entropy
-
-            hidden_ND = hidden_BTD.flatten(0, 1)
-            if torch.is_autocast_enabled(hidden_ND.device.type):
-                hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
-            return linear_cross_entropy(hidden_ND, self.weight, targets_BT.flatten())
-        return F.cross_entropy(self(hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
-
-
 class Transformer(nn.Module):
     """tokens_BT -> logits_BTC, causal. Embedding and head are separate; both are the objective's too."""
 
@@ -52,10 +31,10 @@ class Transformer(nn.Module):
         self.spec = spec
         self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
         self.layers: Any = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
-        context = build_context(spec)
+        context = ModelContext(spec)
         self.norm = context.norm(spec.dim)
-        self.head = Head(spec.dim, spec.vocab_size, spec.head_backend)
-        self.objective: Any = spec.objective.build(spec, context)
+        self.head: Any = spec.head.build(spec.dim, spec.vocab_size)
+        self.objective: Any = spec.objective.build(context)
         self._rotation: Rotation | None = None
 
     def rotation(self, length: int) -> Rotation:

@@ -9,21 +9,29 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ablate.components.codec import FIELD_TYPES
+from ablate.components.codec import decode_model, decode_spec
 from ablate.components.distill.spec import RawText
-from ablate.components.fp8.spec import StandardLinear
-from ablate.components.mla.spec import GroupedQueryAttention
-from ablate.components.moe.spec import SwiGLU
-from ablate.components.mtp.spec import NextToken
 from ablate.components.registry import COMPONENTS, NAMES, component
 from ablate.errors import nearest
 from ablate.spec.decoding import decode
-from ablate.spec.model import Init, ModelSpec
+from ablate.spec.model import ModelSpec
 from ablate.spec.run import DataSpec, Preset, TrainerSpec
 
-SECTIONS = ("title", "n_tokens", "n_seeds", "recipe", "model", "attention", "init", "trainer", "data")
-MODEL_FIELDS = {"dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta", "norm_eps"}
-MODEL_OPTIONS = {"norm_backend", "head_backend"}
+SECTIONS = (
+    "title",
+    "n_tokens",
+    "n_seeds",
+    "recipe",
+    "model",
+    "attention",
+    "norm",
+    "init",
+    "trainer",
+    "optimizer",
+    "data",
+)
+OPTIONAL_SECTIONS = ("head",)
+MODEL_FIELDS = ("dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta")
 
 
 def names() -> tuple[str, ...]:
@@ -53,8 +61,9 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
     components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
     for section in data:
-        if section not in SECTIONS and section not in components:
-            raise ValueError(f"{name}: {section} is unknown; {nearest(section, [*SECTIONS, *components])}")
+        known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)
+        if section not in known:
+            raise ValueError(f"{name}: {section} is unknown; {nearest(section, known)}")
     for section in SECTIONS:
         if section not in data:
             raise ValueError(f"{name}: {section} is missing")
@@ -63,7 +72,7 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         title=data["title"],
         model=_model(data),
         data=DataSpec(text=RawText(), **data["data"]),
-        trainer=decode(TrainerSpec, data["trainer"], "trainer"),
+        trainer=_trainer(data),
         n_tokens=int(data["n_tokens"]),
         n_seeds=data["n_seeds"],
         recipe=_recipe(name, data),
@@ -85,24 +94,29 @@ def _recipe(name: str, data: Mapping[str, Any]) -> tuple[str, ...]:
     return recipe
 
 
+def _trainer(data: Mapping[str, Any]) -> TrainerSpec:
+    optimizer = {"kind": "adamw"} | data["optimizer"]
+    return decode_spec(TrainerSpec, data["trainer"] | {"optimizer": optimizer}, "trainer")
+
+
 def _model(data: Mapping[str, Any]) -> ModelSpec:
+    """The dense end: every slot at what it holds while no component fills it."""
     model = dict(data["model"])
     for field in model:
-        if field not in MODEL_FIELDS | MODEL_OPTIONS:
-            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS | MODEL_OPTIONS)}")
+        if field not in MODEL_FIELDS:
+            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS)}")
     for field in MODEL_FIELDS:
         if field not in model:
             raise ValueError(f"model.{field} is missing")
-    backends = {f: decode(FIELD_TYPES["Backend"], model.pop(f), f"model.{f}") for f in MODEL_OPTIONS if f in model}
-    dense = SwiGLU(hidden_dim=model.pop("hidden_dim"))
-    return ModelSpec(
-        **model,
-        **backends,
-        first_feed_forward=dense,
-        attention=decode(GroupedQueryAttention, data["attention"], "attention"),
-        feed_forward=dense,
-        balance=None,
-        objective=NextToken(),
-        linear=StandardLinear(),
-        init=decode(Init, data["init"], "init"),
-    )
+    dense = {"kind": "swiglu", "hidden_dim": model.pop("hidden_dim")}
+    slots = {
+        "first_feed_forward": dense,
+        "feed_forward": dense,
+        "attention": {"kind": "gqa"} | data["attention"],
+        "balance": None,
+        "objective": {"kind": "next-token"},
+        "linear": {"kind": "standard"},
+        "norm": {"kind": "rms"} | data["norm"],
+        "head": {"kind": "linear-head"} | data.get("head", {}),
+    }
+    return decode_model(model | slots | {"init": data["init"]})

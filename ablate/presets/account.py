@@ -22,7 +22,8 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "objective": {"kind": "next-token"},
     "linear": {"kind": "standard"},
     "rope_theta": 10000.0,
-    "norm_eps": 1e-6,
+    "norm": {"kind": "rms", "eps": 1e-6},
+    "head": {"kind": "linear-head"},
     "init": {"scheme": "normal", "scale": 0.006},
 }
 

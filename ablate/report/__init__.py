@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablate.files import replace_file
 from ablate.report.content import ReportContent, build
 from ablate.report.document import to_json
 from ablate.report.html import render as to_html
 from ablate.report.markdown import render as to_markdown
-from ablate.runs.store import replace_file
 
 __all__ = ["ReportContent", "build", "to_json", "write"]
 

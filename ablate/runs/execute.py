@@ -17,15 +17,18 @@ from lightning.pytorch import Trainer
 
 from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows, order_hash
+from ablate.files import replace_file, to_json
 from ablate.model.transformer import parameter_hashes
+from ablate.model.weights import write_weights
 from ablate.runs import environment
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
-from ablate.runs.store import Store, replace_file, to_json
+from ablate.runs.store import Store
 from ablate.spec.decoding import encode, run_id
 from ablate.spec.run import RunSpec
+from ablate.teachers.load import load_model
 from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.training.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash, write
+from ablate.training.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 
@@ -75,7 +78,7 @@ class Session:
         quiet()
         self.job, self.attempt = job, attempt
         self.module = TrainingModule(run)
-        self.data = run.text.datamodule(run, job.corpus)
+        self.data = run.text.datamodule(run, job.corpus, load_model)
         self.curve = Curve(run, _held_out(job))
         self.clock = Clock(run.trainer.tokens_per_step)
         self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S)
@@ -90,9 +93,8 @@ class Session:
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=str(resume) if resume else None)
 
     def save_weights(self, folder: Path) -> None:
-        """The final weights, for export; the same form as a checkpoint."""
-        if not folder.exists():
-            write(folder, {"state_dict": self.module.model.state_dict(), "spec": encode(self.job.run)})
+        """The final weights, for export and for teachers."""
+        write_weights(folder, self.module.model.state_dict(), self.job.run)
 
     def record(self, status: Any, seconds: float, fault: Diverged | None = None) -> RunRecord:
         job, run = self.job, self.job.run
@@ -150,7 +152,7 @@ def probe(job: Job, attempt: Path) -> float:
     balance = run.model.balance
     parts = [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
     trainer = trainer_for(run, [clock, *parts], None, attempt)
-    trainer.fit(module, datamodule=run.text.datamodule(run, job.corpus))
+    trainer.fit(module, datamodule=run.text.datamodule(run, job.corpus, load_model))
     measured = sorted(clock.step_s[1:])
     return measured[len(measured) // 2]
 

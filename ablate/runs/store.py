@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate.files import commit_once, replace_file, to_json
 from ablate.runs.record import RunRecord, decode_record
 
 
@@ -104,46 +104,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read the record {path}: {error}; move it away and run the study again") from None
-
-
-def to_json(data: Any) -> str:
-    """JSON for people to read. NaN and infinity are refused: a metric that is not a number is left out."""
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def commit_once(path: Path, text: str) -> bool:
-    """Create `path` whole or not at all, and only if it does not exist; durable when it returns."""
-    temporary = _written(path, text)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    sync_folder(path.parent)
-    return True
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Create or replace `path` whole or not at all; durable when it returns."""
-    os.replace(_written(path, text), path)
-    sync_folder(path.parent)
-
-
-def _written(path: Path, text: str) -> Path:
-    # Beside the destination, never in $TMPDIR: a rename or link across file systems would be a copy.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ablate.components.codec import decode_spec
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import COMPONENTS, component
 from ablate.errors import nearest
 from ablate.presets import preset, preset_file
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
+from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal[
     "one", "leave-one-out", "add-one-in", "first-last", "lattice", "factorial", "fractional", "optimal", "staged"
 ]
-BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +63,8 @@ class Study:
         for name, alternative in self.alternatives.items():
             component(name).alternative(alternative)
         for slot in self.backends:
-            if slot not in BACKEND_SLOTS:
-                raise ValueError(f"backends names the slot {slot!r}; {nearest(slot, BACKEND_SLOTS)}")
+            if slot not in MODEL_SLOTS:
+                raise ValueError(f"backends names the slot {slot!r}; {nearest(slot, MODEL_SLOTS)}")
         if self.disable and self.enable:
             raise ValueError(
                 "both disable and enable were given: disable starts from the full recipe and enable from none of it; "
@@ -86,7 +87,7 @@ class Study:
             data = dataclasses.replace(data, source=self.data)
         if self.max_bytes is not None:
             data = dataclasses.replace(data, max_bytes=self.max_bytes)
-        trainer = decode(type(found.trainer), dataclasses.asdict(found.trainer) | dict(self.trainer), "trainer")
+        trainer = decode_spec(type(found.trainer), dataclasses.asdict(found.trainer) | dict(self.trainer), "trainer")
         return dataclasses.replace(found, data=data, trainer=trainer)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ablate.kernels.table import measured_backends
 from ablate.spec.machine import Machine
+from ablate.spec.measured import measured_backends
 
 AUTO = "auto"
 Backend = Literal["auto", "reference", "library", "triton"]

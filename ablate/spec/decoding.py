@@ -5,34 +5,89 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ablate.errors import nearest
 
 T = TypeVar("T")
+NodeTypes = Mapping[str, Mapping[str, type]]  # slot -> kind -> type
 FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic at the file edge
 
 
-def decode(cls: type[T], data: Any, path: str) -> T:
-    """`data` as a frozen dataclass. ValueError with the path of what is missing, unknown or of a wrong type."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """Annotation of a field that holds a node: it is decoded as the type that `kind` names among those of the slot.
+
+    The types come with the call of `decode`, so that values do not know which components there are.
+    """
+
+    name: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.with_info_plain_validator_function(self._node)
+
+    def _node(self, data: Any, info: Any) -> Any:
+        import pydantic
+
+        types = info.context[self.name]
+        if data is None and self.name == "balance":
+            return None
+        if not isinstance(data, Mapping) or "kind" not in data:
+            raise _WrongNode(f"{{}} must be a table with a kind; there are: {', '.join(types)}")
+        if data["kind"] not in types:
+            raise _WrongNode(f"{{}}.kind is {data['kind']!r}; {nearest(str(data['kind']), types)}")
+        cls = types[data["kind"]]
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(dict(data), context=info.context)
+        except pydantic.ValidationError as error:
+            raise _FaultsOfNode(cls, error.errors()) from None
+
+
+class _WrongNode(ValueError):
+    """No node of the slot; its message has a place for the path."""
+
+
+class _FaultsOfNode(ValueError):
+    """What is wrong inside a node, with paths from the node on."""
+
+    def __init__(self, cls: type, errors: Any) -> None:
+        super().__init__()
+        self.cls, self.errors = cls, errors
+
+
+def decode(cls: type[T], data: Any, path: str, nodes: NodeTypes = MappingProxyType({})) -> T:
+    """`data` as a frozen dataclass; `nodes`: the types that fill each slot in it, by slot and kind.
+
+    ValueError with the path of everything that is missing, unknown or of a wrong type.
+    """
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(cls).validate_python(data)
+        return pydantic.TypeAdapter(cls).validate_python(data, context=nodes)
     except pydantic.ValidationError as error:
-        raise ValueError("; ".join(_sentence(e, path, cls) for e in error.errors())) from None
+        raise ValueError("; ".join(_sentences(error.errors(), path, cls))) from None
 
 
-def _sentence(error: Any, path: str, cls: type) -> str:
-    where = ".".join([path, *(str(part) for part in error["loc"])]).strip(".")
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        names = [f.name for f in dataclasses.fields(cls)]
-        return f"{where} is unknown; {nearest(str(error['loc'][-1]), names)}"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{where} is missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{where} is {error['input']!r}: {error['msg'].lower()}"
+def _sentences(errors: Any, path: str, cls: type) -> Iterator[str]:
+    for error in errors:
+        where = ".".join([path, *(str(part) for part in error["loc"])]).strip(".")
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, _FaultsOfNode):
+            yield from _sentences(cause.errors, where, cause.cls)
+        elif isinstance(cause, _WrongNode):
+            yield str(cause).format(where)
+        elif cause is not None:
+            yield str(cause)
+        elif error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            yield f"{where} is unknown; {nearest(str(error['loc'][-1]), [f.name for f in dataclasses.fields(cls)])}"
+        elif error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            yield f"{where} is missing"
+        else:
+            yield f"{where} is {error['input']!r}: {error['msg'].lower()}"
 
 
 def encode(value: Any) -> dict[str, Any]:

@@ -1,21 +1,46 @@
-"""What fills each slot of a model, as protocols: every node knows its numbers, builds its module and prices itself."""
+"""What fills each slot of a model, as protocols: every node knows its numbers, builds its module and prices itself.
+
+A node is a frozen dataclass whose field `kind` names it. Where there is a choice of what runs it, it has a field
+`backend` too, and `obstacles` gives every backend with the reason why it cannot run on a machine, or "" where it can,
+in the order in which `auto` tries them. A node without a choice has no obstacles.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ablate.spec.cost import Cost
+from ablate.spec.machine import Machine
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
-    from ablate.spec.model import ModelSpec
+MODEL_SLOTS = (
+    "attention",
+    "feed_forward",
+    "first_feed_forward",
+    "balance",
+    "objective",
+    "linear",
+    "norm",
+    "head",
+)
 
-SLOTS = ("attention", "feed_forward", "first_feed_forward", "balance", "objective", "linear")
+
+class Node(Protocol):
+    """What the nodes of all slots have."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        """Backend -> why it cannot run on a machine in a run's dtype, or ""; empty where there is no choice."""
 
 
 class BuildContext(Protocol):
-    """What a node needs to know of the model around it to build its module."""
+    """What a node needs of the model around it to build its module."""
 
     @property
     def dim(self) -> int: ...
@@ -24,16 +49,30 @@ class BuildContext(Protocol):
     def linear(self) -> LinearNode: ...
 
     def norm(self, dim: int) -> Any:
-        """The root-mean-square norm of `dim` channels."""
+        """The norm of `dim` channels."""
 
     def input_norm(self, dim: int) -> Any:
         """The norm before linear maps, which these may read in a form of their own."""
 
+    def further_block(self, index: int) -> Any:
+        """A block that continues the trunk: the one of index 0 comes behind its last layer."""
 
-class AttentionNode(Protocol):
+
+class PricedModel(Protocol):
+    """What an objective needs of a model to price its modules."""
+
     @property
-    def kind(self) -> str: ...
+    def dim(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
+    def block_cost(self, layer: int, sequence_length: int) -> Cost:
+        """The price of a layer; layers behind the last are those of further blocks."""
+
+
+class AttentionNode(Node, Protocol):
     @property
     def rope_dim(self) -> int:
         """Channels of a head that are rotated."""
@@ -42,19 +81,13 @@ class AttentionNode(Protocol):
     def cost(self, *, dim: int, sequence_length: int) -> Cost: ...
 
 
-class FeedForwardNode(Protocol):
-    @property
-    def kind(self) -> str: ...
-
+class FeedForwardNode(Node, Protocol):
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module: ...
     def cost(self, *, dim: int) -> Cost: ...
 
 
-class BalanceNode(Protocol):
+class BalanceNode(Node, Protocol):
     """How the experts' loads are kept even. Present exactly when the feed-forward routes."""
-
-    @property
-    def kind(self) -> str: ...
 
     @property
     def selection_bias(self) -> bool:
@@ -66,29 +99,29 @@ class BalanceNode(Protocol):
     def callbacks(self) -> list[Any]: ...
 
 
-class ObjectiveNode(Protocol):
-    @property
-    def kind(self) -> str: ...
+class ObjectiveNode(Node, Protocol):
+    """What is trained beside the main head's next token."""
 
-    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module: ...
-    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+    def build(self, context: BuildContext) -> nn.Module: ...
+
+    def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
         """Parameters beyond the main model, and their forward FLOPs per token of a sequence."""
+
+    def loss_weight(self, progress: float) -> float:
+        """Weight of the module's loss at a share of the run's steps; 0 where it has none."""
 
     def check_length(self, sequence_length: int) -> None:
         """ValueError if the objective cannot be trained on sequences of this length."""
 
 
-class LinearNode(Protocol):
+class LinearNode(Node, Protocol):
     """Makes every linear map but the embedding, the output head and the router's gate."""
-
-    @property
-    def kind(self) -> str: ...
 
     def linear(self, in_features: int, out_features: int) -> Any:
         """A module x (..., I) -> (..., O); its `feed_forward` may be it, SwiGLU and a second map in one."""
 
-    def norm(self, dim: int, eps: float, backend: str) -> Any:
-        """The norm whose output its linear maps read, on a backend of norms."""
+    def norm(self, dim: int, node: NormNode) -> Any:
+        """The norm whose output its linear maps read."""
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> Any:
         """A module (rows sorted by group, ends of the groups) -> rows; its `experts` may be routed experts whole."""
@@ -97,5 +130,34 @@ class LinearNode(Protocol):
         """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""
 
     def callbacks(self) -> list[Any]: ...
+
     def speed_evidence(self) -> str:
         """Whether seconds of these products are "measured" or those of an emulation ("emulated")."""
+
+
+class NormNode(Node, Protocol):
+    @property
+    def eps(self) -> float: ...
+    @property
+    def backend(self) -> str: ...
+
+    def build(self, dim: int) -> Any: ...
+    def cost(self, dim: int) -> Cost: ...
+
+
+class HeadNode(Node, Protocol):
+    """The output head; its module has `cross_entropy`, which may do without the logits."""
+
+    def build(self, dim: int, vocab_size: int) -> Any: ...
+    def cost(self, dim: int, vocab_size: int) -> Cost: ...
+
+
+class OptimizerNode(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def state_bytes_per_parameter(self) -> int:
+        """What it keeps of every parameter, beside the parameter and its gradient."""
+
+    def build(self, model: nn.Module, learning_rate: float) -> Optimizer: ...

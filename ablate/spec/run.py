@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from ablate.errors import check_at_least
-from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.decoding import FORBID_UNKNOWN, Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import OptimizerNode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+LoadModel = Callable[[str], Any]  # folder of a finished run's weights -> its model, in evaluation mode
 
 
 class TextNode(Protocol):
@@ -20,8 +23,8 @@ class TextNode(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
-        """The LightningDataModule of a run on a corpus."""
+    def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
+        """The LightningDataModule of a run on a corpus; `load_model` is for nodes that train on a model's outputs."""
 
     @property
     def wants_logits(self) -> bool:
@@ -45,7 +48,7 @@ class DataSpec:
     """The corpus, and what of it is trained on."""
 
     source: str  # "stdlib", a path, or "hf:NAME"
-    text: TextNode
+    text: Annotated[TextNode, Slot("text")]
     max_bytes: int | None = None
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -72,22 +75,17 @@ class TrainerSpec:
     learning_rate: float
     warmup_share: float  # of the steps
     decay_share: float  # of the steps, at the end, 1 - sqrt
-    weight_decay: float
+    optimizer: Annotated[OptimizerNode, Slot("optimizer")]
     gradient_clip: float
     dtype: Literal["float32", "bfloat16"]
     n_evaluations: int  # points of the held-out curve, the last one at the end
     n_held_out_windows: int  # of sequence_length tokens
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
     control: Control = Control()
 
     def __post_init__(self) -> None:
         counts = ("sequence_length", "batch_size", "micro_batch_size", "n_evaluations", "n_held_out_windows")
         check_at_least(self, "trainer", 1, *counts)
-        check_at_least(
-            self, "trainer", 0, "learning_rate", "weight_decay", "gradient_clip", "warmup_share", "decay_share"
-        )
+        check_at_least(self, "trainer", 0, "learning_rate", "gradient_clip", "warmup_share", "decay_share")
         if self.warmup_share + self.decay_share > 1:
             raise ValueError(
                 f"trainer.warmup_share is {self.warmup_share} and trainer.decay_share {self.decay_share}; "
@@ -129,18 +127,31 @@ class Spec:
         """The same variant with the backends that run it on a machine."""
         return replace(self, model=self.model.for_machine(machine, self.trainer.dtype))
 
+    def run(self, *, corpus_hash: str, seed: int, n_steps: int) -> RunSpec:
+        """One run of the variant."""
+        return RunSpec(
+            model=self.model,
+            text=self.data.text,
+            trainer=self.trainer,
+            corpus_hash=corpus_hash,
+            seed=seed,
+            n_steps=n_steps,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """One run, fully resolved: every number that its result depends on. Its hash is the run's name."""
 
     model: ModelSpec
-    text: TextNode
+    text: Annotated[TextNode, Slot("text")]
     trainer: TrainerSpec
     corpus_hash: str
     seed: int
     n_steps: int
     schema_version: int = SCHEMA_VERSION
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     @property
     def n_tokens(self) -> int:

@@ -24,14 +24,14 @@ def find_run(path: Path) -> tuple[Store, str]:
 def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
     """Export to `out` (default: `hf` in the run's folder). Returns the folder and what could not be taken along."""
     from ablate.export import export_hf
-    from ablate.training.checkpoint import read
+    from ablate.model.weights import load_state, read_weights
 
     store, name = find_run(path)
     weights = store.run_folder(name) / "weights"
     if not weights.exists():
         raise ValueError(f"run {name} kept no weights (a diverged run has none)")
-    content = read(weights)
-    run = decode_run(content["spec"])
+    found = read_weights(weights)
+    run = decode_run(found.manifest.run)
     target = out or store.run_folder(name) / "hf"
-    notes = export_hf(run.model, content["state_dict"], store.tokenizer_file, target, run.trainer.sequence_length)
+    notes = export_hf(run.model, load_state(found), store.tokenizer_file, target, run.trainer.sequence_length)
     return target, notes

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
+from ablate.files import replace_file, to_json
 from ablate.runs.executors.local import Event, Outcome, execute_all, measure_all
 from ablate.runs.job import Job
 from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, summary
-from ablate.runs.store import Store, replace_file, to_json
+from ablate.runs.store import Store
 from ablate.runs.study import Study, to_toml
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import canonical, encode

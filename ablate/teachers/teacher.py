@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ablate.data.corpus import Corpus, load_tokenizer
 from ablate.data.tokenizer import END_OF_TEXT_ID, vocabulary_bytes
-from ablate.spec.decoding import encode, run_id
-from ablate.teachers.checkpoint import load_model, read_checkpoint
+from ablate.model.weights import read_weights
+from ablate.teachers.load import load_model
 
 BATCH = 128
 PROMPT_STEP = 16
@@ -72,16 +72,16 @@ class CheckpointTeacher:
     def __init__(
         self, folder: str, corpus: Corpus, *, metrics: Mapping[str, float] | None = None, use_cache: bool = True
     ) -> None:
-        self.checkpoint = read_checkpoint(folder)
-        run = self.checkpoint.run
-        if run.corpus_hash != corpus.hash:
+        self.weights = read_weights(folder)
+        facts = self.weights.manifest
+        if facts.corpus_hash != corpus.hash:
             raise ValueError(
-                f"the teacher {folder} was trained on another corpus (hash {run.corpus_hash[:12]}, not "
+                f"the teacher {folder} was trained on another corpus (hash {facts.corpus_hash[:12]}, not "
                 f"{corpus.hash[:12]}): its tokens mean something else, and it may have seen this corpus's held-out "
                 "text; train a teacher on this corpus"
             )
-        self.model = load_model(self.checkpoint)
-        self.context = run.trainer.sequence_length
+        self.model = load_model(folder)
+        self.context = facts.sequence_length
         self.tokenizer = load_tokenizer(corpus)
         self.token_bytes = vocabulary_bytes(self.tokenizer)
         self.metrics = dict(metrics or {})
@@ -89,18 +89,18 @@ class CheckpointTeacher:
 
     @property
     def flops_per_token(self) -> float | None:
-        return self.checkpoint.flops_per_token
+        return float(self.weights.manifest.flops_per_token)
 
     def describe(self) -> dict[str, Any]:
-        run = self.checkpoint.run
+        facts = self.weights.manifest
         return {
             "kind": "checkpoint",
-            "run_id": run_id(run),
-            "spec": encode(run),
-            "weights_hash": self.checkpoint.weights_hash,
-            "training_tokens": run.n_tokens,
-            "training_flops": self.checkpoint.training_flops,
-            "parameters": run.model.cost(self.context).main.parameters,
+            "run_id": facts.run_id,
+            "spec": facts.run,
+            "weights_hash": self.weights.hash,
+            "training_tokens": facts.training_tokens,
+            "training_flops": facts.training_flops,
+            "parameters": facts.parameters,
             "metrics": self.metrics,
         }
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ablate.runs.store import sync_folder
+from ablate.files import commit_folder, damage, new_folder
 
-MANIFEST, TENSORS, STATE, PROGRAM = "manifest.json", "tensors.safetensors", "state.json", "program.json"
+TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
 N_KEPT = 2
 
 
@@ -37,42 +34,20 @@ class FolderCheckpoint(CheckpointIO):
 
 
 def write(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """A checkpoint under its final name whole or not at all; the manifest is written last."""
+    """A checkpoint under its final name, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     state = flatten(checkpoint, "", tensors)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    parts = {
-        TENSORS: save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
-        STATE: json.dumps(state, allow_nan=True).encode(),
-    }
-    for name, content in parts.items():
-        _write_part(temporary / name, content)
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
-    _write_part(temporary / MANIFEST, json.dumps(hashes).encode())
-    sync_folder(temporary)
-    os.rename(temporary, folder)
-    sync_folder(folder.parent)
-
-
-def _write_part(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with new_folder(folder.parent) as place:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / TENSORS)
+        (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
+        commit_folder(place, folder, {})
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a folder; ValueError if a part is missing or its hash is not the manifest's."""
-    try:
-        hashes = json.loads((folder / MANIFEST).read_text())
-        parts = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the checkpoint {folder} is torn ({error})") from None
-    for name, content in parts.items():
-        if hashes.get(name) != hashlib.sha256(content).hexdigest():
-            raise ValueError(f"the checkpoint {folder} is torn ({name} does not match its hash)")
-    return unflatten(json.loads(parts[STATE]), load_tensors(parts[TENSORS]))
+    """The checkpoint of a folder; ValueError if a part is missing or is not what the manifest says."""
+    if wrong := damage(folder):
+        raise ValueError(f"the checkpoint {folder} is torn ({wrong})")
+    return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS))
 
 
 def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:

@@ -50,12 +50,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         trainer = self.run.trainer
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": trainer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups, lr=trainer.learning_rate, betas=(trainer.beta1, trainer.beta2), eps=trainer.epsilon, fused=True
-        )
+        optimizer = trainer.optimizer.build(self.model, trainer.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(trainer, self.run.n_steps, step)
         )
@@ -67,7 +62,7 @@ class TrainingModule(LightningModule):
         prediction = self.model.predict(inputs_BT)
         main, logits_BTC = self._main_head(prediction.hidden_BTD, self._learned(targets_BT, batch_idx))
         loss = self.run.text.loss(main, logits_BTC, batch)
-        weight = self.model.objective.loss_weight(self.global_step / self.run.n_steps)
+        weight = self.run.model.objective.loss_weight(self.global_step / self.run.n_steps)
         if weight:
             loss = loss + weight * self.model.objective.loss(prediction.future, targets_BT, self.model.head)
         if self.run.model.balance is not None:

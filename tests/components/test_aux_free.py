@@ -16,7 +16,7 @@ from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_b
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance
 from ablate.components.moe.module import Router, Routing
 from ablate.components.moe.spec import RoutedExperts
-from ablate.model.block import build_context
+from ablate.model.block import ModelContext
 from ablate.model.transformer import build
 
 DIM, E, A = 8, 6, 2
@@ -247,4 +247,4 @@ def test_the_callback_comes_with_the_node_alone() -> None:
         balance = for_this_machine(spec_of(FULL | {"aux-free": level}).model).balance
         assert balance is not None
         assert [type(callback) for callback in balance.callbacks()] == expected
-    assert build_context(NANO.model).dim == NANO.model.dim
+    assert ModelContext(NANO.model).dim == NANO.model.dim

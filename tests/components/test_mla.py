@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from variants import FULL, NANO, for_this_machine, spec_of
 
-from ablate.components.mla.reference import attention, latent_attention
+from ablate.components.mla.attention import attention
+from ablate.components.mla.reference import latent_attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
 from ablate.components.variants import Variant
-from ablate.model.block import build_context, rotation_table
+from ablate.model.block import ModelContext, rotation_table
 from ablate.model.transformer import build
 from ablate.presets import preset
 from ablate.spec.cost import BF16_BYTES
@@ -31,7 +32,7 @@ LATENT = LatentAttention(
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-CONTEXT = replace(build_context(for_this_machine(NANO.model)), dim=DIM, norm_eps=EPS)
+CONTEXT = replace(ModelContext(for_this_machine(NANO.model)), dim=DIM, norm_eps=EPS)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward, fp8_rout
 from ablate.components.fp8.kernel.normed import fp8_linear_of_normed, fp8_norm
 from ablate.components.fp8.module import Recipe, fp8_product
 from ablate.components.moe.module import place
-from ablate.model.block import RMSNorm
+from ablate.model.modules import RMSNorm
 
 FLIPPED = TOLERANCE[torch.bfloat16]  # sums that differ in their last bit can flip a rounding to E4M3 further on
 EPS = 1e-6

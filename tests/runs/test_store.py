@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ablate.files import commit_once
 from ablate.runs.record import RunRecord, pairing_fault
-from ablate.runs.store import Store, commit_once
+from ablate.runs.store import Store
 
 SPEC = {"seed": 3, "n_steps": 10, "trainer": {"batch_size": 4, "sequence_length": 8}}
 

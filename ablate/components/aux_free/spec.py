@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
 from ablate.components.moe.spec import Unbalanced
-from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.backends import without_triton
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BalanceNode
@@ -35,9 +35,8 @@ class BiasBalance:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def for_machine(self, machine: Machine, dtype: str) -> BiasBalance:
-        obstacles = {"library": "", "triton": without_triton(machine)}
-        return replace(self, backend=resolve_backend("balance", self.backend, machine, obstacles))
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {"library": "", "triton": without_triton(machine)}
 
     @property
     def selection_bias(self) -> bool:
@@ -64,6 +63,9 @@ class AuxiliaryLoss:
     n_sequences: int = 1  # of a micro-batch; 1 for the other scopes
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
 
     @property
     def selection_bias(self) -> bool:

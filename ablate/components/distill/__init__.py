@@ -1,8 +1,7 @@
 """Distillation: a share of the training text written by a teacher, against the raw corpus."""
 
 from ablate.components.component import Alternative, Component
-from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, off, on
-from ablate.components.distill.text import held_out_texts
+from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, further_held_out, off, on
 
 COMPONENT = Component(
     name="distill",
@@ -19,5 +18,5 @@ COMPONENT = Component(
     settings=Settings,
     affects=("loss",),
     tied_to_corpus=True,
-    held_out_texts=held_out_texts,
+    held_out_texts=further_held_out,
 )

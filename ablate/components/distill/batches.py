@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablate.components.distill.spec import TeacherLogits, TeacherText
 from ablate.components.distill.text import read_manifest, training_texts
 from ablate.data.batches import Batch, Batches
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import encode_documents
 from ablate.data.tokens import TokenFile
 from ablate.data.windows import Windows, batch_indices
-from ablate.spec.run import RunSpec
-from ablate.teachers.checkpoint import load_model, read_checkpoint
+from ablate.model.weights import read_weights
+from ablate.spec.run import LoadModel, RunSpec
 
 
 def teacher_slots(*, seed: int, step: int, batch_size: int, share: float) -> np.ndarray:
@@ -43,10 +42,11 @@ def teacher_indices(*, n_windows: int, seed: int, step: int, batch_size: int) ->
 class TeacherTextBatches(Batches):
     """Raw batches in which the teacher's windows take some slots; the others are the raw variant's, in its order."""
 
-    def __init__(self, run: RunSpec, corpus: Corpus, node: TeacherText) -> None:
+    def __init__(self, run: RunSpec, corpus: Corpus, *, text: str, text_hash: str, share: float) -> None:
+        """ValueError if `text`, a ready-made text or a folder, is not the one of that hash."""
         super().__init__(run, corpus, self.mixed)
-        self.share = node.share
-        self.teacher_windows = Windows(_teacher_stream(corpus, node), run.trainer.sequence_length)
+        self.share = share
+        self.teacher_windows = Windows(_teacher_stream(corpus, text, text_hash), run.trainer.sequence_length)
 
     def mixed(self, step: int) -> np.ndarray:
         """The step's windows, int64 (batch_size, T + 1)."""
@@ -58,40 +58,51 @@ class TeacherTextBatches(Batches):
         return windows
 
 
-def _teacher_stream(corpus: Corpus, node: TeacherText) -> TokenFile:
-    found = read_manifest(node.text).text_hash
-    if found != node.text_hash:
+def _teacher_stream(corpus: Corpus, text: str, text_hash: str) -> TokenFile:
+    found = read_manifest(text).text_hash
+    if found != text_hash:
         raise ValueError(
-            f"the run was planned with another teacher text: {node.text} has sha256 {found[:12]}, "
-            f"the run asks for {node.text_hash[:12]}; put that text back, or plan the study again"
+            f"the run was planned with another teacher text: {text} has sha256 {found[:12]}, "
+            f"the run asks for {text_hash[:12]}; put that text back, or plan the study again"
         )
-    return encode_documents(corpus, training_texts(node), name="teacher")
+    return encode_documents(corpus, training_texts(text), name="teacher")
 
 
 class SoftTargetBatches(Batches):
     """Raw batches with the teacher's distribution at every position, computed where the batch is trained on."""
 
-    def __init__(self, run: RunSpec, corpus: Corpus, node: TeacherLogits) -> None:
+    def __init__(
+        self,
+        run: RunSpec,
+        corpus: Corpus,
+        load_model: LoadModel,
+        *,
+        teacher: str,
+        teacher_hash: str,
+        temperature: float,
+        n_tokens: int,
+    ) -> None:
+        """ValueError if the weights in the folder `teacher` are others, or of a model of another corpus."""
         super().__init__(run, corpus)
-        checkpoint = read_checkpoint(node.teacher)
-        if checkpoint.weights_hash != node.teacher_hash:
+        weights = read_weights(teacher)
+        if weights.hash != teacher_hash:
             raise ValueError(
-                f"the run was planned with another teacher: the weights in {node.teacher} have sha256 "
-                f"{checkpoint.weights_hash[:12]}, the run asks for {node.teacher_hash[:12]}; plan the study again"
+                f"the run was planned with another teacher: the weights in {teacher} have sha256 "
+                f"{weights.hash[:12]}, the run asks for {teacher_hash[:12]}; plan the study again"
             )
-        if checkpoint.run.corpus_hash != run.corpus_hash:
+        if weights.manifest.corpus_hash != run.corpus_hash:
             raise ValueError(
-                f"the teacher {node.teacher} was trained on another corpus (hash {checkpoint.run.corpus_hash[:12]}, "
+                f"the teacher {teacher} was trained on another corpus (hash {weights.manifest.corpus_hash[:12]}, "
                 f"not {run.corpus_hash[:12]}): its tokens mean something else, and it may have seen this held-out "
                 "text; train a teacher on this corpus"
             )
-        self.node = node
-        self.teacher = load_model(checkpoint)
+        self.temperature, self.n_tokens = temperature, n_tokens
+        self.teacher = load_model(teacher)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         window_BT1 = batch["window_BT1"]
         logp_BTK, ids_BTK = soft_targets(
-            self.teacher.to(window_BT1.device)(window_BT1[:, :-1]), self.node.temperature, self.node.n_soft_tokens
+            self.teacher.to(window_BT1.device)(window_BT1[:, :-1]), self.temperature, self.n_tokens
         )
         return batch | {"soft_ids_BTK": ids_BTK, "soft_logp_BTK": logp_BTK}
 

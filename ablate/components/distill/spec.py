@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
+from ablate.components.distill.text import held_out_texts, read_manifest, writing_flops_per_byte
+from ablate.model.weights import read_weights
 from ablate.spec.decoding import FORBID_UNKNOWN
-from ablate.spec.run import RunSpec, Spec
+from ablate.spec.run import LoadModel, RunSpec, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,7 @@ class RawText:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+    def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.data.batches import Batches
 
         return Batches(run, corpus)
@@ -62,10 +64,10 @@ class TeacherText:
         if not 0 <= self.share <= 1:
             raise ValueError(f"text.share is {self.share}; it is a share of the training sequences, 0 to 1")
 
-    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+    def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.components.distill.batches import TeacherTextBatches
 
-        return TeacherTextBatches(run, corpus, self)
+        return TeacherTextBatches(run, corpus, text=self.text, text_hash=self.text_hash, share=self.share)
 
     @property
     def wants_logits(self) -> bool:
@@ -78,12 +80,10 @@ class TeacherText:
         """Teacher's FLOPs for each training token of the variant, tokens that the filters dropped included."""
         if not self.charge_teacher:
             return 0.0
-        from ablate.components.distill.text import writing_flops_per_byte
 
         return self.share * bytes_per_token * writing_flops_per_byte(self.text)
 
     def facts(self) -> dict[str, Any]:
-        from ablate.components.distill.text import read_manifest
 
         manifest = read_manifest(self.text)
         written = f"{manifest.n_tokens:,} tokens at temperature {self.temperature}"
@@ -120,10 +120,18 @@ class TeacherLogits:
         if self.n_soft_tokens < 1:
             raise ValueError(f"text.n_soft_tokens is {self.n_soft_tokens}; it must be at least 1")
 
-    def datamodule(self, run: RunSpec, corpus: Any) -> Any:
+    def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.components.distill.batches import SoftTargetBatches
 
-        return SoftTargetBatches(run, corpus, self)
+        return SoftTargetBatches(
+            run,
+            corpus,
+            load_model,
+            teacher=self.teacher,
+            teacher_hash=self.teacher_hash,
+            temperature=self.temperature,
+            n_tokens=self.n_soft_tokens,
+        )
 
     @property
     def wants_logits(self) -> bool:
@@ -139,9 +147,7 @@ class TeacherLogits:
         """The teacher reads every token once."""
         if not self.charge_teacher:
             return 0.0
-        from ablate.teachers.checkpoint import read_checkpoint
-
-        return read_checkpoint(self.teacher).flops_per_token
+        return read_weights(self.teacher).manifest.flops_per_token
 
     def facts(self) -> dict[str, Any]:
         return {"teacher": f"soft targets, weight {self.weight}", "teacher_charged": self.charge_teacher}
@@ -171,8 +177,6 @@ class Settings:
 
 
 def on(spec: Spec) -> Spec:
-    from ablate.components.distill.text import read_manifest
-
     settings: Settings = setting(spec, "distill")
     manifest = read_manifest(settings.text)
     if manifest.corpus_source != spec.data.source:
@@ -202,16 +206,14 @@ def off(spec: Spec, alternative: str) -> Spec:
 
 
 def _soft_targets(spec: Spec) -> TeacherLogits:
-    from ablate.teachers.checkpoint import read_checkpoint
-
     settings: Settings = setting(spec, "distill")
     if settings.teacher is None:
         raise ValueError(
             "distill=logits needs a teacher model, and distill.teacher names none; give it the folder of a run's "
             "weights (`dsv3-ablate distill` trains a teacher), or choose another alternative"
         )
-    checkpoint = read_checkpoint(settings.teacher)
-    vocab_size = checkpoint.run.model.vocab_size
+    weights = read_weights(settings.teacher)
+    vocab_size = weights.manifest.vocab_size
     if vocab_size != spec.model.vocab_size:
         raise ValueError(
             f"the teacher {settings.teacher} has a vocabulary of {vocab_size} tokens and the model one of "
@@ -219,9 +221,14 @@ def _soft_targets(spec: Spec) -> TeacherLogits:
         )
     return TeacherLogits(
         teacher=settings.teacher,
-        teacher_hash=checkpoint.weights_hash,
+        teacher_hash=weights.hash,
         weight=settings.logits_weight,
         temperature=settings.logits_temperature,
         n_soft_tokens=settings.n_soft_tokens,
         charge_teacher=settings.charge_teacher,
     )
+
+
+def further_held_out(settings: Settings) -> list[str]:
+    """The teacher's held-out text, on which every variant of a study is evaluated beside the corpus's own."""
+    return held_out_texts(settings.text)

@@ -15,9 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ablate.components.distill.spec import Settings, TeacherText
-from ablate.data.store import MANIFEST, commit_folder, new_folder, read_json
-from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.files import MANIFEST, commit_folder, new_folder, read_sealed
+from ablate.spec.decoding import FORBID_UNKNOWN, decode
 
 FORMAT = 1
 TEXT = "text.jsonl.gz"
@@ -91,9 +90,7 @@ def read_manifest(text: str) -> Manifest:
 @lru_cache(maxsize=8)
 def _manifest(path: Path, mtime_ns: int, size: int) -> Manifest:
     # A design resolves thousands of variants, so the file is decoded once while it stays as it is.
-    from ablate.spec.decoding import decode
-
-    sealed = read_json(path)
+    sealed = read_sealed(path)
     if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
         raise ValueError(
             f"the manifest of the teacher text {path.parent} is damaged, altered or of another format; "
@@ -132,14 +129,14 @@ def is_held_out(document: str) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_SHARE
 
 
-def training_texts(settings: Settings | TeacherText) -> list[str]:
+def training_texts(text: str) -> list[str]:
     """What variants with a teacher train on."""
-    return [d.text for d in read_text(settings.text) if not is_held_out(d.document)]
+    return [d.text for d in read_text(text) if not is_held_out(d.document)]
 
 
-def held_out_texts(settings: Settings | TeacherText) -> list[str]:
+def held_out_texts(text: str) -> list[str]:
     """What every variant is evaluated on beside the real held-out text."""
-    return [d.text for d in read_text(settings.text) if is_held_out(d.document)]
+    return [d.text for d in read_text(text) if is_held_out(d.document)]
 
 
 def writing_flops_per_byte(text: str) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
-from ablate.model.block import RMSNorm, unquantised
+from ablate.model.modules import RMSNorm, unquantised
 from ablate.spec.backends import require_concrete
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import Backend, resolve_backend, without_cuda, without_triton
+from ablate.spec.backends import Backend, without_cuda, without_triton
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
-from ablate.spec.nodes import LinearNode
+from ablate.spec.nodes import LinearNode, NormNode
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -33,19 +34,16 @@ class StandardLinear:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def for_machine(self, machine: Machine, dtype: str) -> StandardLinear:
-        obstacles = {"library": "", "reference": "", "triton": without_triton(machine)}
-        return replace(self, backend=resolve_backend("linear", self.backend, machine, obstacles))
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {"library": "", "reference": "", "triton": without_triton(machine)}
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Linear
 
         return Linear(in_features, out_features)
 
-    def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
-        from ablate.model.block import RMSNorm
-
-        return RMSNorm(dim, eps, backend)
+    def norm(self, dim: int, node: NormNode) -> nn.Module:
+        return node.build(dim)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import GroupedLinear
@@ -81,29 +79,26 @@ class Fp8Linear:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def for_machine(self, machine: Machine, dtype: str) -> Fp8Linear:
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
         kernels = without_triton(machine)
         if self.recipe == "tensorwise":
             kernels = kernels or "one scale for a whole tensor has no kernel here"
         obstacles = {"triton": kernels, "library": without_cuda(machine) or kernels}
         # In the interpreter kernels can run and are nobody's choice.
-        real = machine.kind == "cuda"
-        obstacles = obstacles | {"emulated": ""} if real else {"emulated": ""} | obstacles
-        return replace(self, backend=resolve_backend("linear", self.backend, machine, obstacles))
+        return obstacles | {"emulated": ""} if machine.kind == "cuda" else {"emulated": ""} | obstacles
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8Linear as Module
 
         return Module(in_features, out_features, recipe=self._recipe(), backend=self.backend)
 
-    def norm(self, dim: int, eps: float, backend: str) -> nn.Module:
+    def norm(self, dim: int, node: NormNode) -> nn.Module:
         """Where both norm and products are kernels, one that quantises what it writes."""
         from ablate.components.fp8.module import Fp8Norm
-        from ablate.model.block import RMSNorm
 
-        fused = backend == "triton" and self.backend != "emulated"
-        return Fp8Norm(dim, eps, self._recipe()) if fused else RMSNorm(dim, eps, backend)
+        fused = node.backend == "triton" and self.backend != "emulated"
+        return Fp8Norm(dim, node.eps, self._recipe()) if fused else node.build(dim)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8GroupedLinear as Module

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ablate.components.mla import reference
-from ablate.components.mla.spec import GroupedQueryAttention as GroupedQueryNode
-from ablate.components.mla.spec import LatentAttention as LatentNode
-from ablate.model.block import Rotation, unquantised
+from ablate.components.mla.attention import ATTENTION
+from ablate.model.block import Rotation
+from ablate.model.modules import unquantised
 from ablate.spec.backends import require_concrete
 from ablate.spec.nodes import BuildContext
-
-
-def library_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options: Any) -> Tensor:
-    """torch's attention. On a CPU values are widened to the keys' width, since its fused kernel wants them equal.
-
-    That saves a quarter of the time (B 8, H 4, T 128, K 24, V 16, one thread: 6.6 to 4.9 ms with the backward pass).
-    """
-    missing = k_BHSK.shape[-1] - v_BHSV.shape[-1]
-    if missing <= 0 or v_BHSV.device.type != "cpu":
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **options)
-    wide_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, F.pad(v_BHSV, (0, missing)), **options)
-    return wide_BHTK[..., : v_BHSV.shape[-1]]
-
-
-def cudnn_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **options: Any) -> Tensor:
-    """torch's attention by cuDNN's kernel and no other: an error where cuDNN does not take it."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **options)
-
-
-ATTENTION: dict[str, Callable[..., Tensor]] = {
-    "library": library_attention,
-    "reference": reference.attention,
-    "cudnn": cudnn_attention,
-}
 
 
 @dataclass(slots=True)
@@ -78,60 +48,73 @@ class LatentAttention(nn.Module):
     output instead and attends to the cached latents themselves. The scale is that of the joined head.
     """
 
-    def __init__(self, node: LatentNode, context: BuildContext) -> None:
+    def __init__(
+        self,
+        context: BuildContext,
+        *,
+        n_heads: int,
+        q_lora_rank: int,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        backend: str,
+    ) -> None:
+        """`q_lora_rank` 0: queries are not compressed. `backend`: one of FORMS."""
         super().__init__()
         linear: Any = context.linear.linear
-        require_concrete(node.backend)
-        self.node = node
-        heads = node.n_heads
-        if node.q_lora_rank:
-            self.q_down = linear(context.dim, node.q_lora_rank)
-            self.q_norm = context.input_norm(node.q_lora_rank)
-            self.q_up = linear(node.q_lora_rank, heads * node.qk_head_dim)
+        self.backend = require_concrete(backend)
+        self.n_heads, self.q_lora_rank, self.kv_lora_rank = n_heads, q_lora_rank, kv_lora_rank
+        self.qk_dims, self.v_head_dim = (qk_nope_head_dim, qk_rope_head_dim), v_head_dim
+        qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
+        if q_lora_rank:
+            self.q_down = linear(context.dim, q_lora_rank)
+            self.q_norm = context.input_norm(q_lora_rank)
+            self.q_up = linear(q_lora_rank, n_heads * qk_head_dim)
         else:
-            self.q = linear(context.dim, heads * node.qk_head_dim)
-        self.kv_down = linear(context.dim, node.kv_lora_rank + node.qk_rope_head_dim)
-        self.kv_norm = context.input_norm(node.kv_lora_rank)
-        self.kv_up = linear(node.kv_lora_rank, heads * (node.qk_nope_head_dim + node.v_head_dim))
-        self.output = linear(heads * node.v_head_dim, context.dim)
-        self.scale = node.qk_head_dim**-0.5
+            self.q = linear(context.dim, n_heads * qk_head_dim)
+        self.kv_down = linear(context.dim, kv_lora_rank + qk_rope_head_dim)
+        self.kv_norm = context.input_norm(kv_lora_rank)
+        self.kv_up = linear(kv_lora_rank, n_heads * (qk_nope_head_dim + v_head_dim))
+        self.output = linear(n_heads * v_head_dim, context.dim)
+        self.scale = qk_head_dim**-0.5
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Any, Tensor]:
         """Queries (B, T, H, K), the normed latent (B, T, R), and the key (B, T, P) of all heads; nothing rotated."""
-        q = self.q_up(self.q_norm(self.q_down(x_BTD))) if self.node.q_lora_rank else self.q(x_BTD)
-        latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.node.kv_lora_rank, self.node.qk_rope_head_dim], dim=-1)
-        return q.unflatten(-1, (self.node.n_heads, -1)), self.kv_norm(latent_BTR), key_BTP
+        q = self.q_up(self.q_norm(self.q_down(x_BTD))) if self.q_lora_rank else self.q(x_BTD)
+        latent_BTR, key_BTP = self.kv_down(x_BTD).split([self.kv_lora_rank, self.qk_dims[1]], dim=-1)
+        return q.unflatten(-1, (self.n_heads, -1)), self.kv_norm(latent_BTR), key_BTP
 
     def queries(self, q_BTHK: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Position-free (B, T, H, K_nope) and rotated (B, T, H, K_rope) parts."""
-        nope, rope = q_BTHK.split([self.node.qk_nope_head_dim, self.node.qk_rope_head_dim], dim=-1)
+        nope, rope = q_BTHK.split(self.qk_dims, dim=-1)
         return nope, rotation.rotate(rope)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
         q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
-        kv_BTHX = self.kv_up(latent_BTR).unflatten(-1, (self.node.n_heads, -1))
-        y_BTHV = FORMS[self.node.backend](self, q_BTHK, kv_BTHX, key_BTP, rotation)
+        kv_BTHX = self.kv_up(latent_BTR).unflatten(-1, (self.n_heads, -1))
+        y_BTHV = FORMS[self.backend](self, q_BTHK, kv_BTHX, key_BTP, rotation)
         return self.output(y_BTHV.flatten(2))
 
     def new_cache(self, batch: int, capacity: int) -> LatentCache:
-        like, node = self.kv_norm.weight, self.node
+        like = self.kv_norm.weight
         return LatentCache(
-            like.new_empty(batch, capacity, node.kv_lora_rank), like.new_empty(batch, capacity, node.qk_rope_head_dim)
+            like.new_empty(batch, capacity, self.kv_lora_rank), like.new_empty(batch, capacity, self.qk_dims[1])
         )
 
     def decode(self, x_BTD: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
         """Attention of new tokens to the cache and themselves, in the absorbed form."""
-        node, t, start = self.node, x_BTD.shape[1], cache.length
+        t, start = x_BTD.shape[1], cache.length
         q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
         q_nope, q_rope = self.queries(q_BTHK, rotation)
         key_BTP = rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
         cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = unquantised(latent_BTR), key_BTP
         cache.length = start + t
         past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
-        up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (node.n_heads, -1))
-        up_key, up_value = up_HXR.split([node.qk_nope_head_dim, node.v_head_dim], dim=1)
+        up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (self.n_heads, -1))
+        up_key, up_value = up_HXR.split([self.qk_dims[0], self.v_head_dim], dim=1)
         q_latent = torch.einsum("bthk,hkr->bthr", q_nope, up_key)
-        attend = _decode_launched if node.backend == "triton" else _decode
+        attend = _decode_launched if self.backend == "triton" else _decode
         y_BTHR = attend(q_latent, q_rope, past_BSR, keys_BSP, start, self.scale)
         return self.output(torch.einsum("bthr,hvr->bthv", y_BTHR, up_value).flatten(2))
 
@@ -155,22 +138,19 @@ def _decode_launched(*operands: Any) -> Tensor:
 
 def _joined(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
     """Heads put together by torch, the shared key copied to each of them. -> (B, T, H, V)"""
-    node = module.node
     q_BTHK = torch.cat(module.queries(q_BTHK, rotation), dim=-1)
-    k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
+    k_nope, v_BTHV = kv_BTHX.split([module.qk_dims[0], module.v_head_dim], dim=-1)
     rotated_BT1P = rotation.rotate(key_BTP.unsqueeze(2))
-    k_BTHK = torch.cat([k_nope, rotated_BT1P.expand(-1, -1, node.n_heads, -1)], dim=-1)
-    return _attend(node.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
+    k_BTHK = torch.cat([k_nope, rotated_BT1P.expand(-1, -1, module.n_heads, -1)], dim=-1)
+    return _attend(module.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
 
 
 def _assembled(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
     """Heads put together in one launch, for cuDNN's attention. -> (B, T, H, V)"""
     from ablate.components.mla.kernel.assembly import assemble
 
-    q_BTHK, k_BTHK, v_BTHV = assemble(
-        q_BTHK, kv_BTHX, key_BTP, rotation.cos_TP, rotation.sin_TP, module.node.qk_nope_head_dim
-    )
-    return _attend(module.node.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
+    q_BTHK, k_BTHK, v_BTHV = assemble(q_BTHK, kv_BTHX, key_BTP, rotation.cos_TP, rotation.sin_TP, module.qk_dims[0])
+    return _attend(module.backend, q_BTHK, k_BTHK, v_BTHV, module.scale)
 
 
 def _launched(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, rotation: Rotation) -> Tensor:
@@ -178,9 +158,8 @@ def _launched(module: LatentAttention, q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP:
     from ablate.components.mla.kernel.attention import mla_attention
     from ablate.components.mla.kernel.rotate import rotate
 
-    node = module.node
-    q_nope, q_rope = q_BTHK.split([node.qk_nope_head_dim, node.qk_rope_head_dim], dim=-1)
-    k_nope, v_BTHV = kv_BTHX.split([node.qk_nope_head_dim, node.v_head_dim], dim=-1)
+    q_nope, q_rope = q_BTHK.split(module.qk_dims, dim=-1)
+    k_nope, v_BTHV = kv_BTHX.split([module.qk_dims[0], module.v_head_dim], dim=-1)
     q_rope = rotate(q_rope, rotation.cos_TP, rotation.sin_TP)
     k_rope = rotate(key_BTP.unsqueeze(2), rotation.cos_TP, rotation.sin_TP).squeeze(2)
     return mla_attention(q_nope, q_rope, k_nope, k_rope, v_BTHV, scale=module.scale)[0]
@@ -199,30 +178,32 @@ FORMS = {"library": _joined, "reference": _joined, "cudnn": _assembled, "triton"
 class GroupedQueryAttention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245) with rotary queries and keys. x_BTD -> y_BTD, causal."""
 
-    def __init__(self, node: GroupedQueryNode, context: BuildContext) -> None:
+    def __init__(self, context: BuildContext, *, n_heads: int, n_kv_heads: int, head_dim: int, backend: str) -> None:
+        """`backend`: one of ATTENTION."""
         super().__init__()
-        require_concrete(node.backend)
-        self.node, linear = node, context.linear.linear
-        self.q = linear(context.dim, node.n_heads * node.head_dim)
-        self.k = linear(context.dim, node.n_kv_heads * node.head_dim)
-        self.v = linear(context.dim, node.n_kv_heads * node.head_dim)
-        self.output = linear(node.n_heads * node.head_dim, context.dim)
+        linear: Any = context.linear.linear
+        self.backend = require_concrete(backend)
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.q = linear(context.dim, n_heads * head_dim)
+        self.k = linear(context.dim, n_kv_heads * head_dim)
+        self.v = linear(context.dim, n_kv_heads * head_dim)
+        self.output = linear(n_heads * head_dim, context.dim)
 
     def heads(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (p(x_BTD).unflatten(-1, (-1, self.node.head_dim)) for p in (self.q, self.k, self.v))
+        q, k, v = (p(x_BTD).unflatten(-1, (-1, self.head_dim)) for p in (self.q, self.k, self.v))
         return rotation.rotate(q), rotation.rotate(k), v
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None) -> Tensor:
-        groups = self.node.n_heads // self.node.n_kv_heads
+        groups = self.n_heads // self.n_kv_heads
         k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k_BSGK, v_BSGK))
-        y_BHTK = ATTENTION[self.node.backend](q_BTHK.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None)
+        y_BHTK = ATTENTION[self.backend](q_BTHK.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None)
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
         return self.attend(*self.heads(x_BTD, rotation), None)
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        shape = (batch, capacity, self.node.n_kv_heads, self.node.head_dim)
+        shape = (batch, capacity, self.n_kv_heads, self.head_dim)
         like = self.k.get_parameter("weight")
         return KeyValueCache(like.new_empty(shape), like.new_empty(shape))
 

@@ -1,4 +1,4 @@
-"""The equations of attention, plain: softmax attention, and latent attention as the paper writes it."""
+"""The equations of latent and of grouped-query attention, head by head, as the papers write them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ablate.components.mla.attention import attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
 from ablate.model.block import Rotation
-
-
-def attention(
-    q_BHTK: Tensor,
-    k_BHSK: Tensor,
-    v_BHSV: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """softmax(scale q k^T) v; `attn_mask` is true where a key may be seen. -> (B, H, T, V)"""
-    scores = q_BHTK @ k_BHSK.transpose(-1, -2) * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v_BHSV
 
 
 def latent_attention(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.backends import without_triton
 from ablate.spec.cost import Cost, causal_attention, matrix, vector
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
@@ -49,20 +50,24 @@ class LatentAttention:
     def qk_head_dim(self) -> int:
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
-    def for_machine(self, machine: Machine, dtype: str) -> LatentAttention:
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         """`library` is torch's choice among its kernels; `cudnn` is cuDNN's behind one launch that joins the heads."""
-        obstacles = {
-            "cudnn": without_cudnn(machine, dtype),
-            "library": "",
-            "reference": "",
-            "triton": without_triton(machine),
-        }
-        return replace(self, backend=resolve_backend("attention", self.backend, machine, obstacles))
+        kernels = {"triton": without_triton(machine)}
+        return {"cudnn": without_cudnn(machine, dtype), "library": "", "reference": "", **kernels}
 
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import LatentAttention as Module
 
-        return Module(self, context)
+        return Module(
+            context,
+            n_heads=self.n_heads,
+            q_lora_rank=self.q_lora_rank,
+            kv_lora_rank=self.kv_lora_rank,
+            qk_nope_head_dim=self.qk_nope_head_dim,
+            qk_rope_head_dim=self.qk_rope_head_dim,
+            v_head_dim=self.v_head_dim,
+            backend=self.backend,
+        )
 
     def cost(self, *, dim: int, sequence_length: int) -> Cost:
         heads, rank = self.n_heads, self.kv_lora_rank
@@ -107,18 +112,19 @@ class GroupedQueryAttention:
     def rope_dim(self) -> int:
         return self.head_dim
 
-    def for_machine(self, machine: Machine, dtype: str) -> GroupedQueryAttention:
-        obstacles = {
-            "cudnn": without_cudnn(machine, dtype),
-            "library": "",
-            "reference": "",
-        }
-        return replace(self, backend=resolve_backend("attention", self.backend, machine, obstacles))
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {"cudnn": without_cudnn(machine, dtype), "library": "", "reference": ""}
 
     def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mla.module import GroupedQueryAttention as Module
 
-        return Module(self, context)
+        return Module(
+            context,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            head_dim=self.head_dim,
+            backend=self.backend,
+        )
 
     def cost(self, *, dim: int, sequence_length: int) -> Cost:
         width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim

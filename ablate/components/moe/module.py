@@ -8,10 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.components.moe.spec import RoutedExperts as RoutedNode
-from ablate.model.block import unquantised
+from ablate.model.modules import unquantised
 from ablate.spec.backends import require_concrete
 from ablate.spec.nodes import BuildContext
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutingRule:
+    """How experts are chosen: the best inside the best `n_limited_groups` of `n_expert_groups` groups.
+
+    A group is ranked by the sum of its `n_group_scores` best scores.
+    """
+
+    n_routed_experts: int
+    n_activated_experts: int
+    n_expert_groups: int
+    n_limited_groups: int
+    n_group_scores: int
+    route_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +65,11 @@ class Router(nn.Module):
 
     bias_E: Tensor | None
 
-    def __init__(self, node: RoutedNode, dim: int, *, selection_bias: bool) -> None:
+    def __init__(self, rule: RoutingRule, dim: int, *, selection_bias: bool) -> None:
         super().__init__()
-        self.node = node
-        self.weight = nn.Parameter(torch.empty(node.n_routed_experts, dim))
-        self.register_buffer("bias_E", torch.zeros(node.n_routed_experts) if selection_bias else None)
+        self.rule = rule
+        self.weight = nn.Parameter(torch.empty(rule.n_routed_experts, dim))
+        self.register_buffer("bias_E", torch.zeros(rule.n_routed_experts) if selection_bias else None)
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """e_i . u_t: (N, E)."""
@@ -69,27 +83,27 @@ class Router(nn.Module):
 
     def select(self, affinity_NE: Tensor) -> Tensor:
         """Indices of the chosen experts, (N, A): eq. 16 inside the best groups of each token."""
-        node, n = self.node, affinity_NE.shape[0]
+        rule, n = self.rule, affinity_NE.shape[0]
         score_NE = affinity_NE.detach() if self.bias_E is None else affinity_NE.detach() + self.bias_E
-        if node.n_limited_groups < node.n_expert_groups:
-            score_NGX = score_NE.view(n, node.n_expert_groups, node.experts_per_group)
-            group_NG = score_NGX.topk(node.n_group_scores, dim=-1).values.sum(-1)
-            best_NM = group_NG.topk(node.n_limited_groups, dim=-1).indices
+        if rule.n_limited_groups < rule.n_expert_groups:
+            score_NGX = score_NE.view(n, rule.n_expert_groups, rule.n_routed_experts // rule.n_expert_groups)
+            group_NG = score_NGX.topk(rule.n_group_scores, dim=-1).values.sum(-1)
+            best_NM = group_NG.topk(rule.n_limited_groups, dim=-1).indices
             reachable_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, best_NM, True)
             score_NE = score_NGX.masked_fill(~reachable_NG.unsqueeze(-1), float("-inf")).view(n, -1)
-        return score_NE.topk(node.n_activated_experts, dim=-1).indices
+        return score_NE.topk(rule.n_activated_experts, dim=-1).indices
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """Chosen experts (N, A), their weights (N, A), and the statistics."""
-        b, experts = x_BTD.shape[0], self.node.n_routed_experts
+        b, experts = x_BTD.shape[0], self.rule.n_routed_experts
         affinity_NE = self.affinities(x_BTD.flatten(0, 1))
         expert_NA = self.select(affinity_NE)
         chosen_NA = affinity_NE.gather(1, expert_NA)
-        weight_NA = chosen_NA / chosen_NA.sum(-1, keepdim=True) * self.node.route_scale
+        weight_NA = chosen_NA / chosen_NA.sum(-1, keepdim=True) * self.rule.route_scale
         counts_BE = _counts(expert_NA.view(b, -1), experts)
         normalised_NE = affinity_NE / affinity_NE.sum(-1, keepdim=True)
         affinity_BE = normalised_NE.unflatten(0, (b, -1)).mean(1)
-        return expert_NA, weight_NA, Routing(self, counts_BE, affinity_BE, self.node.n_activated_experts)
+        return expert_NA, weight_NA, Routing(self, counts_BE, affinity_BE, self.rule.n_activated_experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +126,11 @@ def place(expert_NA: Tensor, counts_BE: Tensor) -> Permutation:
 class Experts(nn.Module):
     """E SwiGLU networks over tokens that are routed to them: sum over a token's choices of weight times expert."""
 
-    def __init__(self, node: RoutedNode, context: BuildContext) -> None:
+    def __init__(self, context: BuildContext, n_experts: int, hidden_dim: int, *, backend: str) -> None:
         super().__init__()
-        n, hidden = node.n_routed_experts, node.expert_hidden_dim
-        self.backend = require_concrete(node.backend)
-        self.gate_up = context.linear.grouped(n, context.dim, 2 * hidden)
-        self.down = context.linear.grouped(n, hidden, context.dim)
+        self.backend = require_concrete(backend)
+        self.gate_up = context.linear.grouped(n_experts, context.dim, 2 * hidden_dim)
+        self.down = context.linear.grouped(n_experts, hidden_dim, context.dim)
 
     def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Permutation) -> Tensor:
         if self.backend == "triton" and (whole := self.gate_up.experts(self.down)):
@@ -132,11 +145,21 @@ class Experts(nn.Module):
 class RoutedExperts(nn.Module):
     """sum over chosen experts of weight times expert(x), plus the shared experts (eq. 12). No token is dropped."""
 
-    def __init__(self, node: RoutedNode, context: BuildContext, *, selection_bias: bool) -> None:
+    def __init__(
+        self,
+        context: BuildContext,
+        rule: RoutingRule,
+        *,
+        expert_hidden_dim: int,
+        shared_hidden_dim: int,
+        selection_bias: bool,
+        backend: str,
+    ) -> None:
+        """`shared_hidden_dim`: width of the shared experts together; 0 for none."""
         super().__init__()
-        self.router = Router(node, context.dim, selection_bias=selection_bias)
-        self.experts = Experts(node, context)
-        self.shared = SwiGLU(node.n_shared_experts * node.expert_hidden_dim, context) if node.n_shared_experts else None
+        self.router = Router(rule, context.dim, selection_bias=selection_bias)
+        self.experts = Experts(context, rule.n_routed_experts, expert_hidden_dim, backend=backend)
+        self.shared = SwiGLU(shared_hidden_dim, context) if shared_hidden_dim else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         shared, x_BTD = x_BTD, unquantised(x_BTD)
@@ -152,18 +175,18 @@ class RoutedExperts(nn.Module):
         """Routing and placement by their kernels."""
         from ablate.components.moe.kernel import route
 
-        router, node = self.router, self.router.node
+        router, rule = self.router, self.router.rule
         routed = route(
             router.logits(x_BTD.flatten(0, 1)),
             router.bias_E,
-            n_groups=node.n_expert_groups,
-            n_limited_groups=node.n_limited_groups,
-            n_group_scores=node.n_group_scores,
-            n_activated=node.n_activated_experts,
-            route_scale=node.route_scale,
+            n_groups=rule.n_expert_groups,
+            n_limited_groups=rule.n_limited_groups,
+            n_group_scores=rule.n_group_scores,
+            n_activated=rule.n_activated_experts,
+            route_scale=rule.route_scale,
             n_sequences=x_BTD.shape[0],
         )
-        routing = Routing(router, routed.counts_BE, routed.affinity_BE, node.n_activated_experts)
+        routing = Routing(router, routed.counts_BE, routed.affinity_BE, rule.n_activated_experts)
         return Permutation(routed.token_of_row_P, routed.row_of_choice_NA, routed.offsets_E), routed.weight_NA, routing
 
 

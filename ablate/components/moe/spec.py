@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import resolve_backend, without_triton
+from ablate.spec.backends import without_triton
 from ablate.spec.cost import Cost, matrix
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
@@ -30,6 +31,9 @@ class SwiGLU:
     def __post_init__(self) -> None:
         if self.hidden_dim < 1:
             raise ValueError(f"feed_forward.hidden_dim is {self.hidden_dim}; it must be at least 1")
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
 
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
         from ablate.components.moe.module import SwiGLU as Module
@@ -83,10 +87,9 @@ class RoutedExperts:
                 f"are {reachable} (n_limited_groups x n_routed_experts / n_expert_groups)"
             )
 
-    def for_machine(self, machine: Machine, dtype: str) -> RoutedExperts:
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         """`library` composes torch's operations; `triton` routes in two launches and multiplies without a copy."""
-        obstacles = {"library": "", "triton": without_triton(machine)}
-        return replace(self, backend=resolve_backend("feed_forward", self.backend, machine, obstacles))
+        return {"library": "", "triton": without_triton(machine)}
 
     @property
     def experts_per_group(self) -> int:
@@ -103,8 +106,24 @@ class RoutedExperts:
 
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
         from ablate.components.moe.module import RoutedExperts as Module
+        from ablate.components.moe.module import RoutingRule
 
-        return Module(self, context, selection_bias=balance is not None and balance.selection_bias)
+        rule = RoutingRule(
+            n_routed_experts=self.n_routed_experts,
+            n_activated_experts=self.n_activated_experts,
+            n_expert_groups=self.n_expert_groups,
+            n_limited_groups=self.n_limited_groups,
+            n_group_scores=self.n_group_scores,
+            route_scale=self.route_scale,
+        )
+        return Module(
+            context,
+            rule,
+            expert_hidden_dim=self.expert_hidden_dim,
+            shared_hidden_dim=self.n_shared_experts * self.expert_hidden_dim,
+            selection_bias=balance is not None and balance.selection_bias,
+            backend=self.backend,
+        )
 
     def cost(self, *, dim: int) -> Cost:
         expert = matrix(dim, self.expert_hidden_dim) * 3
@@ -121,6 +140,9 @@ class Unbalanced:
     kind: Literal["none"] = "none"
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
 
     @property
     def selection_bias(self) -> bool:

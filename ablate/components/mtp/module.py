@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablate.components.mtp.spec import MultiToken as MultiTokenNode
-from ablate.model.block import Block, Rotation
-from ablate.spec.model import ModelSpec
+from ablate.model.block import Rotation
 from ablate.spec.nodes import BuildContext
 
 
@@ -25,9 +23,6 @@ class FutureTokens:
 class NextToken(nn.Module):
     """Nothing beside the main head."""
 
-    def loss_weight(self, progress: float) -> float:
-        return 0.0
-
     def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
         return FutureTokens()
 
@@ -35,14 +30,14 @@ class NextToken(nn.Module):
 class MultiTokenModule(nn.Module):
     """One block and the norm before the shared head; sequential ones also join the next token's embedding."""
 
-    def __init__(self, model: ModelSpec, layer: int, context: BuildContext, *, joins_embedding: bool) -> None:
+    def __init__(self, context: BuildContext, index: int, *, joins_embedding: bool) -> None:
         super().__init__()
         if joins_embedding:
-            self.embedding_norm = context.norm(model.dim)
-            self.hidden_norm = context.norm(model.dim)
-            self.projection = context.linear.linear(2 * model.dim, model.dim)
-        self.block = Block(model, layer)
-        self.norm = context.norm(model.dim)
+            self.embedding_norm = context.norm(context.dim)
+            self.hidden_norm = context.norm(context.dim)
+            self.projection = context.linear.linear(2 * context.dim, context.dim)
+        self.block = context.further_block(index)
+        self.norm = context.norm(context.dim)
 
     def join(self, hidden_BTD: Tensor, embedded_BTD: Tensor) -> Tensor:
         """M_k [norm(embedding); norm(hidden)], eq. 21, in the order of DeepSeek's published weights."""
@@ -54,16 +49,11 @@ class MultiToken(nn.Module):
 
     joins_embedding: bool
 
-    def __init__(self, node: MultiTokenNode, model: ModelSpec, context: BuildContext) -> None:
+    def __init__(self, context: BuildContext, depth: int) -> None:
         super().__init__()
-        self.node = node
-        self.layers: Any = nn.ModuleList(  # of MultiTokenModule
-            MultiTokenModule(model, model.n_layers + k, context, joins_embedding=self.joins_embedding)
-            for k in range(node.mtp_depth)
+        self.layers: Any = nn.ModuleList(
+            MultiTokenModule(context, index, joins_embedding=self.joins_embedding) for index in range(depth)
         )
-
-    def loss_weight(self, progress: float) -> float:
-        return self.node.loss_weight(progress)
 
     def loss(self, future: FutureTokens, targets_BT: Tensor, head: Any) -> Tensor:
         """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
 from ablate.spec.cost import Cost, matrix, vector
 from ablate.spec.decoding import FORBID_UNKNOWN
-from ablate.spec.model import ModelSpec
-from ablate.spec.nodes import BuildContext
+from ablate.spec.machine import Machine
+from ablate.spec.nodes import BuildContext, PricedModel
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -24,12 +25,18 @@ class NextToken:
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module:
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
+
+    def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mtp.module import NextToken as Module
 
         return Module()
 
-    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+    def loss_weight(self, progress: float) -> float:
+        return 0.0
+
+    def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
         return 0, 0.0
 
     def check_length(self, sequence_length: int) -> None:
@@ -67,12 +74,15 @@ class MultiToken:
         """lambda at a share of the run's steps."""
         return self.mtp_loss_weight if progress < self.weight_switch_share else self.final_mtp_loss_weight
 
-    def build(self, model: ModelSpec, context: BuildContext) -> nn.Module:
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
+
+    def build(self, context: BuildContext) -> nn.Module:
         from ablate.components.mtp.module import ParallelHeads, SequentialModules
 
-        return (SequentialModules if self.arrangement == "sequential" else ParallelHeads)(self, model, context)
+        return (SequentialModules if self.arrangement == "sequential" else ParallelHeads)(context, self.mtp_depth)
 
-    def cost(self, model: ModelSpec, sequence_length: int) -> tuple[int, float]:
+    def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
         """Module k works on the sequence_length - k positions that have a token to predict."""
         parameters, flops = 0, 0.0
         for depth in range(1, self.mtp_depth + 1):

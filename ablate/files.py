@@ -1,4 +1,8 @@
-"""Folders and JSON files that are whole or absent: written beside, fsynced, renamed, and checked when read."""
+"""Files and folders that are whole or absent: written beside their place, on the disk before they get their name.
+
+A record is committed once and never replaced (`commit_once`); other texts are replaced at once (`replace_file`). JSON of
+the program's own is sealed with its hash (`write_sealed`), and a folder with those of its files (`commit_folder`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,42 +24,55 @@ STALE_AFTER_S = 86_400  # a writer that was killed a day ago is not coming back
 COMMIT_ATTEMPTS = 5
 
 
-def default_cache() -> Path:
-    """Where prepared corpora live unless a folder is named: $XDG_CACHE_HOME/dsv3-ablate or ~/.cache/dsv3-ablate."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "dsv3-ablate"
+def to_json(data: Any) -> str:
+    """JSON for people to read. NaN and infinity are refused: a metric that is not a number is left out."""
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-@contextmanager
-def writing(cache: Path) -> Iterator[None]:
-    """Turn what the file system refuses inside the block into one sentence (ValueError)."""
+def commit_once(path: Path, text: str) -> bool:
+    """Create `path` whole or not at all, and only if it does not exist; durable when it returns.
+
+    False if it existed, which is then left as it is.
+    """
+    temporary = _written(path, text)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"the cache folder {cache} cannot be written ({error.strerror or error}); "
-            "give a folder that can be, or set XDG_CACHE_HOME to one"
-        ) from error
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    _sync(path.parent)
+    return True
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value with its own sha256, in place of whatever was there, at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{WRITING}{uuid.uuid4().hex}")
+def replace_file(path: Path, text: str) -> None:
+    """Create or replace `path` whole or not at all; durable when it returns."""
+    temporary = _written(path, text)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"sha256": _json_hash(value), "value": value}, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 
-def read_json(path: Path) -> Any | None:
-    """The value that write_json wrote, or None if the file is absent, torn or altered."""
+def _written(path: Path, text: str) -> Path:
+    # Beside the destination, never in $TMPDIR: a rename or link across file systems would be a copy.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{WRITING}{uuid.uuid4().hex}")
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """Write a JSON value with its own sha256, in place of whatever was there."""
+    replace_file(path, json.dumps({"sha256": _json_hash(value), "value": value}, indent=1, sort_keys=True))
+
+
+def read_sealed(path: Path) -> Any | None:
+    """The value that write_sealed wrote, or None if the file is absent, torn or altered."""
     try:
         sealed = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -92,8 +109,8 @@ def _remove_stale(parent: Path) -> None:
             continue
 
 
-def commit_folder(folder: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Seal the folder's files in manifest["files"] (bytes, sha256) and rename it to final.
+def commit_folder(folder: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+    """Seal the folder's files in manifest["files"] (bytes, sha256) and rename it to final; durable when it returns.
 
     If another process was first and its folder is sound, that one stays; a damaged one makes way.
     """
@@ -101,7 +118,7 @@ def commit_folder(folder: Path, final: Path, manifest: dict[str, Any]) -> None:
     for path in sorted(folder.iterdir()):
         files[path.name] = _file_facts(path)
         _sync(path)
-    write_json(folder / MANIFEST, manifest | {"files": files})
+    write_sealed(folder / MANIFEST, {**manifest, "files": files})
     for _ in range(COMMIT_ATTEMPTS):
         try:
             os.rename(folder, final)
@@ -122,8 +139,8 @@ def commit_folder(folder: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a committed folder, or None: every file must have the size and sha256 in the manifest."""
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None:
+    manifest = read_sealed(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return f"{MANIFEST} is absent or damaged"
     for name, facts in manifest["files"].items():
         path = folder / name

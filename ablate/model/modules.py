@@ -1,0 +1,51 @@
+"""Modules of the slots that no component owns: the norm and the output head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablate.spec.backends import require_concrete
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm with a weight; float32 inside whatever the input is."""
+
+    def __init__(self, dim: int, eps: float, backend: str) -> None:
+        super().__init__(dim, eps=eps)
+        self.backend, self.epsilon = require_concrete(backend), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "triton":
+            from ablate.kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.epsilon)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def unquantised(x: Any) -> Tensor:
+    """The tensor of what an input norm gave: for readers that are not linear maps."""
+    return x if isinstance(x, Tensor) else x.value
+
+
+class Head(nn.Linear):
+    """The output head, and the cross-entropy of what it says: for the main model and for modules that share it."""
+
+    def __init__(self, dim: int, vocab_size: int, backend: str) -> None:
+        super().__init__(dim, vocab_size, bias=False)
+        self.backend = require_concrete(backend)
+
+    def cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean nats over the targets that are not -100; float32."""
+        if self.backend == "triton":
+            from ablate.kernels.cross_entropy import linear_cross_entropy
+
+            hidden_ND = hidden_BTD.flatten(0, 1)
+            if torch.is_autocast_enabled(hidden_ND.device.type):
+                hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
+            return linear_cross_entropy(hidden_ND, self.weight, targets_BT.flatten())
+        return F.cross_entropy(self(hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())

@@ -1,0 +1,104 @@
+"""Nodes of the slots that no component owns: the norm, the output head, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ablate.errors import check_at_least
+from ablate.spec.backends import without_triton
+from ablate.spec.cost import FP32_BYTES, Cost, matrix, vector
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import AdamW as TorchAdamW
+
+    from ablate.model.modules import Head, RMSNorm
+
+KernelBackend = Literal["auto", "library", "triton"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RMSNormNode:
+    """Root-mean-square norm with a weight (arXiv:1910.07467); `library` is torch's."""
+
+    kind: Literal["rms"] = "rms"
+    eps: float
+    backend: KernelBackend = "auto"
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "norm", 0, "eps")
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {"library": "", "triton": without_triton(machine)}
+
+    def build(self, dim: int) -> RMSNorm:
+        from ablate.model.modules import RMSNorm
+
+        return RMSNorm(dim, self.eps, self.backend)
+
+    def cost(self, dim: int) -> Cost:
+        return vector(dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearHeadNode:
+    """A matrix of its own, not the embedding's. `library` has the logits whole, `triton` never."""
+
+    kind: Literal["linear-head"] = "linear-head"
+    backend: KernelBackend = "auto"
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {"library": "", "triton": without_triton(machine)}
+
+    def build(self, dim: int, vocab_size: int) -> Head:
+        from ablate.model.modules import Head
+
+        return Head(dim, vocab_size, self.backend)
+
+    def cost(self, dim: int, vocab_size: int) -> Cost:
+        return matrix(vocab_size, dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamWNode:
+    """AdamW (arXiv:1711.05101), one fused update; vectors (the norms' weights) do not decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    weight_decay: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "optimizer", 0, "weight_decay", "epsilon")
+
+    @property
+    def state_bytes_per_parameter(self) -> int:
+        """Two moments in float32."""
+        return 2 * FP32_BYTES
+
+    def build(self, model: nn.Module, learning_rate: float) -> TorchAdamW:
+        from torch.optim import AdamW
+
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        vectors = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return AdamW(groups, lr=learning_rate, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)
+
+
+# Slot -> nodes that may fill it without any component's doing.
+BASE_NODES: Mapping[str, tuple[type, ...]] = {
+    "norm": (RMSNormNode,),
+    "head": (LinearHeadNode,),
+    "optimizer": (AdamWNode,),
+}
