@@ -160,9 +160,12 @@ def test_the_terminal_is_never_wider_than_100_columns(tmp_path, length):
 
 
 def test_what_a_terminal_would_obey_is_not_printed(tmp_path):
-    plan = fake.plan(question="[red]no[/red] \x1b[31m\x07 question‮")
+    names = {"full": "[red]full[/red]", "-mtp": "-mtp"}
+    variants = [v | {"name": names[v["name"]]} for v in fake.plan()["variants"]]
+    plan = fake.plan(variants, question="[red]no[/red] \x1b[31m\x07 question‮")
     text = printed(content_of(tmp_path, plan))
     assert "[red]no[/red] [31m question" in text
+    assert "[red]full[/red]" in text
     assert "\x1b" not in text
     assert "‮" not in text
 
