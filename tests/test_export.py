@@ -207,7 +207,9 @@ def test_what_would_change_the_logits_is_refused(tmp_path: Path, tokenizer_json:
     out = tmp_path / "hf"
     refused(variant(moe="no-shared"), out, tokenizer_json, "ranked by their best 3 .* moe=unlimited")
     refused(variant(mla="gqa"), out, tokenizer_json, "no class for gqa .* what can be exported: mla with moe")
-    refused(replace(MODELS["full"], norm_eps=1e-5), out, tokenizer_json, "norm_eps is 1e-05")
+    refused(
+        replace(MODELS["full"], norm=replace(MODELS["full"].norm, eps=1e-5)), out, tokenizer_json, "norm.eps is 1e-05"
+    )
     stranger = {"layers.0.attention.q.weight": torch.zeros(1)}
     refused(MODELS["full"], out, tokenizer_json, "belong to no part .*attention.q.weight", **stranger)
     dense = MODELS["none"]

@@ -103,7 +103,7 @@ def test_attention(node: Any, model: ModelSpec) -> None:
     module: Any = filled(node.build(ModelContext(model)))
     x_BTD = random(BATCH, LENGTH, model.dim).requires_grad_()
     table, weights = rotation_table(node.rope_dim, LENGTH, model.rope_theta), state(module)
-    expected = torch.stack([reference_of(node)(node, weights, x, table, EPS(model)) for x in x_BTD])
+    expected = torch.stack([reference_of(node)(node, weights, x, table, model.norm.eps) for x in x_BTD])
     assert_same(module(x_BTD, table), expected, weights, [x_BTD])
 
 
@@ -148,7 +148,7 @@ def test_objective(node: Any, model: ModelSpec) -> None:
 
     found = module(trunk_BTD, embedded_BTD, table).hidden_BTD
     expected = [
-        reference_of(node)(node, weights, block, trunk, embedded, EPS(model))
+        reference_of(node)(node, weights, block, trunk, embedded, model.norm.eps)
         for trunk, embedded in zip(trunk_BTD, embedded_BTD, strict=True)
     ]
     assert len(found) == len(expected[0])
@@ -198,7 +198,3 @@ def test_text(node: Any) -> None:
     batch = {"soft_logp_BTK": kept.values, "soft_ids_BTK": kept.indices}
     found = node.loss(torch.tensor(3.25), logits_BTC if node.wants_logits else None, batch)
     assert float(found) == pytest.approx(reference_of(node)(node, 3.25, logits_BTC, batch), rel=1e-9)
-
-
-def EPS(model: ModelSpec) -> float:
-    return model.norm_eps

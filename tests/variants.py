@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 from teacher_checkpoint import write_weights
@@ -118,12 +118,7 @@ def for_this_machine(model: ModelSpec) -> ModelSpec:
 
 def with_reference(model: ModelSpec) -> ModelSpec:
     """The same model on plain PyTorch operations, which can be counted and run in float64."""
-    nodes: dict[str, Any] = {}
-    for slot in ("attention", "feed_forward", "first_feed_forward", "linear", "objective"):
-        node = getattr(model, slot)
-        if "reference" in get_args(get_type_hints(type(node)).get("backend")):
-            nodes[slot] = replace(node, backend="reference")
-    return replace(model, **nodes)
+    return model.with_backends(dict.fromkeys(model.backends, "reference"))
 
 
 def with_ordinary_products(model: ModelSpec) -> ModelSpec:
@@ -139,7 +134,7 @@ def training_loss(model: Transformer, window_BT1: Tensor) -> Tensor:
     inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
     prediction = model.predict(inputs_BT)
     loss = F.cross_entropy(model.head(prediction.hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
-    weight = model.objective.loss_weight(0.0)
+    weight = model.spec.objective.loss_weight(0.0)
     if weight:
         loss = loss + weight * model.objective.loss(prediction.future, targets_BT, model.head)
     if model.spec.balance is not None:

@@ -32,7 +32,8 @@ LATENT = LatentAttention(
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-CONTEXT = replace(ModelContext(for_this_machine(NANO.model)), dim=DIM, norm_eps=EPS)
+MODEL = for_this_machine(NANO.model)
+CONTEXT = ModelContext(replace(MODEL, dim=DIM, norm=replace(MODEL.norm, eps=EPS)))
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,7 @@ def _float64() -> Iterator[None]:
 
 
 def module_of(node: Any, *, backend: Any = "reference", seed: int = 0, bias: float = 0.3) -> Any:
-    context = replace(ModelContext(for_this_machine(NANO.model)), dim=DIM, linear=StandardLinear(backend=backend))
+    context = ModelContext(replace(for_this_machine(NANO.model), dim=DIM, linear=StandardLinear(backend=backend)))
     module = node.build(context, BALANCE)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

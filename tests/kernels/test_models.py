@@ -66,4 +66,4 @@ def test_a_backend_changes_what_runs_and_no_parameter() -> None:
         shapes = [{name: t.shape for name, t in m.state_dict().items()} for m in (one, other)]
         assert shapes[0] == shapes[1]
         assert one.spec != other.spec
-    assert NANO.model.norm_backend == "auto"
+    assert NANO.model.norm.backend == "auto"
