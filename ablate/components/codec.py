@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ablate.components.registry import COMPONENTS
+from ablate.components.registry import COMPONENTS, kind
 from ablate.errors import nearest
 from ablate.spec.backends import Backend
 from ablate.spec.decoding import decode
@@ -19,14 +19,9 @@ MODEL_DEFAULTS = [f.name for f in dataclasses.fields(ModelSpec) if f.default is 
 
 def node_types(slot: str) -> dict[str, type]:
     """Nodes that may fill a slot, by kind."""
-    slot = "feed_forward" if slot == "first_feed_forward" else slot
-    types = [t for c in COMPONENTS for t in c.nodes.get(slot, ())]
-    return {_kind(t): t for t in types}
-
-
-def _kind(node: Any) -> str:
-    """The kind of a node's class: the default of its field `kind`."""
-    return next(str(f.default) for f in dataclasses.fields(node) if f.name == "kind")
+    # A dense feed-forward of any layer may be that of the first ones.
+    slots = ("first_feed_forward", "feed_forward") if slot == "first_feed_forward" else (slot,)
+    return {kind(t): t for c in COMPONENTS for each in slots for t in c.nodes.get(each, ())}
 
 
 def decode_node(slot: str, data: Any, path: str) -> Any:
@@ -46,7 +41,7 @@ def decode_model(data: Mapping[str, Any], path: str = "model") -> ModelSpec:
         if name not in known:
             raise ValueError(f"{path}.{name} is unknown; {nearest(name, known)}")
     values: dict[str, Any] = {}
-    for name, kind in known.items():
+    for name, declared in known.items():
         if name not in data:
             if name in MODEL_DEFAULTS:
                 continue
@@ -55,7 +50,7 @@ def decode_model(data: Mapping[str, Any], path: str = "model") -> ModelSpec:
             empty = name == "balance" and data[name] is None
             values[name] = None if empty else decode_node(name, data[name], path)
         else:
-            values[name] = decode(FIELD_TYPES[kind], data[name], f"{path}.{name}")
+            values[name] = decode(FIELD_TYPES[declared], data[name], f"{path}.{name}")
     return ModelSpec(**values)
 
 
