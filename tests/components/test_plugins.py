@@ -82,6 +82,13 @@ def test_a_component_of_another_package_is_listed_and_priced(tmp_path: Path) -> 
     assert none.cost(32).summary()["total_parameters"] - on["total_parameters"] == saved > 0
 
 
+def test_a_component_without_a_card_is_explained_by_its_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "lone.py").write_text("from squared_relu import COMPONENT\n")
+    said = ablate(install(tmp_path, "lone:COMPONENT"), "components", "squared-relu")
+    assert said.startswith("squared-relu: ")
+    assert "Off means swiglu: the preset's dense SwiGLU." in said
+
+
 def test_sizes_that_are_missing_are_named_with_preset_and_section(tmp_path: Path) -> None:
     environment = install(tmp_path, "squared_relu:COMPONENT")
     said = refusal(environment, "account", "--preset", "nano", "--enable", "squared-relu")
@@ -145,7 +152,7 @@ def test_a_component_that_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             Registry((*COMPONENTS, unfit))
         with pytest.raises(ValueError, match=f"the package their-package adds a component.*{message}"):
-            Registry(COMPONENTS, (Plugin(component=unfit, distribution="their-package", module="theirs"),))
+            Registry(COMPONENTS, (Plugin(component=unfit, distribution="their-package", package="theirs"),))
 
 
 def test_an_owner_comes_before_what_modifies_its_slot() -> None:
