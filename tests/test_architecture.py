@@ -51,6 +51,8 @@ WITHOUT_TORCH = [
     "ablate.spec.cost",
     "ablate.components.component",
     "ablate.components.registry",
+    "ablate.components.variants",
+    "ablate.components.listing",
     "ablate.components.codec",
     "ablate.presets",
     "ablate.data.tokenizer",

@@ -19,9 +19,10 @@ def card(name: str) -> str:
     package = f"ablate.components.{name.replace('-', '_')}"
     for plugin in REGISTRY.plugins:
         if plugin.component is chosen:
-            package = plugin.module
-    file = resources.files(package) / "README.md"
-    return file.read_text(encoding="utf-8").rstrip() if file.is_file() else _paragraph(chosen)
+            package = plugin.package
+    if not package or not (file := resources.files(package) / "README.md").is_file():
+        return _paragraph(chosen)
+    return file.read_text(encoding="utf-8").rstrip()
 
 
 def _paragraph(chosen: Component) -> str:

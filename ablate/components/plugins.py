@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
@@ -12,11 +13,11 @@ GROUP = "dsv3_ablate.components"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plugin:
-    """A component of another package: the distribution that brings it, and the module with README.md, its card."""
+    """A component of another distribution. `package`: where its card, README.md, is; empty for a single module."""
 
     component: Component
     distribution: str
-    module: str
+    package: str
 
 
 def installed_plugins() -> tuple[Plugin, ...]:
@@ -41,4 +42,4 @@ def _load(point: EntryPoint) -> Plugin:
             f"the package {distribution} names {point.value} as a component of this program, and it is a "
             f"{type(loaded).__name__}, not a Component; repair the package or uninstall it"
         )
-    return Plugin(component=loaded, distribution=distribution, module=point.module)
+    return Plugin(component=loaded, distribution=distribution, package=sys.modules[point.module].__package__ or "")

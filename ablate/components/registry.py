@@ -19,7 +19,8 @@ from ablate.errors import nearest
 from ablate.spec.model import ModelSpec
 from ablate.spec.run import DataSpec, TrainerSpec
 
-SLOTS = tuple(f.name for part in (ModelSpec, DataSpec, TrainerSpec) for f in dataclasses.fields(part))
+# What a component may own or modify: the slots, and the numbers beside them.
+FIELDS = tuple(f.name for part in (ModelSpec, DataSpec, TrainerSpec) for f in dataclasses.fields(part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +84,8 @@ def _check(chosen: Component, earlier: Sequence[Component]) -> None:
         if requirement not in [c.name for c in earlier]:
             raise ValueError(f"{name} requires {requirement}, and no component before it has that name")
     for slot in chosen.slots:
-        if slot not in SLOTS:
-            raise ValueError(f"{name} owns or modifies {slot!r}, which is no slot; {nearest(slot, SLOTS)}")
+        if slot not in FIELDS:
+            raise ValueError(f"{name} owns or modifies {slot!r}, which is no slot; {nearest(slot, FIELDS)}")
     for slot in chosen.nodes:
         if slot not in chosen.slots:
             raise ValueError(f"{name} has nodes for the slot {slot}, and neither owns nor modifies it")

@@ -1,0 +1,45 @@
+"""The node of the first feed-forwards: two matrices with a squared ReLU between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ablate.components.component import setting
+from ablate.errors import check_at_least
+from ablate.spec.cost import Cost, matrix
+from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.nodes import BalanceNode, BuildContext
+from ablate.spec.run import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SquaredReLU:
+    """down(relu(up x)^2) (arXiv:2109.08668); 3/2 of a SwiGLU's `hidden_dim` has its parameters and FLOPs."""
+
+    kind: Literal["squared-relu"] = "squared-relu"
+    hidden_dim: int
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        check_at_least(self, "squared-relu", 1, "hidden_dim")
+
+    def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
+        from squared_relu.module import SquaredReLU as Module
+
+        return Module(self.hidden_dim, context)
+
+    def cost(self, *, dim: int) -> Cost:
+        return matrix(dim, self.hidden_dim) * 2
+
+
+def on(spec: Spec) -> Spec:
+    return replace(spec, model=replace(spec.model, first_feed_forward=setting(spec, "squared-relu")))
+
+
+def off(spec: Spec, alternative: str) -> Spec:
+    return replace(spec, model=replace(spec.model, first_feed_forward=spec.preset.model.first_feed_forward))
