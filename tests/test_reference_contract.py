@@ -108,7 +108,7 @@ def test_attention(node: Any, model: ModelSpec) -> None:
 
 
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize(("node", "model"), cases("feed_forward"))
+@pytest.mark.parametrize(("node", "model"), cases("feed_forward") + cases("first_feed_forward"))
 def test_feed_forward(node: Any, model: ModelSpec) -> None:
     """(node, weights, tokens (N, D)) -> (N, D)"""
     module: Any = filled(node.build(ModelContext(model), model.balance))

@@ -19,6 +19,7 @@ from ablate.bench.render import render
 from ablate.kernels import rms_norm, table
 from ablate.kernels.table import Configuration
 from ablate.presets import preset
+from ablate.spec import measured
 from ablate.spec.machine import Machine
 
 ROOT = Path(__file__).parents[2]
@@ -271,7 +272,7 @@ def test_backends_are_those_fastest_over_all_cases_of_a_slot() -> None:
 def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(table, "MEASURED", tmp_path / "measured")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
     other = Configuration(blocks={"ROWS": 8}, num_warps=4, num_stages=2)
     broken = Configuration(blocks={"ROWS": 3}, num_warps=4, num_stages=2)  # not a power of two
     monkeypatch.setattr(table.Table, "candidates", lambda *_: (other, broken))

@@ -14,6 +14,7 @@ import torch
 from teacher_checkpoint import write_weights
 from torch.nn import functional as F
 
+from ablate.components.codec import decode_run
 from ablate.components.component import ON
 from ablate.components.distill.batches import (
     SoftTargetBatches,
@@ -41,11 +42,14 @@ from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
 from ablate.model.transformer import build
+from ablate.model.weights import read_weights
 from ablate.presets import preset
 from ablate.runs.record import pairing_fault
+from ablate.spec.decoding import canonical, encode, run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec, Spec
-from ablate.teachers.checkpoint import load_model, read_checkpoint
+from ablate.teachers.load import load_model
+from ablate.teachers.ready import teacher_run
 
 NANO = preset("nano")
 WORDS = [
@@ -144,9 +148,9 @@ class TestMixing:
         assert all(teacher_slots(seed=0, step=s, batch_size=64, share=1.0).all() for s in range(50))
 
     def test_other_slots_are_the_raw_variants_in_the_same_place(self, corpus: Corpus, text: Path) -> None:
-        raw = RawText().datamodule(run_of(RawText(), corpus), corpus)
+        raw = RawText().datamodule(run_of(RawText(), corpus), corpus, load_model)
         node = teacher_node(text, 0.3)
-        mixed = node.datamodule(run_of(node, corpus), corpus)
+        mixed = node.datamodule(run_of(node, corpus), corpus, load_model)
         assert isinstance(mixed, TeacherTextBatches)
         teacher_windows = {row.tobytes() for row in mixed.teacher_windows[:]}
         n_taken = 0
@@ -161,9 +165,10 @@ class TestMixing:
         assert not teacher_windows & {row.tobytes() for row in raw.windows[:]}
 
     def test_no_share_is_the_raw_variant_and_a_whole_one_is_all_teacher(self, corpus: Corpus, text: Path) -> None:
-        raw = RawText().datamodule(run_of(RawText(), corpus), corpus)
+        raw = RawText().datamodule(run_of(RawText(), corpus), corpus, load_model)
         none, whole = (
-            node.datamodule(run_of(node, corpus), corpus) for node in (teacher_node(text, s) for s in (0, 1))
+            node.datamodule(run_of(node, corpus), corpus, load_model)
+            for node in (teacher_node(text, s) for s in (0, 1))
         )
         n = len(whole.teacher_windows)
         for step in range(30):
@@ -181,7 +186,7 @@ class TestMixing:
 
 class TestText:
     def test_split_by_the_prompts_document(self, text: Path) -> None:
-        trained, held_out = training_texts(settings(text)), held_out_texts(settings(text))
+        trained, held_out = training_texts(str(text)), held_out_texts(str(text))
         assert trained
         assert held_out
         assert not set(trained) & set(held_out)
@@ -205,13 +210,13 @@ class TestText:
         compressed, _ = compress([TeacherDocument(document="a", text="held-out text, smuggled in")])
         (copy / TEXT).write_bytes(compressed)
         with pytest.raises(ValueError, match=r"is not the one its manifest describes.*write it again"):
-            training_texts(settings(copy))
+            training_texts(str(copy))
 
     def test_a_torn_text_is_refused(self, text: Path, tmp_path: Path) -> None:
         copy = self.copy(text, tmp_path)
         (copy / TEXT).write_bytes((copy / TEXT).read_bytes()[:-20])
         with pytest.raises(ValueError, match="cannot be read"):
-            training_texts(settings(copy))
+            training_texts(str(copy))
 
     def test_an_altered_manifest_is_refused(self, text: Path, tmp_path: Path) -> None:
         copy = self.copy(text, tmp_path)
@@ -223,7 +228,7 @@ class TestText:
     def test_a_run_planned_with_another_text_is_refused(self, corpus: Corpus, text: Path) -> None:
         node = replace(teacher_node(text, 0.5), text_hash="0" * 64)
         with pytest.raises(ValueError, match="planned with another teacher text"):
-            node.datamodule(run_of(node, corpus), corpus)
+            node.datamodule(run_of(node, corpus), corpus, load_model)
 
     def test_charged_flops(self, text: Path) -> None:
         node = teacher_node(text, 0.5)
@@ -244,18 +249,24 @@ class TestReadyMade:
         assert found.n_prompts == found.n_kept + sum(found.dropped.values())
         assert found.teacher["kind"] == "checkpoint"
         assert found.writing_flops == pytest.approx(found.flops_per_token * found.n_forward_tokens)
-        assert training_texts(NANO.settings["distill"])
-        assert held_out_texts(NANO.settings["distill"])
+        assert training_texts(NANO.settings["distill"].text)
+        assert held_out_texts(NANO.settings["distill"].text)
 
     def test_its_teacher_is_the_run_that_can_be_repeated(self) -> None:
-        from ablate.components.codec import decode_run
-        from ablate.spec.decoding import canonical
-        from ablate.teachers.ready import teacher_run
-
         found = read_manifest("stdlib")
-        # Fields that specifications have gained since have their defaults; the name is that of the spec as it was.
-        known, again = decode_run(found.teacher["spec"]), teacher_run(found.corpus_hash)
-        assert replace(known, model=known.model.portable()) == replace(again, model=again.model.portable())
+        then, again = found.teacher["spec"], teacher_run(found.corpus_hash)
+        # Written by version 1, whose specification had the norm and the optimizer in other fields.
+        sizes = ("dim", "n_layers", "vocab_size", "n_first_layers", "rope_theta")
+        assert [then["model"][name] for name in sizes] == [getattr(again.model, name) for name in sizes]
+        assert then["model"]["norm_eps"] == again.model.norm.eps
+        assert then["trainer"]["weight_decay"] == again.trainer.optimizer.weight_decay  # type: ignore[attr-defined]
+        trainer = encode(again.trainer)
+        assert {k: v for k, v in then["trainer"].items() if k in trainer} == {
+            k: v for k, v in trainer.items() if k in then["trainer"]
+        }
+        cost = again.model.cost(again.trainer.sequence_length)
+        assert found.teacher["parameters"] == cost.main.parameters
+        assert found.teacher["training_flops"] == again.n_tokens * cost.training_flops_per_token
         digest = hashlib.sha256(canonical(found.teacher["spec"]).encode()).hexdigest()
         assert digest[:16] == found.teacher["run_id"]
 
@@ -356,9 +367,9 @@ class TestSoftTargets:
     def test_the_batch_carries_the_teachers_distribution(self, corpus: Corpus, tmp_path: Path) -> None:
         weights = write_weights(tmp_path / "weights", corpus_hash=corpus.hash)
         node = logits_node(weights)
-        data = node.datamodule(run_of(node, corpus), corpus)
+        data = node.datamodule(run_of(node, corpus), corpus, load_model)
         assert isinstance(data, SoftTargetBatches)
-        raw = RawText().datamodule(run_of(RawText(), corpus), corpus)
+        raw = RawText().datamodule(run_of(RawText(), corpus), corpus, load_model)
         assert (data.read(7) == raw.read(7)).all(), "the text itself is the raw variant's"
         batch = data.on_after_batch_transfer(data.batch(data.read(0)), 0)
         inputs = batch["window_BT1"][:, :-1]
@@ -374,16 +385,16 @@ class TestSoftTargets:
     def test_a_teacher_of_another_corpus_or_other_weights_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
         foreign = logits_node(write_weights(tmp_path / "foreign", corpus_hash="another"))
         with pytest.raises(ValueError, match="trained on another corpus"):
-            foreign.datamodule(run_of(foreign, corpus), corpus)
+            foreign.datamodule(run_of(foreign, corpus), corpus, load_model)
         changed = replace(foreign, teacher_hash="0" * 64)
         with pytest.raises(ValueError, match="planned with another teacher"):
-            changed.datamodule(run_of(changed, corpus), corpus)
+            changed.datamodule(run_of(changed, corpus), corpus, load_model)
 
 
 def logits_node(weights: Path) -> TeacherLogits:
     return TeacherLogits(
         teacher=str(weights),
-        teacher_hash=read_checkpoint(weights).weights_hash,
+        teacher_hash=read_weights(weights).hash,
         weight=0.25,
         temperature=1.0,
         n_soft_tokens=16,
@@ -412,27 +423,25 @@ def test_runs_train_on_every_node_and_no_share_is_the_raw_run(corpus: Corpus, te
     assert not pairing_fault(records[0], records[2]), "the raw order is what pairs them"
 
 
-class TestCheckpoint:
+class TestWeights:
     def test_a_finished_runs_weights_are_a_teachers(self, tmp_path: Path) -> None:
-        from ablate.spec.decoding import encode
-        from ablate.training.checkpoint import write
-
-        ours = read_checkpoint(write_weights(tmp_path / "ours", seed=4))
-        model = build(ours.run.model, 4)
-        write(tmp_path / "weights", {"state_dict": model.state_dict(), "spec": encode(ours.run)})
-        theirs = read_checkpoint(tmp_path / "weights")
-        assert theirs.run == ours.run
-        loaded = load_model(theirs)
+        weights = read_weights(write_weights(tmp_path / "weights", corpus_hash="c", seed=4))
+        run = decode_run(weights.manifest.run)
+        loaded, model = load_model(weights.folder), build(run.model, 4)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
         assert not any(p.requires_grad for p in loaded.parameters())
+        cost = run.model.cost(run.trainer.sequence_length)
+        facts = weights.manifest
+        assert (facts.corpus_hash, facts.vocab_size, facts.run_id) == ("c", run.model.vocab_size, run_id(run))
+        assert facts.training_flops == run.n_tokens * cost.training_flops_per_token
 
-    @pytest.mark.parametrize("part", ["tensors.safetensors", "state.json", "manifest.json"])
-    def test_a_torn_one_is_refused(self, tmp_path: Path, part: str) -> None:
+    @pytest.mark.parametrize("part", ["tensors.safetensors", "manifest.json"])
+    def test_torn_ones_are_refused(self, tmp_path: Path, part: str) -> None:
         weights = write_weights(tmp_path / "weights")
         (weights / part).write_bytes((weights / part).read_bytes()[:-9])
-        with pytest.raises(ValueError, match=r"is torn|is no checkpoint"):
-            read_checkpoint(weights)
+        with pytest.raises(ValueError, match="are torn"):
+            read_weights(weights)
 
-    def test_what_is_none_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"is no checkpoint.*folder `weights` of a finished run"):
-            read_checkpoint(tmp_path)
+    def test_a_folder_without_them_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"holds no weights.*folder `weights` of a finished run"):
+            read_weights(tmp_path)

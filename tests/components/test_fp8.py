@@ -335,6 +335,10 @@ def test_the_plugin_refuses_a_missed_map_and_one_too_many(dtype: str) -> None:
         plugin.convert_module(build(fp8_model(recipe="tensorwise"), seed=0))
 
 
+def on_machine(node: Fp8Node, machine: Machine) -> str:
+    return replace(NANO.model, linear=node).for_machine(machine, "bfloat16").backends["linear"]
+
+
 def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can() -> None:
     here, hopper = Machine(kind="cpu"), Machine(kind="cuda", name="NVIDIA H100", capability=(9, 0))
     ampere = Machine(kind="cuda", name="NVIDIA A100", capability=(8, 0))
@@ -343,12 +347,12 @@ def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can()
             with pytest.raises(
                 ValueError, match=f"linear.backend is '{backend}', and .*here there are: auto, emulated"
             ):
-                Fp8Node(backend=backend).for_machine(machine, "bfloat16")
-        assert Fp8Node(backend=backend).for_machine(hopper, "bfloat16").backend == backend
-    chosen = [Fp8Node().for_machine(machine, "bfloat16").backend for machine in (here, ampere, hopper)]
+                on_machine(Fp8Node(backend=backend), machine)
+        assert on_machine(Fp8Node(backend=backend), hopper) == backend
+    chosen = [on_machine(Fp8Node(), machine) for machine in (here, ampere, hopper)]
     assert chosen == ["emulated", "emulated", "triton"]
     with pytest.raises(ValueError, match="one scale for a whole tensor"):
-        Fp8Node(recipe="tensorwise", backend="triton").for_machine(hopper, "bfloat16")
+        on_machine(Fp8Node(recipe="tensorwise", backend="triton"), hopper)
     with pytest.raises(ValueError, match="backend is auto"):
         Fp8Node().linear(8, 8)
     with pytest.raises(ValueError, match=r"fp8\.backend is 'cuda'"):

@@ -115,7 +115,7 @@ def test_no_gradient_reaches_the_bias_and_it_is_no_parameter() -> None:
     assert not module.router.bias_E.requires_grad
     assert "bias_E" not in dict(module.router.named_parameters())
     assert "router.bias_E" in module.state_dict()
-    without = NODE.build(replace(ModelContext(for_this_machine(NANO.model)), dim=DIM), Unbalanced())
+    without = NODE.build(ModelContext(replace(for_this_machine(NANO.model), dim=DIM)), Unbalanced())
     assert "router.bias_E" not in without.state_dict()
 
 
@@ -197,7 +197,7 @@ def test_the_router_stays_in_float32_under_autocast() -> None:
 
 @pytest.mark.usefixtures("_float64")
 def test_swiglu_is_the_papers() -> None:
-    module = SwiGLU(hidden_dim=5).build(replace(ModelContext(for_this_machine(NANO.model)), dim=DIM), None)
+    module = SwiGLU(hidden_dim=5).build(ModelContext(replace(for_this_machine(NANO.model), dim=DIM)), None)
     x_BTD = inputs(1, 4)
     weights = dict(module.named_parameters())
     for x_D, y_D in zip(x_BTD[0], module(x_BTD)[0][0], strict=True):

@@ -166,9 +166,9 @@ def test_embedding_and_head_are_the_main_models() -> None:
 def test_the_weight_follows_its_schedule() -> None:
     node = MultiToken(mtp_depth=1, mtp_loss_weight=0.3, final_mtp_loss_weight=0.1, weight_switch_share=0.676)
     assert [node.loss_weight(p) for p in (0.0, 0.5, 0.675, 0.676, 1.0)] == [0.3, 0.3, 0.3, 0.1, 0.1]
-    assert build(spec_with("sequential", 1), seed=0).objective.loss_weight(0.0) == 0.3
+    assert build(spec_with("sequential", 1), seed=0).spec.objective.loss_weight(0.0) == 0.3
     off = build(spec_of(FULL | {"mtp": "next-token"}).model, seed=0)
-    assert off.objective.loss_weight(0.0) == 0
+    assert off.spec.objective.loss_weight(0.0) == 0
     assert off.predict(tokens(1, 4)).future.hidden_BTD == []
 
 

@@ -147,7 +147,7 @@ def test_a_component_that_does_not_fit_is_refused() -> None:
         (another(requires=("later",)), "another requires later, and no component before it has that name"),
         (another(owns=("atention",)), "'atention', which is no slot; did you mean 'attention'"),
         (another(nodes=mtp.nodes), "has nodes for the slot objective, and neither owns nor modifies it"),
-        (another(owns=("norm_eps",), nodes={"norm_eps": (node("moe"),)}), "both have a node of kind 'moe'"),
+        (another(owns=("rope_theta",), nodes={"rope_theta": (node("moe"),)}), "both have a node of kind 'moe'"),
     ):
         with pytest.raises(ValueError, match=message):
             Registry((*COMPONENTS, unfit))
@@ -156,8 +156,8 @@ def test_a_component_that_does_not_fit_is_refused() -> None:
 
 
 def test_an_owner_comes_before_what_modifies_its_slot() -> None:
-    modifier, owner = another(modifies=("norm_eps",)), another(name="owner", owns=("norm_eps",))
+    modifier, owner = another(modifies=("rope_theta",)), another(name="owner", owns=("rope_theta",))
     Registry((owner, modifier))
     Registry((modifier, replace(owner, requires=("another",))))
-    with pytest.raises(ValueError, match="owner owns the slot norm_eps and comes after another, which modifies it"):
+    with pytest.raises(ValueError, match="owner owns the slot rope_theta and comes after another, which modifies it"):
         Registry((modifier, owner))

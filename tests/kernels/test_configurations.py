@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ablate.spec.measured
 from ablate.kernels import table
 from ablate.kernels.launch import check_aligned, check_rows, check_shape, machine_of
 from ablate.kernels.table import Configuration, Table, forced
@@ -25,7 +26,7 @@ LARGE = {"blocks": {"BLOCK_D": 128}}
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of what an H200 has measured; empty at first."""
-    monkeypatch.setattr(table, "MEASURED", tmp_path)
+    monkeypatch.setattr(ablate.spec.measured, "FOLDER", tmp_path)
     table.forget()
     return tmp_path / "h200.json"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ablate.components.codec import decode_run
+from ablate.model.weights import load_state, read_weights
 from ablate.runs.environment import program
 from ablate.runs.execute import execute
 from ablate.runs.job import Job
@@ -23,7 +24,7 @@ from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
 from ablate.spec.run import Control
 from ablate.training.callbacks import Interrupted
-from ablate.training.checkpoint import newest_valid, read
+from ablate.training.checkpoint import newest_valid
 from ablate.training.module import TrainingModule, burn
 from ablate.training.schedule import learning_rate_factor
 
@@ -130,7 +131,7 @@ def test_accumulation_changes_neither_loads_nor_bias(make_job: MakeJob, tmp_path
     for size in (4, 2, 1):
         job = make_job(n_steps=3, micro_batch_size=size)
         finish(job, tmp_path / str(size))
-        weights = read(Store(tmp_path / str(size)).run_folder(run_id(job.run)) / "weights")["state_dict"]
+        weights = load_state(read_weights(Store(tmp_path / str(size)).run_folder(run_id(job.run)) / "weights"))
         biases.append({name: value for name, value in weights.items() if "bias_E" in name})
     assert len(biases[0]) == 2
     for name, bias in biases[0].items():
@@ -157,7 +158,7 @@ def test_bfloat16_trains_beside_float32_master_weights(make_job: MakeJob, tmp_pa
         assert record.status == "finished"
         assert record.final_parameters_hash != exact.final_parameters_hash
         assert record.metrics["nats_per_token"] == pytest.approx(exact.metrics["nats_per_token"], abs=0.2)
-        weights = read(Store(tmp_path / f"b{len(disabled)}").run_folder(record.run_id) / "weights")["state_dict"]
+        weights = load_state(read_weights(Store(tmp_path / f"b{len(disabled)}").run_folder(record.run_id) / "weights"))
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 

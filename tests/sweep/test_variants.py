@@ -12,6 +12,7 @@ import pytest
 from ablate.attribution.design.exchange import EXTRA_RUNS
 from ablate.components.codec import decode_run
 from ablate.components.variants import Variant
+from ablate.model.nodes import AdamWNode
 from ablate.runs.plan import Plan, make_plan
 from ablate.runs.study import Study, read_study, to_toml
 from ablate.spec.decoding import encode, run_id
@@ -175,7 +176,7 @@ def test_a_run_is_named_by_all_that_decides_it_and_nothing_else() -> None:
         dataclasses.replace(run, seed=9),
         dataclasses.replace(run, n_steps=9),
         dataclasses.replace(run, corpus_hash="other"),
-        dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, beta2=0.96)),
+        dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, optimizer=AdamWNode(weight_decay=0.2))),
         dataclasses.replace(run, model=dataclasses.replace(run.model, rope_theta=1.0)),
     ]
     assert len({run_id(run), *map(run_id, changes)}) == 1 + len(changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from ablate.components.component import setting
 from ablate.errors import check_at_least
 from ablate.spec.cost import Cost, matrix
 from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.machine import Machine
 from ablate.spec.nodes import BalanceNode, BuildContext
 from ablate.spec.run import Spec
 
@@ -27,6 +29,9 @@ class SquaredReLU:
 
     def __post_init__(self) -> None:
         check_at_least(self, "squared-relu", 1, "hidden_dim")
+
+    def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
+        return {}
 
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
         from squared_relu.module import SquaredReLU as Module
