@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: written beside their place, on the disk before they get their name.
 
-A record is committed once and never replaced (`commit_once`); other texts are replaced at once (`replace_file`). JSON of
-the program's own is sealed with its hash (`write_sealed`), and a folder with those of its files (`commit_folder`).
+A record is committed once and never replaced (`commit_once`); other texts are replaced at once (`replace_file`). The
+program's own JSON is sealed with its hash (`write_sealed`), and a folder with those of its files (`commit_folder`).
 """
 
 from __future__ import annotations

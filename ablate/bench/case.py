@@ -1,8 +1,8 @@
-"""A case is one operation at one shape; its implementations are the implementations of it. No implementation is timed before it is right.
+"""One operation at one shape, and its implementations: none is timed before it is right.
 
-Each implementation is first compared with float64 at a small shape. Then, at the shape that is timed, its result must agree with
-that of the first implementation that passed, which catches a configuration that only large shapes choose. What fails is listed
-with its error and has no seconds; what cannot run here is listed with the reason.
+Each implementation is first compared with float64 at a small shape. Then, at the shape that is timed, its result must
+agree with that of the first one that passed, which catches a configuration that only large shapes choose. What fails is
+listed with its error and has no seconds; what cannot run here is listed with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Shape = Mapping[str, int]
 Tensors = tuple[Tensor, ...]
 Prepared = Callable[[], Any]
 
-# RMS of the difference over RMS of the float64 result, by the least precise format on the implementation (tests: numerics.py).
+# RMS of the difference over RMS of the float64 result, by the least precise format on its way (tests: numerics.py).
 TOLERANCE = {"float32": 2e-6, "bfloat16": 6e-3, "float8": 4e-2, "chain of float8": 8e-2}
 LENIENCE = 4.0  # what others may be off by, in these: they round more often, and are what ours is compared with
 
@@ -78,7 +78,10 @@ class Operation:
 
 @dataclass(slots=True)
 class Result:
-    """What became of one implementation. `status`: measured, checked (right, and not timed), refused, unavailable, failed."""
+    """What became of one implementation.
+
+    `status`: measured, checked (right, and not timed), refused, unavailable or failed.
+    """
 
     implementation: Implementation
     status: str

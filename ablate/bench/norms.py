@@ -38,7 +38,9 @@ def forward(function: Callable[..., Any]) -> Callable[..., Prepared]:
 
 
 def backward(function: Callable[..., Any], n_gradients: int, *, both: bool = False) -> Callable[..., Prepared]:
-    """A implementation's `prepare` of a function's backward pass by the first `n_gradients` inputs; `both`: with the forward pass.
+    """The `prepare` of an implementation that is a function's backward pass by its first `n_gradients` inputs.
+
+    `both`: with the forward pass.
 
     The last input is the gradient of the result.
     """

@@ -45,7 +45,7 @@ def asking() -> Iterator[Asked]:
 
 
 def tune_operation(case: Operation, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
-    """The candidates of every kernel that the case's own implementation launches, each with its seconds or its fault."""
+    """The candidates of every kernel that our own implementation launches, each with its seconds or its fault."""
     implementations = [implementation for implementation in case.implementations if implementation.needs == "triton"]
     device = torch.device(machine.kind)
     shape = case.shape if machine.kind == "cuda" else case.small
@@ -137,7 +137,8 @@ def choices(tuned: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def backends(cases: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
     """Slot -> the backend with the fewest seconds over the slot's cases, of those that were measured in all of them.
 
-    `fills`: (group, case, implementation) -> backend. Two kinds of node of one slot (linear/fp8 and linear/standard) must agree.
+    `fills`: (group, operation, implementation) -> backend. Two kinds of node of one slot (linear/fp8, linear/standard)
+    must agree.
     """
     winners: dict[str, set[str]] = {}
     for kind in {case["slot"] for case in cases if case.get("slot")}:

@@ -239,8 +239,8 @@ def grouped_product_op(
     )
     w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
     launch(
-        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if token_of_row_P is None else x_PI, token_of_row_P, w_desc,
-        offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed, BLOCK_E=next_power_of_2(e), **chosen.options,
+        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if token_of_row_P is None else x_PI,
+        token_of_row_P, w_desc, offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed, BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
     return y_PN
 
@@ -257,8 +257,8 @@ def grouped_product(
 ) -> Tensor:
     """y[p] = x[p] w[e]^T, or of x[token_of_row_P[p]], for the expert e whose rows p is among. Not differentiable.
 
-    x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width O,
-    without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows beyond it are
+    x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width
+    O, without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows beyond it are
     not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
     Raises ValueError for other dtypes, shapes, strides or alignments.
     """
@@ -314,7 +314,7 @@ def grouped_linear(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tenso
 def grouped_swiglu_op(
     x_ND: Tensor, gate_up_EXD: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """h[p] = silu(gate x[token_of_row_P[p]]) * up x[token_of_row_P[p]] of p's expert, arXiv:2002.05202, and gate and up themselves.
+    """h[p] = silu(gate x[t]) * up x[t] of p's expert, t = token_of_row_P[p] (arXiv:2002.05202); and gate and up.
 
     gate_up: (E, 2 F, D), rows [0, F) of an expert are the gate. -> h (P, F), and (P, 2 F) if keep, else (0, 2 F).
     """
@@ -353,8 +353,8 @@ def grouped_swiglu_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through y[n] = sum over rows p of token n of weight[p] down h[p], h = silu(gate) * up, without y's addends.
 
-    With dh[p] = down^T dy[token_of_row_P[p]]: -> weight[p] times the gradient of gate and up, (P, 2 F); weight[p] h[p], (P, F),
-    for the gradient of down; and the gradient of weight[p], h[p] . dh[p] = dy[n] . (down h[p]), float32 (P,).
+    With dh[p] = down^T dy[token_of_row_P[p]]: -> weight[p] times the gradient of gate and up, (P, 2 F); weight[p] h[p],
+    (P, F), for the gradient of down; and the gradient of weight[p], h[p] . dh[p] = dy[n] . (down h[p]), float32 (P,).
     """
     e, d, f = down_EDF.shape if down_EDF.ndim == 3 else (0, 0, 0)
     check_operands(dy_ND, d, down_EDF, offsets_E, token_of_row_P)

@@ -19,7 +19,7 @@ Plan = tuple[Tensor, Tensor, Tensor]
 
 
 def routed(n: int, n_activated: int, n_experts: int, only: tuple[int, ...] = ()) -> Plan:
-    """token_of_row_P, row_of_choice_NA and offsets_E of a random choice of different experts; among `only`, where it is not empty."""
+    """token_of_row_P, row_of_choice_NA and offsets_E of a random choice; among `only`, where it is not empty."""
     among = torch.tensor(only or range(n_experts))
     scores = torch.rand(n, len(among), generator=torch.Generator().manual_seed(n))
     expert_NA = among[scores.topk(n_activated).indices]

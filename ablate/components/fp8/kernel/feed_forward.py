@@ -140,8 +140,8 @@ def fp8_feed_forward(x_NI: Tensor, gate_up_XI: Tensor, down_OF: Tensor, *, power
 
 @operator("fp8_routed_experts")
 def fp8_routed_experts_op(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
-    offsets_E: Tensor, power_of_two: bool, keep: bool,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
+    row_of_choice_NA: Tensor, offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     how: dict[str, Any] = {"power_of_two": power_of_two}
     x_ND, gate_up_EXD, down_EDF = (rows_contiguous(t) for t in (x_ND, gate_up_EXD, down_EDF))
@@ -162,8 +162,8 @@ def fp8_routed_experts_op(
 
 @fp8_routed_experts_op.register_fake
 def _(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
-    offsets_E: Tensor, power_of_two: bool, keep: bool,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
+    row_of_choice_NA: Tensor, offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     y_ND, p = x_ND.new_empty(x_ND.shape), token_of_row_P.shape[0]
     if not keep:
@@ -220,14 +220,14 @@ fp8_routed_experts_op.register_autograd(_backward_routed, setup_context=_keep_ro
 
 
 def fp8_routed_experts(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, row_of_choice_NA: Tensor,
-    offsets_E: Tensor, *, power_of_two: bool,
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
+    row_of_choice_NA: Tensor, offsets_E: Tensor, *, power_of_two: bool,
 ) -> Tensor:  # fmt: skip
     """sum_a weight[n, a] down_e(silu(gate_e x) * up_e x), all maps in E4M3 (arXiv:2412.19437, eq. 12, section 3.3).
 
-    x: (N, D), float32 or bfloat16; weight: (N, A) float32; gate_up: (E, 2F, D); down: (E, D, F). token_of_row_P: int32, token
-    of each of the P = N A rows sorted by expert; row_of_choice_NA: int32, sorted row of each choice; offsets_E: int32 ends of
-    the experts' rows. -> (N, D) in the dtype of x. Raises ValueError for other shapes, dtypes or strides.
+    x: (N, D), float32 or bfloat16; weight: (N, A) float32; gate_up: (E, 2F, D); down: (E, D, F). token_of_row_P: int32,
+    token of each of the P = N A rows sorted by expert; row_of_choice_NA: int32, sorted row of each choice; offsets_E:
+    int32 ends of the experts' rows. -> (N, D) in the dtype of x. Raises ValueError for other shapes, dtypes or strides.
     """
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, weight_NA, gate_up_EXD, down_EDF))
     return fp8_routed_experts_op(

@@ -135,10 +135,10 @@ def grouped_product(
     token_of_row_P: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """y[p] = a[p] w[e]^T, or of a[token_of_row_P[p]], for the expert e whose rows p is among. -> y_PO, float32 or bfloat16.
+    """y[p] = a[p] w[e]^T, or of a[token_of_row_P[p]], for the expert e of row p. -> y_PO, float32 or bfloat16.
 
     a in tiles of 1 x 128, weights in tiles of 128 x 128; the input gradient takes values_EIO and scales_EOI.mT.
-    offsets_E: int32 (E,), ends of the experts' rows; the last is the number of rows. token_of_row_P: int32 (P,) or None.
+    offsets_E: int32 (E,), ends of the experts' rows; the last is P. token_of_row_P: int32 (P,), or None.
     Raises ValueError for other dtypes, shapes, strides or alignments than those of layout.py.
     """
     (n, k), (e, o, _) = a_NK.shape, w_EOK.shape
@@ -154,7 +154,8 @@ def grouped_product(
     tiles = (p // block_m + min(e, p)) * ceil_div(o, block_n)
     launch(
         fp8_grouped_product_kernel, (min(tiles, chosen.blocks["PROGRAMS"]),),
-        describe(a_NK, (block_m, layout.TILE)) if token_of_row_P is None else None, None if token_of_row_P is None else a_NK, token_of_row_P,
+        describe(a_NK, (block_m, layout.TILE)) if token_of_row_P is None else None,
+        None if token_of_row_P is None else a_NK, token_of_row_P,
         describe(w_EOK.flatten(0, 1), (block_n, layout.TILE)), a_scales_KN, w_scales_EOK, offsets_E, y_PO, o, k, e,
         a_NK.stride(0), a_scales_KN.stride(0), *w_scales_EOK.stride(), BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
@@ -162,8 +163,8 @@ def grouped_product(
 
 
 def _check_grouped(
-    a_NK: Tensor, a_scales: Tensor, w_EOK: Tensor, w_scales: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None,
-    dtype: torch.dtype,
+    a_NK: Tensor, a_scales: Tensor, w_EOK: Tensor, w_scales: Tensor, offsets_E: Tensor,
+    token_of_row_P: Tensor | None, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     if a_NK.ndim != 2 or w_EOK.ndim != 3 or a_NK.shape[1] != w_EOK.shape[2] or 0 in w_EOK.shape:
         raise ValueError(
@@ -189,8 +190,8 @@ def _check_grouped(
 
 @grouped_product.register_fake
 def _(
-    a_NK: Tensor, a_scales_KN: Tensor, w_EOK: Tensor, w_scales_EOK: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None,
-    dtype: torch.dtype,
+    a_NK: Tensor, a_scales_KN: Tensor, w_EOK: Tensor, w_scales_EOK: Tensor, offsets_E: Tensor,
+    token_of_row_P: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return a_NK.new_empty((a_NK if token_of_row_P is None else token_of_row_P).shape[0], w_EOK.shape[1], dtype=dtype)
 
