@@ -98,7 +98,8 @@ def combine_backward_op(
     chosen = TABLE.choose("combine_backward", machine_of(y_PD.device), D=d)
     launch(
         combine_backward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), y_PD, weight_NA, row_of_choice_NA, g_ND,
-        dy_PD, dweight_NA, n * a, d, y_PD.stride(0), g_ND.stride(0), A=a, WEIGHED=weight_NA is not None, **chosen.options,
+        dy_PD, dweight_NA, n * a, d, y_PD.stride(0), g_ND.stride(0), A=a, WEIGHED=weight_NA is not None,
+        **chosen.options,
     )  # fmt: skip
     return dy_PD, dweight_NA
 

@@ -240,7 +240,8 @@ def grouped_product_op(
     w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
     launch(
         grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if token_of_row_P is None else x_PI,
-        token_of_row_P, w_desc, offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed, BLOCK_E=next_power_of_2(e), **chosen.options,
+        token_of_row_P, w_desc, offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed,
+        BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
     return y_PN
 
@@ -257,9 +258,9 @@ def grouped_product(
 ) -> Tensor:
     """y[p] = x[p] w[e]^T, or of x[token_of_row_P[p]], for the expert e whose rows p is among. Not differentiable.
 
-    x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of width
-    O, without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows beyond it are
-    not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
+    x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of
+    width O, without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows
+    beyond it are not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
     Raises ValueError for other dtypes, shapes, strides or alignments.
     """
     return grouped_product_op(x_PI, weight_EOI, offsets_E, token_of_row_P, transposed)

@@ -91,8 +91,8 @@ def routed_experts(
 
     x: (N, D); gate_up: (E, 2 F, D), rows [0, F) of an expert are the gate; down: (E, D, F); all float32 or all
     bfloat16, last axes contiguous, D and F multiples of 8 (of 4 in float32). weight: (N, A), float32. The plan, int32:
-    the P = N A (token, choice) pairs sorted by expert, token_of_row_P (P,) their tokens, row_of_choice_NA (N, A) where each
-    choice stands, offsets_E (E,) ends of the experts' rows. -> (N, D) of x's dtype.
+    the P = N A (token, choice) pairs sorted by expert, token_of_row_P (P,) their tokens, row_of_choice_NA (N, A) where
+    each choice stands, offsets_E (E,) ends of the experts' rows. -> (N, D) of x's dtype.
 
     Kept for the backward pass: inputs, and gate and up before the SwiGLU: 2 P F numbers of x's dtype, 4 N A F bytes in
     bfloat16; nothing but the result where no input asks for a gradient. Not kept: the rows as sorted (P D), the hidden
