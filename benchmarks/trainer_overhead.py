@@ -22,24 +22,22 @@ from lightning.pytorch import Callback
 from ablate.components.variants import Variant
 from ablate.data.prepare import prepare
 from ablate.presets import preset
-from ablate.runs.execute import quiet, trainer_for
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec
+from ablate.teachers.load import load_model
 from ablate.training.callbacks import Curve, Keeper, Progress
 from ablate.training.module import TrainingModule
+from ablate.training.trainer import slot_callbacks, trainer_for
 
 
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    quiet()
     base = preset(arguments.preset)
     spec = Variant.full(base).without(arguments.disable).resolve(base).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
     trainer = replace(spec.trainer, n_evaluations=1, batch_size=arguments.batch, micro_batch_size=arguments.batch)
-    run = RunSpec(
-        model=spec.model, text=spec.data.text, trainer=trainer, corpus_hash=corpus.hash, seed=0, n_steps=arguments.steps
-    )
+    run = replace(spec, trainer=trainer).run(corpus_hash=corpus.hash, seed=0, n_steps=arguments.steps)
     bare, whole = [], []
     for _ in range(arguments.rounds):
         bare.append(_bare(run, corpus) / arguments.steps)
@@ -55,7 +53,7 @@ def _bare(run: RunSpec, corpus: Any) -> float:
     module.configure_model()
     parts = module.configure_optimizers()
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
-    data = run.text.datamodule(run, corpus)
+    data = run.text.datamodule(run, corpus, load_model)
     start = time.perf_counter()
     for step in range(run.n_steps):
         loss = module.training_step(data.batch(data.read(step)), 0)
@@ -64,7 +62,8 @@ def _bare(run: RunSpec, corpus: Any) -> float:
         torch.nn.utils.clip_grad_norm_(module.model.parameters(), run.trainer.gradient_clip)
         optimizer.step()
         schedule.step()
-        module.expert_load = {}
+        module.loads.add(module.routing)
+        module.loads.counts = {}
     return time.perf_counter() - start
 
 
@@ -73,15 +72,14 @@ def _trainer(run: RunSpec, corpus: Any) -> float:
     module = TrainingModule(run)
     module.configure_model()
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(Path(folder), every_s=1e9)
-        curve = Curve(run, {})
+        parts = slot_callbacks(run)
+        curve = Curve(run, {}, parts)
         curve.steps = set()
-        balance = run.model.balance
-        parts = [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
+        keeper = Keeper(Path(folder), every_s=1e9, curve=curve)
         clock = _Span()
         callbacks = [clock, *parts, curve, keeper, Progress(run, lambda *_: True, keeper)]
-        trainer = trainer_for(run, callbacks, None, Path(folder))
-        trainer.fit(module, datamodule=run.text.datamodule(run, corpus))
+        trainer = trainer_for(run, callbacks, folder=Path(folder))
+        trainer.fit(module, datamodule=run.text.datamodule(run, corpus, load_model))
     return clock.seconds
 
 

@@ -15,12 +15,12 @@ from variants import (
     NANO,
     cells,
     for_this_machine,
+    loss_of,
     models,
     name_of,
     neighbours,
     spec_of,
     tokens,
-    training_loss,
     with_ordinary_products,
     with_reference,
 )
@@ -106,7 +106,7 @@ def test_law_7_every_parameter_gets_a_gradient(model: ModelSpec) -> None:
     window = tokens(16, 33)
     routing = built.predict(window[:, :-1]).routing
     assert all(int(r.counts_BE.sum(0).min()) > 0 for r in routing), "a larger batch: an expert got no token"
-    training_loss(built, window).backward()
+    loss_of(built, window).backward()
     for name, parameter in built.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -142,7 +142,7 @@ def test_law_8_flops_are_the_closed_form(model: ModelSpec) -> None:
     assert forward.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
     with FlopCounterMode(display=False) as training:
-        training_loss(built, window).backward()
+        loss_of(built, window).backward()
     expected = n_tokens * cost.training_flops_per_token + 3 * uncounted.take()
     assert training.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
@@ -336,7 +336,7 @@ def test_a_table_made_in_inference_mode_serves_training() -> None:
     window = tokens(2, 9)
     with torch.inference_mode():
         built(window)
-    training_loss(built, window).backward()
+    loss_of(built, window).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in built.parameters())
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from teacher_checkpoint import write_weights
 from torch import Tensor
-from torch.nn import functional as F
 
 from ablate.components.component import ON, Component
 from ablate.components.registry import COMPONENTS, NAMES
 from ablate.components.variants import Variant
+from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer
 from ablate.presets import preset, preset_file
 from ablate.spec.machine import this_machine
@@ -129,14 +129,6 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, NANO.model.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def training_loss(model: Transformer, window_BT1: Tensor) -> Tensor:
-    """Everything that a training step adds up."""
-    inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
-    prediction = model.predict(inputs_BT)
-    loss = F.cross_entropy(model.head(prediction.hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())
-    weight = model.spec.objective.loss_weight(0.0)
-    if weight:
-        loss = loss + weight * model.objective.loss(prediction.future, targets_BT, model.head)
-    if model.spec.balance is not None:
-        loss = loss + model.spec.balance.loss(prediction.routing, {})
-    return loss
+def loss_of(model: Transformer, window_BT1: Tensor) -> Tensor:
+    """Everything that a training step on raw text adds up, at the run's start."""
+    return training_loss(model, NANO.data.text, {"window_BT1": window_BT1}, progress=0.0).total

@@ -168,14 +168,13 @@ def _steps(
     smoke: bool,
     left_s: Callable[[], float],
 ) -> Iterator[str]:
-    from ablate.bench.step import ladder
-
     try:
+        from ablate.bench.step import ladder
         from ablate.presets import preset
 
         base = preset(name or (SMOKE_PRESET if smoke else PRESETS[machine.kind]))
     except ImportError as fault:
-        raise ValueError(f"steps are those of a preset, which {fault.name} reads; install {fault.name}") from None
+        raise ValueError(f"training steps need {fault.name}; install {fault.name}") from None
     trainer = base.trainer
     document["model"] = {"preset": base.name, "sequence_length": trainer.sequence_length, "dtype": trainer.dtype}
     rows = ladder(

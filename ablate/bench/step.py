@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from ablate.bench.case import first_line, release
 from ablate.bench.timing import Sample
+from ablate.model.loss import training_loss
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Spec
+from ablate.training.loads import ExpertLoads
 
 LEFT_OUT = ("mtp", "fp8", "distill")  # what transformers' model does not have
 LEARNING_RATE = 1e-3
@@ -172,38 +174,20 @@ def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
     with device:
         model = Transformer(spec.model)
     fill(model, spec.model)
-    inputs, targets = window[:, :-1], window[:, 1:]
-    balance, objective = spec.model.balance, model.objective
-    weight = spec.model.objective.loss_weight(0.0)
-    loads: dict[Any, Tensor] = {}
+    batch, balance, loads = {"window_BT1": window}, spec.model.balance, ExpertLoads()
+    updates = [callback.update for callback in balance.callbacks()] if balance is not None else []
 
     def loss() -> Tensor:
-        prediction = model.predict(inputs)
-        total = model.head.cross_entropy(prediction.hidden_BTD, targets)
-        if weight:
-            total = total + weight * objective.loss(prediction.future, targets, model.head)
-        if balance is not None:
-            total = total + balance.loss(prediction.routing, {})
-        loads.update({routing.router: routing.counts_BE.sum(0) for routing in prediction.routing})
-        return total
+        found = training_loss(model, spec.data.text, batch, progress=0.0)
+        loads.add(found.routing)
+        return found.total
 
     def before_step() -> None:
-        if balance is not None and balance.selection_bias:
-            for router, counts in loads.items():
-                _move_bias(router, counts, balance)
+        for update in updates:
+            update(loads.counts)
+        loads.counts = {}
 
     return training_step(model, loss, before_step, spec.trainer.dtype, device)
-
-
-def _move_bias(router: Any, counts: Tensor, balance: Any) -> None:
-    if balance.backend == "triton":
-        from ablate.components.aux_free.kernel import bias_update
-
-        router.bias_E.copy_(bias_update(router.bias_E, counts, balance.bias_update_speed))
-    else:
-        from ablate.components.aux_free.module import update_bias
-
-        update_bias(router.bias_E, counts, balance.bias_update_speed)
 
 
 def fill(model: nn.Module, spec: ModelSpec) -> None:

@@ -260,7 +260,8 @@ def grouped_product(
 
     x: (P, I), or (N, I) with token_of_row_P, int32 (P,). weight: (E, O, I). transposed: times w[e] instead, from x of
     width O, without a transposed copy. offsets_E: int32 (E,), ends of the experts' rows, the last of them P; rows
-    beyond it are not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed; summed in float32.
+    beyond it are not written. x and weight both float32 or both bfloat16. -> (P, O), or (P, I) if transposed;
+    summed in float32.
     Raises ValueError for other dtypes, shapes, strides or alignments.
     """
     return grouped_product_op(x_PI, weight_EOI, offsets_E, token_of_row_P, transposed)

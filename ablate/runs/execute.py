@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import resource
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows, order_hash
@@ -28,18 +23,15 @@ from ablate.spec.decoding import encode, run_id
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
 from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.training.checkpoint import PROGRAM, FolderCheckpoint, drop_checkpoints, newest_valid, state_hash
+from ablate.training.checkpoint import PROGRAM, drop_checkpoints, newest_valid, state_hash
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
+from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS = 6
 
 Tell = Callable[[int, float, float], bool]
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunRecord | None:
@@ -75,16 +67,15 @@ class Session:
     def __init__(self, job: Job, attempt: Path, tell: Tell) -> None:
         run = job.run
         torch.set_num_threads(job.n_threads)
-        quiet()
         self.job, self.attempt = job, attempt
         self.module = TrainingModule(run)
         self.data = run.text.datamodule(run, job.corpus, load_model)
-        self.curve = Curve(run, _held_out(job))
+        parts = slot_callbacks(run)
+        self.curve = Curve(run, _held_out(job), parts)
         self.clock = Clock(run.trainer.tokens_per_step)
-        self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S)
-        parts = [*run.model.linear.callbacks(), *(run.model.balance.callbacks() if run.model.balance else [])]
+        self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve)
         callbacks = [self.clock, *parts, self.curve, self.keeper, Progress(run, tell, self.keeper)]
-        self.trainer = trainer_for(run, callbacks, _logger(job, attempt), attempt)
+        self.trainer = trainer_for(run, callbacks, folder=attempt, logger=_logger(job, attempt))
         self.initial: dict[str, str] = {}
 
     def fit(self, resume: Path | None) -> None:
@@ -147,51 +138,11 @@ def probe(job: Job, attempt: Path) -> float:
     """Seconds of one optimizer step of a run on this machine, from a few steps that leave nothing."""
     run = replace(job.run, n_steps=PROBE_STEPS)
     torch.set_num_threads(job.n_threads)
-    quiet()
     module, clock = TrainingModule(run), Clock(run.trainer.tokens_per_step)
-    balance = run.model.balance
-    parts = [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
-    trainer = trainer_for(run, [clock, *parts], None, attempt)
+    trainer = trainer_for(run, [clock, *slot_callbacks(run)], folder=attempt)
     trainer.fit(module, datamodule=run.text.datamodule(run, job.corpus, load_model))
     measured = sorted(clock.step_s[1:])
     return measured[len(measured) // 2]
-
-
-def trainer_for(run: RunSpec, callbacks: list[Any], logger: Any, folder: Path) -> Trainer:
-    """The one Trainer configuration of every run."""
-    kind = device()
-    return Trainer(
-        accelerator=kind,
-        devices=1,
-        max_steps=run.n_steps,
-        max_epochs=-1,
-        gradient_clip_val=run.trainer.gradient_clip,
-        accumulate_grad_batches=run.trainer.batch_size // run.trainer.micro_batch_size,
-        plugins=[run.model.linear.precision(run.trainer.dtype, kind), FolderCheckpoint()],
-        callbacks=callbacks,
-        logger=logger or False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-
-
-def quiet() -> None:
-    """Lightning's advice is for people at a notebook; what matters here is in the record."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-
-
-def peak_memory_bytes() -> int:
-    """Peak of the device's memory, or without one of this process's resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _held_out(job: Job) -> dict[str, HeldOut]:

@@ -6,9 +6,9 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback
@@ -34,17 +34,27 @@ class Interrupted(Exception):
     """Stopped at a step boundary by a signal, with a checkpoint."""
 
 
+@runtime_checkable
+class Measuring(Protocol):
+    """A callback that measures something while it runs."""
+
+    def metrics(self) -> dict[str, float]:
+        """Figures by name, as they stand."""
+
+
 class Curve(Callback):
     """Points of the curve at evenly spread steps, the last at the end; raises Diverged.
 
     A point has step, n_tokens, learning_rate, train_loss (mean since the point before), the held-out metrics, and
-    what any callback with a `metrics()` method adds.
+    what measuring callbacks add.
     """
 
     state_key = "curve"
 
-    def __init__(self, run: RunSpec, held_out: Mapping[str, HeldOut]) -> None:
+    def __init__(self, run: RunSpec, held_out: Mapping[str, HeldOut], others: Iterable[Callback] = ()) -> None:
+        """`others`: the run's other callbacks, of which those that measure something add to every point."""
         self.run, self.held_out = run, held_out
+        self.measuring = [callback for callback in others if isinstance(callback, Measuring)]
         n = min(run.trainer.n_evaluations, run.n_steps)
         self.steps = {round((i + 1) * run.n_steps / n) for i in range(n)}
         self.points: list[dict[str, float]] = []
@@ -87,9 +97,8 @@ class Curve(Callback):
             metrics = evaluate(pl_module.model, self.held_out, batch_size=self.run.trainer.micro_batch_size)
         if not math.isfinite(metrics["nats_per_token"]):
             raise Diverged(step, self.last_finite_loss)
-        for callback in trainer.callbacks:
-            if hasattr(callback, "metrics"):
-                metrics |= callback.metrics()
+        for callback in self.measuring:
+            metrics |= callback.metrics()
         self.points.append(point | metrics)
         self.evaluation_s += time.perf_counter() - start
         if trainer.logger is not None:
@@ -139,8 +148,9 @@ class Keeper(Callback):
 
     state_key = "random"
 
-    def __init__(self, attempt: Path, every_s: float) -> None:
-        self.attempt, self.every_s = attempt, every_s
+    def __init__(self, attempt: Path, every_s: float, curve: Curve) -> None:
+        """`curve`: takes the losses so far before each checkpoint, which holds them."""
+        self.attempt, self.every_s, self.curve = attempt, every_s, curve
         self.stop_requested = False
         self._last = time.monotonic()
         self._restore: dict[str, Any] | None = None
@@ -162,8 +172,7 @@ class Keeper(Callback):
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
         if self.stop_requested or time.monotonic() - self._last >= self.every_s:
-            curve = next(c for c in trainer.callbacks if isinstance(c, Curve))
-            curve.take_losses(pl_module, trainer.global_step)
+            self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step))
             prune(self.attempt)
             self._last = time.monotonic()

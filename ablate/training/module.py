@@ -6,13 +6,14 @@ import hashlib
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
-from torch.nn import functional as F
 
 from ablate.data.batches import Batch
+from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer, initialise
 from ablate.spec.run import RunSpec
+from ablate.training.loads import ExpertLoads
 from ablate.training.schedule import learning_rate_factor
 
 BURN_SIZE = 256
@@ -28,10 +29,10 @@ def burn(flops: float, device: torch.device) -> int:
 
 
 class TrainingModule(LightningModule):
-    """Main-head loss, plus the objective's, plus the balance's, each by the node that brings it.
+    """Trains a run's model on its training loss.
 
-    `expert_load`: int64 counts (E,) by router since the last optimizer step, added once per micro-batch from what
-    the forward pass returned. `step_losses`: main-head losses of the steps since somebody last took them.
+    `routing` is that of the last micro-batch, `loads` counts it by optimizer step; `step_losses` are the main head's
+    losses of the steps since somebody last took them.
     """
 
     model: Transformer
@@ -40,7 +41,8 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.run = run
         self.n_micro_batches = run.trainer.batch_size // run.trainer.micro_batch_size
-        self.expert_load: dict[Any, Tensor] = {}
+        self.loads = ExpertLoads()
+        self.routing: list[Any] = []
         self.step_losses: list[Tensor] = []
 
     def configure_model(self) -> None:
@@ -56,30 +58,21 @@ class TrainingModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        window_BT1 = batch["window_BT1"]
-        inputs_BT, targets_BT = window_BT1[:, :-1], window_BT1[:, 1:]
-        prediction = self.model.predict(inputs_BT)
-        main, logits_BTC = self._main_head(prediction.hidden_BTD, self._learned(targets_BT, batch_idx))
-        loss = self.run.text.loss(main, logits_BTC, batch)
-        weight = self.run.model.objective.loss_weight(self.global_step / self.run.n_steps)
-        if weight:
-            loss = loss + weight * self.model.objective.loss(prediction.future, targets_BT, self.model.head)
-        if self.run.model.balance is not None:
-            loss = loss + self.run.model.balance.loss(prediction.routing, self.expert_load)
-        for routing in prediction.routing:
-            counts_E = routing.counts_BE.sum(0)
-            known = self.expert_load.get(routing.router)
-            self.expert_load[routing.router] = counts_E if known is None else known + counts_E
-        self._keep(main.detach(), batch_idx)
-        return loss
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.loads]
 
-    def _main_head(self, hidden_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The next-token cross-entropy, and the logits if the text's loss wants them."""
-        if not self.run.text.wants_logits:
-            return self.model.head.cross_entropy(hidden_BTD, targets_BT), None
-        logits_BTC = self.model.head(hidden_BTD).float()
-        return F.cross_entropy(logits_BTC.flatten(0, 1), targets_BT.flatten()), logits_BTC
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        found = training_loss(
+            self.model,
+            self.run.text,
+            batch,
+            progress=self.global_step / self.run.n_steps,
+            targets_BT=self._learned(batch["window_BT1"][:, 1:], batch_idx),
+            earlier_loads=self.loads.counts,
+        )
+        self.routing = found.routing
+        self._keep(found.main, batch_idx)
+        return found.total
 
     def _learned(self, targets_BT: Tensor, batch_idx: int) -> Tensor:
         """The main head's targets; those that a control masks are -100, which the loss leaves out."""
@@ -108,7 +101,3 @@ class TrainingModule(LightningModule):
         # Lightning refuses to clip for a fused optimizer under mixed precision, for fear of scaled gradients;
         # bfloat16 scales none.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # Callbacks see the step's load before this hook runs; the next step counts anew.
-        self.expert_load = {}

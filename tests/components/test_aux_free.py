@@ -18,6 +18,7 @@ from ablate.components.moe.module import Router, Routing
 from ablate.components.moe.spec import RoutedExperts
 from ablate.model.block import ModelContext
 from ablate.model.transformer import build
+from ablate.training.loads import ExpertLoads
 
 DIM, E, A = 8, 6, 2
 NODE = RoutedExperts(
@@ -157,7 +158,7 @@ def test_counts_of_all_ranks_are_added_before_the_sign_is_taken() -> None:
     router = router_of()
     other_rank = torch.tensor([0, 9, 0, 0, 0, 0])
     strategy = SimpleNamespace(reduce=lambda counts, reduce_op: counts + other_rank if reduce_op == "sum" else None)
-    module = SimpleNamespace(expert_load={router: torch.tensor([4, 0, 0, 0, 0, 0])})
+    module = SimpleNamespace(loads=SimpleNamespace(counts={router: torch.tensor([4, 0, 0, 0, 0, 0])}))
     BiasUpdate(1.0, "library").on_before_optimizer_step(SimpleNamespace(strategy=strategy), module, None)
     assert router.bias_E is not None
     assert router.bias_E.tolist() == [-1.0, -1.0, 1.0, 1.0, 1.0, 1.0]  # 4 alone would not exceed the mean by rank
@@ -171,11 +172,11 @@ def test_once_per_optimizer_step_whatever_the_accumulation(accumulate: int) -> N
 
     class Counting(BiasUpdate):
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            updates.append(sum(int(c.sum()) for c in pl_module.expert_load.values()))
+            updates.append(sum(int(c.sum()) for c in pl_module.loads.counts.values()))
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     x_BTD = inputs(4 * 3, 8, shift=0.4)  # three steps of four sequences
-    module = Toy(router_of())
+    module = Toy(router_of(), accumulate)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -197,20 +198,20 @@ def test_once_per_optimizer_step_whatever_the_accumulation(accumulate: int) -> N
 
 
 class Toy(LightningModule):
-    """A router whose weight does not move, counting as the training module does."""
+    """A router whose weight does not move, counted as the training module's are."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, n_micro_batches: int) -> None:
         super().__init__()
-        self.router, self.expert_load = router, dict[Any, Tensor]()
+        self.router, self.n_micro_batches, self.loads = router, n_micro_batches, ExpertLoads()
+        self.routing: list[Any] = []
+
+    def configure_callbacks(self) -> list[Any]:
+        return [self.loads]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         _, weight_NA, routing = self.router(batch)
-        counts_E = routing.counts_BE.sum(0)
-        self.expert_load[self.router] = self.expert_load.get(self.router, 0) + counts_E
+        self.routing = [routing]
         return weight_NA.sum()
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.expert_load = {}
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from variants import FULL, NANO, spec_of, tokens, training_loss
+from variants import FULL, NANO, loss_of, spec_of, tokens
 
 from ablate.components.fp8 import reference
 from ablate.components.fp8.callback import UnderflowMonitor, observe
@@ -294,7 +294,7 @@ def test_only_a_byte_an_element_is_kept_for_the_backward_pass() -> None:
 
 def test_every_parameter_of_the_full_model_gets_a_finite_gradient() -> None:
     model = build(fp8_model(), seed=0)
-    training_loss(model, tokens(16, 33)).backward()
+    loss_of(model, tokens(16, 33)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

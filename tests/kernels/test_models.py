@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import DEVICE, TOLERANCE, error
-from variants import FULL, NANO, spec_of, tokens, training_loss
+from variants import FULL, NANO, loss_of, spec_of, tokens
 
 from ablate.components.variants import Variant
 from ablate.model.transformer import Transformer, initialise
@@ -26,7 +26,7 @@ def trained(model: ModelSpec, backends: dict[str, str]) -> tuple[Any, dict[str, 
     for name, buffer in built.named_buffers():
         if name.endswith("bias_E"):
             buffer.copy_(torch.linspace(-0.1, 0.1, buffer.numel()))
-    loss = training_loss(built, tokens(2, 18).to(DEVICE))
+    loss = loss_of(built, tokens(2, 18).to(DEVICE))
     loss.backward()
     return loss, {name: p.grad for name, p in built.named_parameters() if p.grad is not None}
 

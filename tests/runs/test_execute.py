@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,15 +183,45 @@ def test_masked_targets_are_the_share_and_burned_flops_the_number(make_job: Make
     assert burn(10 * 2 * 256**3, torch.device("cpu")) == 10
 
 
-def test_every_part_of_the_loss_reaches_the_gradient(make_job: MakeJob, corpus: Any) -> None:
-    """Main, multi-token and balance terms: taking one away changes the gradient of what it alone touches."""
-    module = TrainingModule(make_job().run)
-    module.configure_model()
-    window = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(random.Random(0).randrange(99)))
-    module.training_step({"window_BT1": window}, 0).backward()
-    gradients = {name: p.grad for name, p in module.model.named_parameters()}
-    assert all(gradient is not None for gradient in gradients.values())
-    assert gradients["objective.layers.0.projection.weight"].abs().max() > 0
-    assert gradients["layers.1.feed_forward.router.weight"].abs().max() > 0
-    assert len(module.expert_load) == 2
-    assert {int(load.sum()) for load in module.expert_load.values()} == {4 * 32 * 2, 4 * 31 * 2}
+class WithoutTerm:
+    """A node with one of its methods replaced, so that a term of the loss is left out."""
+
+    def __init__(self, node: Any, **methods: Any) -> None:
+        self.node, self.methods = node, methods
+
+    def __getattr__(self, name: str) -> Any:
+        return self.methods[name] if name in self.methods else getattr(self.node, name)
+
+
+@pytest.mark.parametrize(
+    ("slot", "touched", "methods"),
+    [
+        ("text", "head.weight", {"loss": lambda main, logits, batch: 0 * main}),
+        ("objective", "objective.layers.0.projection.weight", {"loss_weight": lambda progress: 0.0}),
+        ("balance", "layers.1.feed_forward.router.weight", {"loss": lambda routing, earlier: 0.0}),
+    ],
+)
+def test_every_part_of_the_loss_is_in_it(make_job: MakeJob, slot: str, touched: str, methods: Any) -> None:
+    """Main, multi-token and balance terms: without one the loss is smaller and what it touches has another gradient."""
+    run = make_job().run
+    window = torch.randint(0, 320, (4, 33), generator=torch.Generator().manual_seed(7))
+
+    def step(changed: bool) -> tuple[float, Any]:
+        module: Any = TrainingModule(run)
+        module.configure_model()
+        if changed and slot == "text":
+            module.run = fields_of(run, text=WithoutTerm(run.text, **methods))
+        elif changed:
+            module.model.spec = fields_of(run.model, **{slot: WithoutTerm(getattr(run.model, slot), **methods)})
+        loss = module.training_step({"window_BT1": window}, 0)
+        loss.backward()
+        return float(loss.detach()), dict(module.model.named_parameters())[touched].grad
+
+    (whole, gradient), (less, left) = step(changed=False), step(changed=True)
+    assert less < whole
+    assert gradient.abs().max() > 0
+    assert left is None or not torch.equal(left, gradient)
+
+
+def fields_of(value: Any, **changes: Any) -> SimpleNamespace:
+    return SimpleNamespace(**({f.name: getattr(value, f.name) for f in dataclasses.fields(value)} | changes))

@@ -49,16 +49,21 @@ def _load(counts: Tensor, like: Tensor) -> Tensor:
 class BiasUpdate(Callback):
     """bias += gamma sign(mean load - load), once per optimizer step from the counts of its whole global batch.
 
-    The counts are the training module's, which adds each micro-batch's returned routing once; integer, summed
-    over ranks before the sign is taken, so neither recomputation, accumulation nor rounding can flip it.
+    The counts are those of the module's `loads` (`ablate.training.loads`), which hold each micro-batch once; integer,
+    summed over ranks before the sign is taken, so neither recomputation, accumulation nor rounding can flip it.
     """
 
     def __init__(self, bias_update_speed: float, backend: str) -> None:
         self.bias_update_speed, self.backend = bias_update_speed, require_concrete(backend)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        for router, counts_E in pl_module.expert_load.items():
-            counts_E = trainer.strategy.reduce(counts_E, reduce_op="sum")
+        reduce = trainer.strategy.reduce
+        self.update({router: reduce(counts_E, reduce_op="sum") for router, counts_E in pl_module.loads.counts.items()})
+
+    def update(self, loads: Mapping[Router, Tensor]) -> None:
+        """Move the bias of every router by the counts (E,) of one optimizer step."""
+        for router, counts_E in loads.items():
+            assert router.bias_E is not None
             if self.backend == "triton":
                 from ablate.components.aux_free.kernel import bias_update
 

@@ -1,0 +1,66 @@
+"""The one Trainer of every run, and what it may use of this machine."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from ablate.spec.run import RunSpec
+from ablate.training.checkpoint import FolderCheckpoint
+
+
+def device() -> str:
+    """What runs are trained on here, as Lightning names it: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def slot_callbacks(run: RunSpec) -> list[Callback]:
+    """What the nodes of a run bring to its training."""
+    balance = run.model.balance
+    return [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
+
+
+def trainer_for(run: RunSpec, callbacks: Sequence[Callback], *, folder: Path, logger: Any = None) -> Trainer:
+    """The Trainer of a run on this machine's device; Lightning's own files go to `folder`."""
+    _quiet()
+    kind = device()
+    return Trainer(
+        accelerator=kind,
+        devices=1,
+        max_steps=run.n_steps,
+        max_epochs=-1,
+        gradient_clip_val=run.trainer.gradient_clip,
+        accumulate_grad_batches=run.trainer.batch_size // run.trainer.micro_batch_size,
+        plugins=[run.model.linear.precision(run.trainer.dtype, kind), FolderCheckpoint()],
+        callbacks=list(callbacks),
+        logger=logger or False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def _quiet() -> None:
+    """Lightning's advice is for people at a notebook; what matters here is in the record."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the device's memory, or without one of this process's resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
