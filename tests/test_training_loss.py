@@ -24,8 +24,8 @@ def loss_of(model: Transformer, **options: Any) -> float:
 def test_the_objectives_weight_follows_the_progress() -> None:
     model = build(spec_of(FULL).model, seed=0)
     start, end, main = loss_of(model), loss_of(model, progress=0.9), loss_of(without_objective(model))
-    # 0.3 of the objective's loss until the switch, 0.1 behind it.
-    assert (start - main) / (end - main) == pytest.approx(3.0, rel=1e-4)
+    # 0.3 of the objective's loss until the switch, 0.1 behind it; its layer's balance term, 1e-4, stays.
+    assert (start - main) / (end - main) == pytest.approx(3.0, rel=1e-3)
 
 
 def without_objective(model: Transformer) -> Transformer:
