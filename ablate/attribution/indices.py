@@ -197,16 +197,3 @@ def _pair_weights(lattice: Lattice, i: int, j: int, kind: str) -> Floats:
     out[lattice.index(contexts | 1 << j)] = -weight
     out[lattice.index(contexts)] = weight
     return out
-
-
-def k_sii_weights(lattice: Lattice) -> tuple[Floats, dict[tuple[str, str], Floats]]:
-    """k-SII of order 2 (Bordt and von Luxburg 2023): (K, C) main parts and the pair parts, which sum to the total.
-
-    Main part: Shapley value minus half the Shapley interactions of the component. ValueError under prerequisites.
-    """
-    pairs = {pair: w for pair, w in interaction_weights(lattice, "shapley").items() if w is not None}
-    mains = index_weights(lattice, "shapley").copy()
-    for (a, b), w in pairs.items():
-        for name in (a, b):
-            mains[lattice.components.index(name)] -= 0.5 * w
-    return mains, pairs

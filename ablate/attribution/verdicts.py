@@ -97,13 +97,6 @@ def decide(
     return NO_EFFECT if -margin <= inner_low and inner_high <= margin else NOT_RESOLVED
 
 
-def equivalence_p(estimate: float, standard_error: float, df: float, margin: float) -> float:
-    """P-value of the two one-sided tests that the effect lies outside (-margin, margin)."""
-    if standard_error == 0:
-        return 0.0 if abs(estimate) < margin else 1.0
-    return t_cdf((abs(estimate) - margin) / standard_error, df)
-
-
 def beyond_margin_p(estimate: float, standard_error: float, df: float, margin: float) -> float:
     """Two-sided p-value of |effect| <= margin; at most alpha exactly where the interval lies beyond the margin."""
     beyond = abs(estimate) - margin

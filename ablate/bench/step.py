@@ -41,13 +41,6 @@ class Rung:
     theirs: bool = False
 
 
-def resolve_full(base: Any) -> Spec:
-    """The full recipe of a preset."""
-    from ablate.components.variants import Variant
-
-    return Variant.full(base).resolve(base)
-
-
 def rungs(base: Any, machine: Machine) -> Iterator[list[Rung]]:
     """Rungs in groups that are measured in turn; the most telling first."""
     from ablate.components.variants import Variant

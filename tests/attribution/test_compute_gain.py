@@ -10,12 +10,7 @@ from scipy import stats
 from ablate.attribution.gain.channels import ChannelTable, VariantCost, channel_table, channel_values
 from ablate.attribution.gain.compute_gain import (
     DecayedCurve,
-    Gain,
-    conversion_check,
-    forward_gain,
     log_tokens_to,
-    loss_slope,
-    nats_gain,
     quadratic_coefficients,
     solve_descending,
     target_losses,
@@ -136,35 +131,6 @@ def test_a_constant_gain_is_read_at_every_target() -> None:
     curves = {"none": [quadratic_curve(s) for s in range(3)], "moe": [quadratic_curve(s, gain=0.3) for s in range(3)]}
     for target in target_losses(curves):
         assert token_gain(curves["none"], curves["moe"], target.loss).estimate == pytest.approx(0.3, abs=1e-9)
-
-
-def test_forward_gain_extrapolates_the_baseline_to_twice_its_tokens_and_no_further() -> None:
-    baseline = [quadratic_curve(s) for s in range(3)]
-    gain = forward_gain(baseline, [quadratic_curve(s, gain=0.5) for s in range(3)])
-    assert gain.estimate == pytest.approx(0.5)
-    beyond = forward_gain(baseline, [quadratic_curve(s, gain=0.8) for s in range(3)])
-    assert (beyond.estimate, beyond.bound) == (None, "at least")
-    assert beyond.low == pytest.approx(0.0)
-
-
-def test_nats_at_a_budget_and_their_conversion() -> None:
-    baseline = [quadratic_curve(s, shift=d) for s, d in enumerate([0.0, 0.003, -0.002])]
-    variant = [quadratic_curve(s, gain=0.02, shift=d) for s, d in enumerate([0.001, 0.0, -0.002])]
-    target = target_losses({"none": baseline})[0].loss
-    gain = token_gain(baseline, variant, target)
-    nats = nats_gain(baseline, variant, baseline_tokens=BUDGET, variant_tokens=BUDGET)
-    assert nats.estimate is not None
-    slope = (loss_slope(baseline, target) + loss_slope(variant, target - nats.estimate)) / 2
-    assert slope == pytest.approx(0.3, abs=0.01)
-    check = conversion_check(gain, nats, slope)
-    assert check.agrees
-    assert check.from_nats == pytest.approx(gain.estimate, rel=0.02)
-    assert not conversion_check(gain, nats, slope / 20).agrees
-    with pytest.raises(ValueError, match="outside what the variant measured"):
-        nats_gain(baseline, variant, baseline_tokens=BUDGET, variant_tokens=2 * BUDGET)
-    bound = Gain(estimate=None, low=0.0, high=math.inf, n=3, df=math.nan, bound="at least", confidence=0.95)
-    with pytest.raises(ValueError, match="only a bound"):
-        conversion_check(bound, nats, slope)
 
 
 @pytest.mark.parametrize(

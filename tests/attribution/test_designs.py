@@ -7,19 +7,14 @@ import pytest
 
 from ablate.attribution.design.designs import (
     Run,
-    add_cells,
     add_one_in,
     check_seeds,
-    drop_cells,
-    factorial,
     first_last,
     leave_one_out,
     make_design,
-    one,
 )
 from ablate.attribution.design.exchange import lattice_design, optimal, optimal_cells, staged, up_to_stage
-from ablate.attribution.design.fractions import fraction, fractional
-from ablate.attribution.design.planning import plan, require_precision, runs_for
+from ablate.attribution.design.planning import plan
 from ablate.attribution.estimation.estimates import Observations, estimate
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import lattice, model_matrix
@@ -41,43 +36,6 @@ def measured_resolution(cells, factors):
             if abs(table[:, list(group)].prod(axis=1).sum()) == len(cells):
                 return size
     return factors + 1
-
-
-@pytest.mark.parametrize(("runs", "resolution"), [(16, 4), (32, 4), (64, 5), (128, 8), (256, 9)])
-def test_fractions_of_eight_factors_have_the_known_resolution(runs, resolution):
-    found = fraction(8, runs=runs)
-    assert found.resolution == resolution
-    assert len(set(found.cells)) == runs
-    assert measured_resolution(found.cells, 8) == resolution
-    assert 255 in found.cells
-
-
-@pytest.mark.parametrize(("resolution", "runs"), [(3, 16), (4, 16), (5, 64), (8, 128)])
-def test_a_resolution_gets_the_fewest_runs(resolution, runs):
-    assert len(fraction(8, resolution=resolution).cells) == runs
-
-
-def test_the_alias_table_holds_exactly_the_products_that_coincide():
-    found = fraction(6, runs=16)
-    table = levels(found.cells, 6)
-
-    def column(effect):
-        return table[:, [i for i in range(6) if effect >> i & 1]].prod(axis=1)
-
-    aliases = found.aliases(order=2)
-    for effect, others in aliases.items():
-        same = {e for e in aliases if e != effect and abs(column(e) @ column(effect)) == len(table)}
-        assert set(others) == same
-    assert all(not others for effect, others in aliases.items() if effect.bit_count() == 1)
-    assert any(others for others in aliases.values())
-
-
-def test_full_fraction_has_no_aliases_and_agrees_with_pydoe():
-    pydoe = pytest.importorskip("pyDOE3")
-    found = fraction(4, runs=8)
-    theirs = pydoe.fracfact("a b c abc")
-    assert {tuple(row) for row in levels(found.cells, 4).tolist()} == {tuple(map(int, row)) for row in theirs}
-    assert all(not others for others in fraction(4, runs=16).aliases().values())
 
 
 def variances(cells, order):
@@ -152,23 +110,6 @@ def test_multipliers_are_those_of_the_analysis():
         np.testing.assert_allclose(np.square(columns).sum(axis=0), design.variance_multiplier, rtol=1e-8)
 
 
-def test_simple_designs_run_every_variant_on_every_seed():
-    design = one(LOSS, "moe", 5)
-    assert {LOSS.label(cell) for cell in design.cells} == {"full", "mla+mtp+fp8+distill"}
-    assert design.variance_multiplier == pytest.approx((2 / 5,))
-    assert design.df == 4
-    assert design.half_width(0.01) == pytest.approx(t_quantile(0.975, 4) * 0.01 * (2 / 5) ** 0.5)
-    drop, add = leave_one_out(LOSS, 3), add_one_in(LOSS, 3)
-    assert len(drop.runs) == len(add.runs) == 21
-    assert (drop.index, add.index) == ("last", "first")
-    assert set(add.cells) == set(add_cells(LOSS))
-    assert set(drop.cells) == set(drop_cells(LOSS))
-    both = first_last(LOSS, 2)
-    assert len(both.cells) == 14
-    assert both.order == 2
-    assert len(factorial(lattice("abc"), 2).runs) == 16
-
-
 def test_aliases_are_the_bias_of_ignored_interactions():
     design = optimal(LOSS, 30)
     cells = [run.cell for run in design.runs]
@@ -226,51 +167,3 @@ def test_the_planner_uses_shared_seeds_where_pairing_pays():
     assert loose.half_width(0.005 * 0.05**0.5) <= 0.003
     assert len(loose.runs) < len(plan(lattice("a"), precision=0.003, sigma=0.005).runs)
     assert plan(LOSS, precision=0.0045, sigma=0.02, correlation=0.97).layout == "blocked"
-
-
-def test_a_design_that_cannot_reach_a_precision_says_how_many_runs_would():
-    design = leave_one_out(LOSS, 3)
-    needed = runs_for(design, precision=0.004, sigma=0.005)
-    better = leave_one_out(LOSS, needed // 7)
-    assert better.half_width(0.005) <= 0.004 < leave_one_out(LOSS, needed // 7 - 1).half_width(0.005)
-    with pytest.raises(ValueError, match=f"leave-one-out design with 21 runs .* {needed} runs"):
-        require_precision(design, precision=0.004, sigma=0.005)
-    require_precision(better, precision=0.004, sigma=0.005)
-
-
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: factorial(LOSS, 2), "prerequisites forbid"),
-        (lambda: fractional(LOSS, runs=16), "use the optimal design"),
-        (lambda: fractional(EIGHT, runs=24), "power of two"),
-        (lambda: fractional(EIGHT), "either the number of runs or the resolution"),
-        (lambda: fractional(EIGHT, resolution=2), "between 3 and 8"),
-        (lambda: fractional(EIGHT, runs=16), "no degree of freedom"),
-        (lambda: fractional(EIGHT, runs=16, seeds=1), "at least two seeds"),
-        (lambda: optimal(LOSS, 21), "at least 22"),
-        (lambda: lattice_design(lattice("abc"), extra_runs=0), "at least 5 blocks"),
-        (lambda: lattice_design(LOSS, replicates=0), "at least 1"),
-        (lambda: one(LOSS, "nla", 3), "unknown component 'nla'"),
-        (lambda: plan(LOSS, precision=0.0, sigma=0.005), "above 0"),
-        (lambda: plan(LOSS, precision=0.01, sigma=0.005, correlation=1.0), "below 1"),
-        (lambda: plan(LOSS, precision=1e-7, sigma=0.005), "reduce the noise"),
-        (lambda: lattice_design(LOSS).half_width(-1.0), "0 or more"),
-    ],
-)
-def test_impossible_designs_are_refused_with_a_sentence(build, words):
-    with pytest.raises(ValueError, match=words):
-        build()
-
-
-def test_a_fraction_estimates_the_values_under_its_assumption():
-    design = fractional(EIGHT, runs=16, seeds=3)
-    assert (design.layout, design.df, design.order) == ("complete", 2, 2)
-    terms = model_matrix(EIGHT, 2)
-    game = terms @ np.random.default_rng(2).standard_normal(terms.shape[1])
-    cells = tuple(run.cell for run in design.runs)
-    seeds = tuple(run.block for run in design.runs)
-    runs = Observations(cells=cells, values=tuple(game[EIGHT.index(cells)].tolist()), clusters=seeds)
-    owen = dict(zip(EIGHT.components, index_weights(EIGHT, "owen"), strict=True))
-    for name, line in estimate(EIGHT, runs, owen).lines.items():
-        assert line.value == pytest.approx(owen[name] @ game)

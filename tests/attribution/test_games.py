@@ -1,6 +1,6 @@
 """Games under prerequisites: known answers, axioms, and an independent implementation as oracle."""
 
-from itertools import combinations, pairwise, permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from ablate.attribution.indices import (
     INDICES,
     index_weights,
     interaction_weights,
-    k_sii_weights,
     total_weights,
     undefined_reason,
 )
@@ -152,13 +151,6 @@ def test_in_two_way_games_shapley_banzhaf_and_the_mean_of_first_and_last_agree()
     np.testing.assert_allclose(index_weights(parts, "owen") @ values, middle, **EXACT)
 
 
-def test_k_sii_of_order_two_adds_up_to_the_total():
-    parts = lattice("abcdef")
-    values = random_game(parts, 8)
-    mains, pairs = k_sii_weights(parts)
-    np.testing.assert_allclose((mains @ values).sum() + sum(w @ values for w in pairs.values()), values[-1], **EXACT)
-
-
 def test_splitting_one_block_leaves_the_owen_values_of_other_blocks_alone():
     whole = lattice(["a", "b", "moe"])
     split = lattice(["a", "b", "moe1", "moe2"], {"moe2": ["moe1"]})
@@ -212,32 +204,6 @@ def test_feasible_counts_and_variance_multipliers():
     assert np.square(index_weights(full, "shapley")).sum(axis=1) == pytest.approx(0.0762, abs=5e-5)
     pair = interaction_weights(full)["a", "b"]
     assert np.square(pair).sum() == pytest.approx(16 / 256)
-
-
-def test_agrees_with_shapiq_on_random_games():
-    from shapiq.game_theory.exact import ExactComputer
-
-    parts = lattice("abcdef")
-    rows = {index: index_weights(parts, index) for index in ("shapley", "banzhaf")}
-    pairs = {kind: interaction_weights(parts, kind) for kind in ("shapley", "banzhaf")}
-    mains, k_pairs = k_sii_weights(parts)
-    powers = 1 << np.arange(6)
-    # The oracle is slow: two indices on all games, the other three on every fifth.
-    for seed in range(100):
-        values = random_game(parts, seed)
-        oracle = ExactComputer(n_players=6, game=lambda x, v=values: v[np.asarray(x, dtype=int) @ powers])
-        often = seed % 5 == 0
-        for index, name in (("shapley", "SV"), ("banzhaf", "BV"))[: 2 if often else 1]:
-            theirs = oracle(name, order=1)
-            assert np.abs([theirs[(i,)] for i in range(6)] - rows[index] @ values).max() < 1e-10
-        for kind, name in (("banzhaf", "BII"), ("shapley", "SII"))[: 2 if often else 1]:
-            theirs = oracle(name, order=2)
-            ours = [pairs[kind]["abcdef"[i], "abcdef"[j]] @ values for i, j in combinations(range(6), 2)]
-            assert np.abs([theirs[pair] for pair in combinations(range(6), 2)] - np.array(ours)).max() < 1e-10
-        if often:
-            theirs = oracle("k-SII", order=2)
-            assert np.abs([theirs[(i,)] for i in range(6)] - mains @ values).max() < 1e-10
-            assert abs(theirs[(0, 1)] - k_pairs["a", "b"] @ values) < 1e-10
 
 
 def test_nested_pairs_are_not_applicable_and_others_average_over_their_contexts():

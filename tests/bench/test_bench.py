@@ -16,11 +16,13 @@ from ablate.bench import command, step, timing, tune
 from ablate.bench.case import Implementation, Operation, Result, Unavailable, _agreeing, run_operation
 from ablate.bench.norms import forward
 from ablate.bench.render import render
+from ablate.components.variants import Variant
 from ablate.kernels import rms_norm, table
 from ablate.kernels.table import Configuration
 from ablate.presets import preset
 from ablate.spec import measured
 from ablate.spec.machine import Machine
+from ablate.spec.run import Spec
 
 ROOT = Path(__file__).parents[2]
 CPU = Machine(kind="cpu")
@@ -154,9 +156,14 @@ def test_a_group_is_written_down_whole(tmp_path: Path) -> None:
             assert row["status"] == "measured" or f"{case['name']}, {row['backend']}: {row['status']}" in text
 
 
+def full_nano() -> Spec:
+    nano = preset("nano")
+    return Variant.full(nano).resolve(nano)
+
+
 @pytest.mark.parametrize("group", list(command.GROUPS))
 def test_every_slot_names_backends_that_models_have(group: str) -> None:
-    spec = step.resolve_full(preset("nano"))
+    spec = full_nano()
     for case in command.GROUPS[group]():
         assert set(case.shape) == set(case.small)
         fills = {implementation.fills for implementation in case.implementations if implementation.fills}
@@ -219,7 +226,7 @@ def test_a_step_that_cannot_be_made_is_listed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_step_moves_weights_and_the_selection_bias() -> None:
-    spec = step.resolve_full(preset("nano")).for_machine(CPU)
+    spec = full_nano().for_machine(CPU)
     window = step.windows(spec.model.vocab_size, 2, 32, DEVICE)
     model = None
 

@@ -194,15 +194,6 @@ def first_last(lattice: Lattice, seeds: int) -> Design:
     return _complete("first-last", lattice, cells, seeds, index="owen", order=2)
 
 
-def factorial(lattice: Lattice, seeds: int) -> Design:
-    """All 2^K variants, every seed on all. ValueError under prerequisites (use `lattice_design`)."""
-    if not lattice.unconstrained:
-        raise ValueError(
-            "a full factorial needs every combination, and prerequisites forbid some; use the lattice design"
-        )
-    return _complete("factorial", lattice, list(lattice.cells), seeds, index="owen")
-
-
 def _complete(
     name: str, lattice: Lattice, cells: Sequence[int], seeds: int, *, index: str, order: int | None = None,
     components: Sequence[str] | None = None,

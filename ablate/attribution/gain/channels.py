@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablate.attribution.estimation.estimates import Estimates, Observations, estimate
-from ablate.attribution.gain.compute_gain import Conversion, DecayedCurve, log_tokens_to
+from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to
 from ablate.attribution.indices import index_weights, total_weights
 from ablate.attribution.lattice import Floats, Lattice
 from ablate.attribution.lattice import lattice as make_lattice
@@ -212,23 +212,6 @@ def _efficient_weights(lattice: Lattice, index: str) -> Floats:
     if np.abs(weights.sum(axis=0) - total_weights(lattice)).max() > _EXACT:
         raise ValueError(f"{index} values do not add up to the whole gain; use owen for the channel table")
     return weights
-
-
-def conversion_checks(
-    table: ChannelTable, nats: Sequence[float], *, slope: float, confidence: float = 0.95
-) -> tuple[Conversion, ...]:
-    """Whether each component's nats at a fixed budget, over the slope, lie inside its interval of the tokens channel.
-
-    nats: (K,) the same index applied to loss at equal tokens, positive where the loss falls. slope, nats per e-fold:
-    mean over both ends of `loss_slope` at the end's own loss at that budget. The slope falls with the loss, so the
-    baseline's alone would turn nats into too little cost.
-    """
-    if slope <= 0:
-        raise ValueError(f"the loss must fall with tokens to convert nats, got a slope of {slope:.4g} nats per e-fold")
-    return tuple(
-        Conversion(from_nats=value / slope, slope=slope, agrees=bool(low <= value / slope <= high))
-        for value, (low, high) in zip(nats, table.intervals(confidence)[:, 0], strict=True)
-    )
 
 
 def channel_values(costs: Sequence[VariantCost]) -> Floats:

@@ -73,15 +73,6 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Conversion:
-    """The same gain from nats at a fixed budget: d ln(cost) = -dL / slope."""
-
-    from_nats: float
-    slope: float  # nats per e-fold of tokens
-    agrees: bool  # from_nats lies inside the interval of the gain read at the target
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Fit:
     """Quadratics of one variant, one row per seed: loss = c0 + c1 x + c2 x^2 with x = ln(tokens) - origin."""
 
@@ -179,19 +170,6 @@ def token_gain(
     return _gain_at(_fit(baseline), _fit(variant), target_loss, confidence)
 
 
-def forward_gain(
-    baseline: Sequence[DecayedCurve], variant: Sequence[DecayedCurve], *, confidence: float = 0.95
-) -> Gain:
-    """The gain at the loss that the variant reaches at its full budget: a sensitivity, because it extrapolates.
-
-    The baseline's quadratic is followed to at most twice its measured tokens; beyond that the gain is a lower bound,
-    and the last measured point of the baseline is what it is counted from.
-    """
-    check_confidence(confidence)
-    first, second = _fit(baseline), _fit(variant)
-    return _gain_at(first, second, float(second.loss_at(second.high).mean()), confidence, reach=FORWARD_REACH)
-
-
 def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *, reach: float = 0.0) -> Gain:
     paired = _is_paired(first.seeds, second.seeds)
     a, a_side = _crossings(first, target_loss, reach=reach)
@@ -206,30 +184,6 @@ def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *
     return Gain(estimate=None, low=low, high=high, n=len(second.seeds), df=math.nan, bound=bound, confidence=confidence)
 
 
-def nats_gain(
-    baseline: Sequence[DecayedCurve],
-    variant: Sequence[DecayedCurve],
-    *,
-    baseline_tokens: float,
-    variant_tokens: float,
-    confidence: float = 0.95,
-) -> Gain:
-    """Loss of the baseline minus loss of the variant at one budget: equal tokens, or budget / FLOPs per token each."""
-    check_confidence(confidence)
-    first, second = _fit(baseline), _fit(variant)
-    paired = _is_paired(first.seeds, second.seeds)
-    losses = []
-    for name, fit, tokens in (("baseline", first, baseline_tokens), ("variant", second, variant_tokens)):
-        at = math.log(tokens) if tokens > 0 else -math.inf
-        if not fit.low - _EDGE <= at <= fit.high + _EDGE:
-            raise ValueError(
-                f"{tokens:.6g} tokens is outside what the {name} measured "
-                f"({math.exp(fit.low):.6g} to {math.exp(fit.high):.6g}); choose a budget inside"
-            )
-        losses.append(fit.loss_at(at))
-    return difference_interval(losses[0], losses[1], paired=paired, confidence=confidence)
-
-
 def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
     """Nats per e-fold of tokens, -dL/d ln(tokens), of the seed-mean curve at the target. Raises if not reached."""
     fit = _fit(curves)
@@ -238,20 +192,6 @@ def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
     if math.isnan(x):
         raise ValueError(f"the curve never falls to {target_loss:.4f}; its slope there is not defined")
     return float(-(mean[1] + 2.0 * mean[2] * x))
-
-
-def conversion_check(gain: Gain, nats: Gain, slope: float) -> Conversion:
-    """Whether nats at a fixed budget, divided by the slope, tell the same story as the gain at the target.
-
-    slope, nats per e-fold: the mean of both variants' `loss_slope`, each at its own loss at that budget; the slope
-    falls with the loss, so the baseline's alone would turn nats into too little cost.
-    """
-    if gain.estimate is None or nats.estimate is None:
-        raise ValueError("a gain that is only a bound cannot be checked against nats; extend the runs until they cross")
-    if slope <= 0:
-        raise ValueError(f"the loss must fall with tokens to convert nats, got a slope of {slope:.4g} nats per e-fold")
-    from_nats = nats.estimate / slope
-    return Conversion(from_nats=from_nats, slope=slope, agrees=gain.low <= from_nats <= gain.high)
 
 
 def difference_interval(a: FloatArray, b: FloatArray, *, paired: bool, confidence: float) -> Gain:
