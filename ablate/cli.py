@@ -296,6 +296,7 @@ def bench(
     preset: Annotated[str, typer.Option(help="Sizes of `step`; default: cpu, or h200-d1024 on a GPU.")] = "",
     tune: Annotated[bool, typer.Option("--tune", help="Find the kernels' configurations for this GPU.")] = False,
     limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin nothing after this.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,  # every path, figures without meaning
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -303,7 +304,7 @@ def bench(
     from ablate.bench.command import run_bench
     from ablate.bench.render import render
 
-    document = run_bench(group, preset=preset, tune=tune, out=out, limit_s=limit, say=_say)
+    document = run_bench(group, preset=preset, tune=tune, smoke=smoke, out=out, limit_s=limit, say=_say)
     if json:
         _print_json(document)
     else:

@@ -99,7 +99,7 @@ warm() {
     fi
     for group in $GROUPS_OF_KERNELS; do
         timeout --signal INT --kill-after 10 "$WARM_S" \
-            "$PYTHON" -m ablate.bench.command "$group" --smoke >/dev/null 2>&1 &
+            "$PYTHON" cli.py bench "$group" --smoke >/dev/null 2>&1 &
     done
     wait || true
 }
@@ -109,7 +109,7 @@ bench() {
     local group=$1 limit=$2
     shift 2
     timeout --signal INT --kill-after 10 "$limit" \
-        "$PYTHON" -m ablate.bench.command "$group" --out "$OUT" --limit-s $((limit - SLACK_S)) $smoke "$@" ||
+        "$PYTHON" cli.py bench "$group" --out "$OUT" --limit $((limit - SLACK_S)) $smoke "$@" ||
         echo "error: the benchmark of $group ended with $? (124: its time was over); $OUT has what was measured" >&2
 }
 

@@ -1,15 +1,11 @@
-"""What `dsv3-ablate bench` does: run a group of cases or the step ladder, and write down everything that is known.
+"""What `dsv3-ablate bench` does: run a group of operations or the step ladder, and write down everything that is known.
 
-    python -m ablate.bench.command kernels --out reports/h200     # where the command line's packages are not installed
-
-Needs torch and Triton; the steps need pydantic and Lightning too, and transformers for its row.
+Operations need torch and Triton alone; the steps need pydantic and Lightning too, and transformers for its row.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -205,28 +201,3 @@ def save(document: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{document['group']}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (out / f"{document['group']}.md").write_text(render(document), encoding="utf-8")
-
-
-def main() -> int:
-    """The same without the command line's packages. 2 for what cannot be asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="?", default="kernels", choices=NAMES)
-    parser.add_argument("--preset", default="", help="of the steps")
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--limit-s", type=float)
-    parser.add_argument("--json", action="store_true")
-    given = vars(parser.parse_args())
-    as_json = given.pop("json")
-    try:
-        document = run_bench(**given, say=lambda text: print(text, file=sys.stderr, flush=True))
-    except ValueError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    print(json.dumps(document, indent=1) if as_json else render(document))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

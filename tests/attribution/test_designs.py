@@ -1,7 +1,5 @@
 """Designs: resolutions, optimality bars, seeds, precision, refusals."""
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 
@@ -22,20 +20,6 @@ from ablate.attribution.verdicts import t_quantile
 
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
 EIGHT = lattice("abcdefgh")
-
-
-def levels(cells, factors):
-    return np.array([[1 if cell >> i & 1 else -1 for i in range(factors)] for cell in cells])
-
-
-def measured_resolution(cells, factors):
-    """Shortest product of columns that never changes, by trying all of them."""
-    table = levels(cells, factors)
-    for size in range(1, factors + 1):
-        for group in combinations(range(factors), size):
-            if abs(table[:, list(group)].prod(axis=1).sum()) == len(cells):
-                return size
-    return factors + 1
 
 
 def variances(cells, order):

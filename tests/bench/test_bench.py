@@ -369,3 +369,16 @@ def test_the_script_refuses_without_a_gpu(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "--smoke" in done.stderr
+
+
+def test_the_command_is_the_one_that_the_script_calls() -> None:
+    from typer.testing import CliRunner
+
+    from ablate.cli import app
+
+    done = CliRunner().invoke(app, ["bench", "norm", "--smoke", "--json", "--limit", "0"])
+    assert done.exit_code == 0
+    document = json.loads(done.stdout)
+    assert document["smoke"]
+    assert document["skipped"]
+    assert "cli.py bench" in (ROOT / "benchmarks" / "gpu.sh").read_text(encoding="utf-8")
