@@ -212,6 +212,7 @@ def test_noise_of_blocks_has_the_stated_variances() -> None:
     assert np.cov(drawn.T) == pytest.approx(expected, abs=1.2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "simulations"),
     [
@@ -231,6 +232,7 @@ def test_reduced_coverage(check: Callable[[np.random.Generator, int], list[Check
     assert not missed
 
 
+@pytest.mark.slow
 def test_intervals_of_whole_studies_hold_the_truth_at_the_nominal_rate() -> None:
     checks = check_recovery(np.random.default_rng(2), 12)
     assert max(check.measured["largest gap"] for check in checks) < 1e-9
@@ -238,6 +240,7 @@ def test_intervals_of_whole_studies_hold_the_truth_at_the_nominal_rate() -> None
     assert np.mean([check.measured["coverage"] for check in checks]) >= 0.93
 
 
+@pytest.mark.slow
 def test_two_stages_of_learning_rates_recover_the_tuned_gains() -> None:
     design = screening_design(GAME, rng=np.random.default_rng(50))
     cells = with_replicated_ends(GAME.cells, GAME)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,35 @@ from ablate.kernels.ahead_of_time import SHARED_BYTES
 ROOT = Path(__file__).parents[2]
 
 
-@cache
-def compiled() -> dict[str, Any]:
+def compiled(only: str = "") -> dict[str, Any]:
     """What the command prints, in a process in which Triton does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_resources.py"), "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernel_resources.py"), "--json", "--only", only]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
 
 
-def test_no_kernel_is_unfit() -> None:
-    assert not compiled()["faults"]
-
-
-def test_every_kernel_of_every_module_is_among_them() -> None:
-    import importlib
-
-    names = {row["kernel"] for row in compiled()["kernels"]}
-    for module in MODULES:
+# A module with matrix instructions of 8 bits, and one with those of 16 and the copy engine. All of them: `-m slow`.
+@pytest.mark.parametrize(
+    ("only", "features"),
+    [
+        ("fp8.kernel.product", {"qgmma", "tma"}),
+        ("kernels.grouped_weight", {"hgmma"}),
+        pytest.param("", {"hgmma", "qgmma", "tma"}, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_are_fit(only: str, features: set[str]) -> None:
+    """No faults, every kernel of every module among them, the instructions that they claim, and the chip's limits."""
+    found = compiled(only)
+    assert not found["faults"]
+    names = {row["kernel"] for row in found["kernels"]}
+    for module in (name for name in MODULES if only in name):
         wanted = set(importlib.import_module(module).KERNELS)
         assert wanted, module
         assert wanted <= names, module
-
-
-@pytest.mark.parametrize("feature", ["hgmma", "qgmma", "tma"])
-def test_matrix_and_copy_instructions_are_used(feature: str) -> None:
-    assert any(row[feature] for row in compiled()["kernels"])
-
-
-def test_limits_are_those_of_the_chip() -> None:
-    for row in compiled()["kernels"]:
+    assert features <= {feature for feature in ("hgmma", "qgmma", "tma") if any(r[feature] for r in found["kernels"])}
+    for row in found["kernels"]:
         assert row["target"] == "sm_90a"
         assert row["stack_bytes"] == row["local"] == 0, row
         assert row["registers"] <= 255, row
