@@ -107,9 +107,9 @@ def _run_study(study: Any, *, json: bool, **options: Any) -> None:
     done = run_study(study, Options(**options), display)
     if done.outcome is None:
         if json:
-            from ablate.runs.plan import summary
+            from ablate.spec.decoding import encode
 
-            _print_json(summary(done.plan, {}))
+            _print_json(encode(done.plan))
         return
     if done.outcome.interrupted:
         display.say(f"stopped with checkpoints in {done.folder}; the same command goes on from there")

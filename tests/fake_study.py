@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.files import to_json
-from ablate.runs.record import RunRecord
+from ablate.runs.record import Failure, RunRecord
 
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on"}
 N_TOKENS, FLOPS_PER_TOKEN, N_POINTS = 300_000, 4_800_000, 20
@@ -124,7 +124,7 @@ def without(found: Sequence[RunRecord], variant_name: str, seed: int) -> list[Ru
 
 
 def write_study(
-    folder: Path, plan_: Mapping[str, Any], found: Sequence[RunRecord], failures: Sequence[RunRecord] = ()
+    folder: Path, plan_: Mapping[str, Any], found: Sequence[RunRecord], failures: Sequence[Failure] = ()
 ) -> Path:
     """The folder as a study leaves it."""
     (folder / "records").mkdir(parents=True)
@@ -136,3 +136,9 @@ def write_study(
     for r in failures:
         (folder / "failures" / f"{r.run_id}-0000.json").write_text(to_json(dataclasses.asdict(r)), encoding="utf-8")
     return folder
+
+
+def failure(variant_name: str, seed: int, reason: str) -> Failure:
+    return Failure(
+        run_id=run_name(variant_name, seed), variant=FULL, seed=seed, reason=reason, traceback="", time_s=0.0
+    )

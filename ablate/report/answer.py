@@ -112,7 +112,7 @@ def _price(c: Comparison, result: StudyResult) -> str:
 
 
 def _flops_ratio(c: Comparison, result: StudyResult) -> float | None:
-    costs = {v.name: v.cost.get("training_flops_per_token") for v in result.variants}
+    costs = {v.name: v.planned.cost.get("training_flops_per_token") for v in result.variants}
     on, off = costs[c.with_variant], costs[c.without_variant]
     return on / off if on and off else None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ablate.attribution.study.compare import StudyResult, compare
 from ablate.report.answer import answer
@@ -20,6 +17,7 @@ from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
 MAX_STUDY = 20_000  # characters of the study's file that are shown
@@ -107,17 +105,12 @@ def _require_an_end(result: StudyResult, folder: Path) -> None:
     raise ValueError(f"no run of the study in {folder} has finished{why}; run it, then ask for the report")
 
 
-def _plan(store: Store) -> Mapping[str, Any]:
-    path = store.plan_file
-    if not path.is_file():
-        raise ValueError(f"{store.folder} holds no study (it has no {path.name}); give the folder that a study wrote")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the plan {path}: {error}; run the study again to write it anew") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"the plan {path} is not an object; run the study again to write it anew")
-    return data
+def _plan(store: Store) -> Plan:
+    if not store.plan_file.is_file():
+        raise ValueError(
+            f"{store.folder} holds no study (it has no {store.plan_file.name}); give the folder that a study wrote"
+        )
+    return read_plan(store.plan_file)
 
 
 def _study_file(store: Store) -> str:

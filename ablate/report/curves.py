@@ -67,11 +67,11 @@ def _curve(variant: VariantResult) -> Curve:
 
 def _point(step: float, found: Sequence[Mapping[str, float]], variant: VariantResult) -> CurvePoint:
     values = [point[LOSS] for point in found]
-    n_tokens = found[0].get("n_tokens", step * variant.n_tokens / max(variant.n_steps, 1))
+    n_tokens = found[0].get("n_tokens", step * variant.planned.n_tokens / max(variant.planned.n_steps, 1))
     return CurvePoint(
         step=step,
         n_tokens=n_tokens,
-        flops=n_tokens * variant.flops / max(variant.n_tokens, 1),
+        flops=n_tokens * variant.planned.flops / max(variant.planned.n_tokens, 1),
         mean=sum(values) / len(values),
         low=min(values),
         high=max(values),
@@ -82,7 +82,7 @@ def _point(step: float, found: Sequence[Mapping[str, float]], variant: VariantRe
 def _decay_start(variant: VariantResult) -> float | None:
     record = variant.finished[0].record
     share = record.spec.get("trainer", {}).get("decay_share") if record else None
-    return None if share is None else (1 - share) * variant.n_tokens
+    return None if share is None else (1 - share) * variant.planned.n_tokens
 
 
 def gaps(result: StudyResult) -> tuple[Gap, ...]:

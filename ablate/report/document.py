@@ -25,7 +25,7 @@ FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
 def to_json(content: ReportContent) -> dict[str, Any]:
     """The report as plain data, with numbers as they are and not as they are printed."""
     result, plan = content.result, content.result.plan
-    study_keys = ("preset", "preset_title", "design", "match", "budget", "margin_nats", "confidence")
+    study_keys = ("preset", "preset_title", "match", "budget", "margin_nats")
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -33,7 +33,8 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "answer": list(content.answer),
         "complete": content.complete,
         "study": {key: getattr(plan, key) for key in study_keys}
-        | {"seeds": list(plan.seeds), "corpus": dict(plan.corpus)},
+        | {"seeds": list(plan.seeds), "corpus": dict(plan.corpus)}
+        | {"design": plan.design.name, "confidence": plan.interval_confidence},
         "variants": [_variant(v) for v in result.variants],
         "effects": [_comparison(c) for c in result.comparisons],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
@@ -50,12 +51,12 @@ def to_json(content: ReportContent) -> dict[str, Any]:
 def _variant(v: VariantResult) -> dict[str, Any]:
     return {
         "name": v.name,
-        "levels": dict(v.levels),
-        "cost": dict(v.cost),
-        "learning_rate": v.learning_rate,
-        "n_steps": v.n_steps,
-        "n_tokens": v.n_tokens,
-        "flops": v.flops,
+        "levels": dict(v.planned.levels),
+        "cost": dict(v.planned.cost),
+        "learning_rate": v.planned.learning_rate,
+        "n_steps": v.planned.n_steps,
+        "n_tokens": v.planned.n_tokens,
+        "flops": v.planned.flops,
         "evidence": {group: list(kinds) for group, kinds in v.evidence.items()},
         "backends": {slot: list(kinds) for slot, kinds in v.backends.items()},
         "runs": [_run(run) for run in v.runs],

@@ -35,7 +35,7 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
         _fact(
             "Matched", f"{matched(result)}: {budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
         ),
-        _fact("Design", plan.design),
+        _fact("Design", plan.design.name),
         _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
         _fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
         _fact("Tokens and order", _pairs(result)),
@@ -79,10 +79,10 @@ def _teachers(result: StudyResult) -> list[Fact]:
 
 
 def _rates(result: StudyResult) -> str:
-    rates = {v.learning_rate for v in result.variants}
+    rates = {v.planned.learning_rate for v in result.variants}
     if len(rates) == 1:
         return f"{short(rates.pop())}, shared by all variants"
-    return "each variant's own: " + ", ".join(f"{v.name} {short(v.learning_rate)}" for v in result.variants)
+    return "each variant's own: " + ", ".join(f"{v.name} {short(v.planned.learning_rate)}" for v in result.variants)
 
 
 def _trainer(result: StudyResult) -> list[Fact]:

@@ -23,7 +23,7 @@ OUTSIDE_LOSS = {
 def limits(result: StudyResult) -> Iterator[str]:
     """One text for each limit, the largest first."""
     yield _scale(result.variants[0])
-    if len(result.variants) > 1 and len({v.learning_rate for v in result.variants}) == 1:
+    if len(result.variants) > 1 and len({v.planned.learning_rate for v in result.variants}) == 1:
         yield (
             "All variants had one learning rate. The best rate of each was not sought in this study, so part of an "
             "effect may be the rate's."
@@ -38,12 +38,12 @@ def limits(result: StudyResult) -> Iterator[str]:
         if outside:
             said = f"{title(name)} is not made for loss alone: {'; '.join(outside)}."
             yield said[0].upper() + said[1:]
-    if result.plan.design == "one" or len(result.comparisons) == 1:
+    if result.plan.design.name == "one" or len(result.comparisons) == 1:
         yield "Each effect is beside everything else as it was; interactions with the rest are not measured."
 
 
 def _scale(reference: VariantResult) -> str:
-    parameters, n_tokens = reference.cost.get("total_parameters", 0), reference.n_tokens
+    parameters, n_tokens = reference.planned.cost.get("total_parameters", 0), reference.planned.n_tokens
     if not parameters or not n_tokens:
         return "The scale of these runs is not that of DeepSeek-V3; signs and sizes do not carry over."
     larger, longer = scaled(V3_PARAMETERS / parameters), scaled(V3_TOKENS / n_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ablate.attribution.study.compare import MISSING, Comparison, StudyResult, VariantResult
+from ablate.attribution.study.compare import Comparison, StudyResult, VariantResult
 from ablate.components.component import ON, Component
 from ablate.components.registry import component as registered
 from ablate.quantities import listed, percent
@@ -48,7 +48,7 @@ def why_no_interval(comparison: Comparison, result: StudyResult) -> str:
     """The runs that a comparison lacks, by name; where none is lacking, the reason that the estimate gives."""
     sides = (comparison.with_variant, comparison.without_variant)
     lost = [
-        f"seed {run.seed} of {clean(run.variant)} {'is missing' if run.status == MISSING else run.status}"
+        f"seed {run.seed} of {clean(run.variant)} {'is missing' if run.status == 'missing' else run.status}"
         for run in result.runs
         if run.variant in sides and run.status != "finished"
     ]
@@ -62,7 +62,7 @@ def matched(result: StudyResult) -> str:
 
 def confidence(result: StudyResult) -> str:
     """The confidence of a study's intervals, as "95 %"."""
-    return percent(result.plan.confidence)
+    return percent(result.plan.interval_confidence)
 
 
 def emulated(variant: VariantResult) -> bool:

@@ -13,7 +13,7 @@ from ablate.report.names import confidence, emulated, matched, why_no_interval
 def scale(result: StudyResult) -> str:
     """Which study this is, in one line."""
     plan = result.plan
-    size = scaled(result.variants[0].cost.get("total_parameters"))
+    size = scaled(result.variants[0].planned.cost.get("total_parameters"))
     return (
         f"Preset {clean(plan.preset)}, {size} parameters, {plural(len(result.variants), 'variant')}, "
         f"{plural(len(plan.seeds), 'seed')}, {budget(plan.budget, plan.match)} a run, equal {matched(result)}"
@@ -36,8 +36,8 @@ def effect_notes(result: StudyResult) -> Iterator[str]:
     yield (
         "The difference is the loss with the component minus the loss without it, so a negative one is a gain. "
         f"Verdicts: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats; no effect "
-        f"within the margin where the {percent(2 * result.plan.confidence - 1)} interval lies inside ±{margin}; "
-        "not resolved otherwise."
+        f"within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval lies inside "
+        f"±{margin}; not resolved otherwise."
     )
     yield (
         "More seeds to resolve: further seeds of both variants that decide with 80 % power if the estimate is the "
@@ -47,7 +47,7 @@ def effect_notes(result: StudyResult) -> Iterator[str]:
         yield "Each interval holds by itself; with several effects the chance that one of them misses is larger."
     if any(len(c.changes) > 1 for c in result.comparisons):
         yield "Components named together were turned off together: their shares are not told apart here."
-    if result.plan.design == "add-one-in":
+    if result.plan.design.name == "add-one-in":
         yield "Each component is added alone to the variant without any of them."
     for c in result.comparisons:
         if c.loss.reason:

@@ -88,7 +88,7 @@ def _variant(v: VariantResult) -> tuple[str, ...]:
         number(loss.high - loss.mean if loss and loss.high is not None else None),
         f"{len(v.finished)}/{len(v.runs)}",
         whole(speed.median if speed else None) + ("*" if emulated(v) else ""),
-        scaled(v.cost.get("training_flops_per_token")),
+        scaled(v.planned.cost.get("training_flops_per_token")),
         peak_memory(v),
         kv_bytes(v),
     )

@@ -19,7 +19,7 @@ from ablate.runs import environment
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
-from ablate.spec.decoding import encode, run_id
+from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
 from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress
@@ -40,7 +40,7 @@ def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunR
     Goes on from the newest valid checkpoint of any attempt, if it was made under the same program. Raises
     Interrupted after a signal (with a checkpoint), and whatever a broken run raises.
     """
-    identity = run_id(job.run)
+    identity = job.run_id
     program = environment.program()
     resume = newest_valid(store.attempts_folder(identity), program)
     attempt = store.new_attempt(identity)
@@ -99,7 +99,7 @@ class Session:
         metrics["seconds"] = seconds
         windows = Windows(job.corpus.train, run.trainer.sequence_length)
         return RunRecord(
-            run_id=run_id(run),
+            run_id=job.run_id,
             status=status,
             spec=encode(run),
             variant=dict(job.variant),
@@ -162,7 +162,7 @@ def _logger(job: Job, attempt: Path) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     offline = "WANDB_API_KEY" not in os.environ
-    return WandbLogger(project=job.wandb_project, name=run_id(job.run), save_dir=attempt, offline=offline)
+    return WandbLogger(project=job.wandb_project, name=job.run_id, save_dir=attempt, offline=offline)
 
 
 def _backends(run: RunSpec) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ablate.data.corpus import Corpus
 from ablate.data.tokens import TokenFile
+from ablate.spec.decoding import run_id
 from ablate.spec.run import RunSpec
 
 
@@ -21,3 +22,7 @@ class Job:
     n_threads: int = 1
     wandb_project: str = ""
     keep_weights: bool = True
+    run_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_id", run_id(self.run))

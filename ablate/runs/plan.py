@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from ablate.runs.study import Study
-from ablate.spec.cost import ModelCost
-from ablate.spec.decoding import run_id
+from ablate.runs.study import Match, Study
+from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
 
 
@@ -22,55 +24,91 @@ class NamedVariant:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """How a study's runs are laid out, as far as it matters to whoever reads their results."""
+
+    name: str
+    order: int | None = None  # interactions of more components are assumed to be none; None: nothing is assumed
+    stages: int = 1  # times the results are read, each time at a part of alpha
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def confidence(self, together: float) -> float:
+        """Confidence of the intervals read after each stage, so that all readings together keep `together`."""
+        return 1 - (1 - together) / self.stages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedVariant:
-    """One variant with its share of the study. `step_s`: measured on this machine; None if it was not."""
+    """One variant's share of a study. `cost` is `ModelCost.summary()`; `run_ids` are in the order of the seeds."""
 
     name: str
     levels: Mapping[str, str]
-    cost: ModelCost
+    cost: Mapping[str, int | float]
     learning_rate: float
     n_steps: int
     n_tokens: int
     flops: int  # training FLOPs of one run, with what is charged of a teacher's
     seeds: tuple[int, ...]
-    runs: tuple[RunSpec, ...]  # one a seed
-    step_s: float | None = None
+    run_ids: tuple[str, ...]
+    step_s: float | None = None  # measured on this machine; None if it was not
+    text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
 
-    @property
-    def run_ids(self) -> tuple[str, ...]:
-        return tuple(run_id(run) for run in self.runs)
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     @property
     def run_s(self) -> float | None:
+        """Estimated seconds of one run."""
         return None if self.step_s is None else self.step_s * self.n_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Everything that a study will run, before it runs."""
+    """Everything that a study will run, before it runs: the file plan.json, and what results are read by."""
 
-    study: Study
-    preset: Preset
-    corpus_hash: str
+    question: str
+    preset: str
+    preset_title: str
+    design: Design
+    match: Match
+    budget: float  # of a run, in the unit of `match`
+    seeds: tuple[int, ...]  # every seed that some variant runs with
+    margin_nats: float
+    confidence: float  # of all readings of the design together
+    corpus: Mapping[str, Any]
     variants: tuple[PlannedVariant, ...]  # the reference first
-    budget: float  # of a run, in the unit of study.match
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("plan.variants is empty; a study has at least one variant")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"plan.confidence is {self.confidence}; it must lie between 0 and 1")
+        for planned in self.variants:
+            if len(planned.run_ids) != len(planned.seeds):
+                raise ValueError(
+                    f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "
+                    "each seed has one"
+                )
 
     @property
-    def reference(self) -> PlannedVariant:
-        return self.variants[0]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Every seed that some variant runs with."""
-        return tuple(sorted({seed for variant in self.variants for seed in variant.seeds}))
+    def interval_confidence(self) -> float:
+        """Of each interval that is read."""
+        return self.design.confidence(self.confidence)
 
     @property
     def n_runs(self) -> int:
-        return sum(len(variant.runs) for variant in self.variants)
+        return sum(len(variant.run_ids) for variant in self.variants)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Equal for all variants."""
+        return self.variants[0].n_tokens // self.variants[0].n_steps
 
     def seconds(self, n_parallel: int) -> float | None:
         """Estimated time of all runs with `n_parallel` at a time."""
-        times = [v.run_s * len(v.runs) for v in self.variants if v.run_s is not None]
+        times = [v.run_s * len(v.run_ids) for v in self.variants if v.run_s is not None]
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 
@@ -78,16 +116,18 @@ def make_plan(
     study: Study,
     base: Preset,
     named: Sequence[NamedVariant],
-    corpus_hash: str,
+    design: Design,
     *,
+    corpus_hash: str,
+    corpus: Mapping[str, Any],
     step_s: Mapping[str, float] | None = None,
     bytes_per_token: float = 0.0,
-) -> Plan:
-    """The plan of a study's variants on a corpus. `step_s`: seconds of a step of each variant, by name.
+) -> tuple[Plan, dict[str, RunSpec]]:
+    """The plan of a study's variants on a corpus, and its runs by id.
 
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
-    `step_s`. `bytes_per_token` of the corpus prices text that is charged by length. ValueError if a budget does not
-    reach one step, or what a match needs is missing.
+    `step_s`, the seconds of a step of each variant by name. `bytes_per_token` of the corpus prices text that is charged
+    by length. ValueError if a budget does not reach one step, or what a match needs is missing.
     """
     check_trainable(base, named)
     budget = study.budget
@@ -97,18 +137,42 @@ def make_plan(
         budget = float(base.n_tokens)
         if study.match == "flops":
             budget *= named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
-    speeds = step_s or {}
-    planned = tuple(_planned(v, study, budget, corpus_hash, speeds.get(v.name), bytes_per_token) for v in named)
-    return Plan(study=study, preset=base, corpus_hash=corpus_hash, variants=planned, budget=budget)
+    speeds, runs = step_s or {}, dict[str, RunSpec]()
+    planned = []
+    for variant in named:
+        found = _planned(variant, study, budget, speeds.get(variant.name), bytes_per_token)
+        own = {
+            run_id(run): run
+            for run in (
+                variant.spec.run(corpus_hash=corpus_hash, seed=seed, n_steps=found.n_steps) for seed in variant.seeds
+            )
+        }
+        runs |= own
+        planned.append(replace(found, run_ids=tuple(own)))
+    plan = Plan(
+        question=study.question,
+        preset=base.name,
+        preset_title=base.title,
+        design=design,
+        match=study.match,
+        budget=budget,
+        seeds=tuple(sorted({seed for variant in named for seed in variant.seeds})),
+        margin_nats=study.margin_nats,
+        confidence=study.confidence,
+        corpus=corpus,
+        variants=tuple(planned),
+    )
+    return plan, runs
 
 
 def _planned(
-    named: NamedVariant, study: Study, budget: float, corpus_hash: str, step_s: float | None, bytes_per_token: float
+    named: NamedVariant, study: Study, budget: float, step_s: float | None, bytes_per_token: float
 ) -> PlannedVariant:
-    trainer = named.spec.trainer
+    """The variant's share, but for the names of its runs."""
+    trainer, text = named.spec.trainer, named.spec.data.text
     cost = named.spec.model.cost(trainer.sequence_length)
     flops_per_token = cost.training_flops_per_token * (1 + trainer.control.extra_flops_share)
-    flops_per_token += named.spec.data.text.charged_flops_per_token(bytes_per_token)
+    flops_per_token += text.charged_flops_per_token(bytes_per_token)
     steps = _steps(study, budget, flops_per_token, trainer.tokens_per_step, step_s)
     n_steps = round(steps)
     if n_steps < 1:
@@ -116,29 +180,19 @@ def _planned(
             f"the budget, {budget:.6g} {study.match}, is {steps:.3g} optimizer steps of {named.name}; "
             f"it must be at least one step ({trainer.tokens_per_step:,} tokens): give a larger --budget"
         )
-    runs = tuple(
-        RunSpec(
-            model=named.spec.model,
-            text=named.spec.data.text,
-            trainer=trainer,
-            corpus_hash=corpus_hash,
-            seed=seed,
-            n_steps=n_steps,
-        )
-        for seed in named.seeds
-    )
     n_tokens = n_steps * trainer.tokens_per_step
     return PlannedVariant(
         name=named.name,
-        levels=named.levels,
-        cost=cost,
+        levels=dict(named.levels),
+        cost=cost.summary(),
         learning_rate=trainer.learning_rate,
         n_steps=n_steps,
         n_tokens=n_tokens,
         flops=round(n_tokens * flops_per_token),
         seeds=named.seeds,
-        runs=runs,
+        run_ids=(),
         step_s=step_s,
+        text=text.facts(),
     )
 
 
@@ -164,33 +218,19 @@ def check_trainable(base: Preset, named: Sequence[NamedVariant]) -> None:
         )
 
 
-def summary(plan: Plan, corpus: Mapping[str, object]) -> dict[str, object]:
-    """The plan as the file beside the records: what was held equal, and which run belongs to which variant."""
-    return {
-        "question": plan.study.question,
-        "preset": plan.preset.name,
-        "preset_title": plan.preset.title,
-        "design": plan.study.design,
-        "match": plan.study.match,
-        "budget": plan.budget,
-        "seeds": list(plan.seeds),
-        "margin_nats": plan.study.margin_nats,
-        "confidence": plan.study.confidence,
-        "corpus": dict(corpus),
-        "variants": [
-            {
-                "name": v.name,
-                "levels": dict(v.levels),
-                "cost": v.cost.summary(),
-                "learning_rate": v.learning_rate,
-                "n_steps": v.n_steps,
-                "n_tokens": v.n_tokens,
-                "flops": v.flops,
-                "step_s": v.step_s,
-                "text": v.runs[0].text.facts(),
-                "seeds": list(v.seeds),
-                "run_ids": list(v.run_ids),
-            }
-            for v in plan.variants
-        ],
-    }
+def decode_plan(data: Any) -> Plan:
+    """A plan as it was written; ValueError says what is wrong in it. Version 1 had the design's name alone."""
+    if isinstance(data, Mapping) and isinstance(data.get("design"), str):
+        data = {**data, "design": {"name": data["design"]}}
+    return decode(Plan, data, "plan")
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a study's folder; ValueError names the file and what to do."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the plan {path}: {error}; run the study again to write it anew") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"the plan {path} is not an object; run the study again to write it anew")
+    return decode_plan(data)

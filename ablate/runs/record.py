@@ -9,20 +9,21 @@ from typing import Any, ClassVar, Literal
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.run import SCHEMA_VERSION
 
-Status = Literal["finished", "diverged", "failed"]
+RunStatus = Literal["finished", "diverged", "failed", "missing"]  # a record has one of the first two
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """One run, finished or not. Committed once and never changed; the file is the truth about the run.
+    """One run that has ended. Committed once and never changed; the file is the truth about the run.
 
     `metrics` are the figures at the end, by name with unit; `curve` has a point per evaluation (step, n_tokens,
     learning_rate, train_loss, and held-out metrics). A diverged run has the metrics it had before it diverged:
-    `diverged_step` and `last_finite_loss`; a failed one says why in `reason`.
+    `diverged_step` and `last_finite_loss`.
     """
 
     run_id: str
-    status: Status
+    status: Literal["finished", "diverged"]
     spec: Mapping[str, Any]  # RunSpec as plain data: its canonical JSON hashes to run_id
     variant: Mapping[str, str]  # component -> "on" or the alternative's name
     reason: str = ""
@@ -49,11 +50,26 @@ class RunRecord:
         return self.spec["n_steps"] * trainer["batch_size"] * trainer["sequence_length"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why an attempt at a run ended without a record: the run is still to be done."""
+
+    run_id: str
+    variant: Mapping[str, str]
+    seed: int
+    reason: str
+    traceback: str
+    time_s: float  # since the epoch
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+
 def decode_record(data: Any, where: str) -> RunRecord:
-    """A record from its JSON; ValueError names what is wrong and where."""
+    """A record from its JSON, of this version or of one before; ValueError names what is wrong and where."""
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{where} has schema version {version}; this program reads version {SCHEMA_VERSION}")
+    if version not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise ValueError(f"{where} has schema version {version}; this program reads versions {known}")
     return decode(RunRecord, data, where)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ablate.files import commit_once, replace_file, to_json
-from ablate.runs.record import RunRecord, decode_record
+from ablate.runs.record import Failure, RunRecord, decode_record
+from ablate.spec.decoding import decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,16 @@ class Store:
         for path in sorted(self.records.glob("*.json")):
             yield read_record(path)
 
-    def failures(self) -> list[RunRecord]:
+    def failures(self) -> list[Failure]:
         """The last failure of every run that has no record: such a run is tried again when the study is."""
-        latest: dict[str, RunRecord] = {}
+        latest: dict[str, Failure] = {}
         for path in sorted((self.folder / "failures").glob("*.json")):
-            failure = decode_record(_read_json(path), str(path))
+            failure = decode(Failure, _read_json(path), str(path))
             if not (self.records / f"{failure.run_id}.json").exists():
                 latest[failure.run_id] = failure
         return list(latest.values())
 
-    def note_failure(self, failure: RunRecord) -> None:
+    def note_failure(self, failure: Failure) -> None:
         """Keep why an attempt ended; failures are not records, since the run is still to be done."""
         known = len(list((self.folder / "failures").glob(f"{failure.run_id}-*.json")))
         path = self.folder / "failures" / f"{failure.run_id}-{known:04d}.json"

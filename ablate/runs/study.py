@@ -19,7 +19,7 @@ from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
-Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
+DesignName = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class Study:
 
     question: str
     preset: str  # a name, or the path of a preset file
-    design: Design = "one"
+    design: DesignName = "one"
     n_runs: int | None = None  # of the design `optimal`
     block_size: int = 4  # variants that share a seed in `lattice`; 1: every run has its own
     order: int = 2  # interactions above it are assumed away by `optimal` and `staged`
@@ -107,32 +107,15 @@ def read_study(path: Path) -> Study:
 
 def to_toml(study: Study) -> str:
     """The study as a file; what has the default value is left out."""
-    lines, tables = [], []
+    import tomli_w
+
+    written = {}
     for f in dataclasses.fields(Study):
         value = getattr(study, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if value is None or value == default:
-            continue
-        if isinstance(value, Mapping):
-            tables += ["", f"[{f.name}]", *(f"{_key(key)} = {_toml(item)}" for key, item in value.items())]
-        else:
-            lines.append(f"{f.name} = {_toml(value)}")
-    return "\n".join(lines + tables) + "\n"
-
-
-def _key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    return "[" + ", ".join(_toml(item) for item in value) + "]"
+        if value is not None and value != default:
+            written[f.name] = dict(value) if isinstance(value, Mapping) else value
+    return tomli_w.dumps(written)
 
 
 def unavailable(data: str, name: str) -> tuple[str, ...]:

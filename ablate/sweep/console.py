@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ablate.quantities import budget, duration, number, plural, scaled, short, whole
-
-if TYPE_CHECKING:
-    from ablate.runs.executors.local import Event
-    from ablate.runs.plan import Plan, PlannedVariant
+from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started
+from ablate.runs.plan import Plan, PlannedVariant
 
 
 class ConsoleDisplay:
@@ -22,22 +19,21 @@ class ConsoleDisplay:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._progress: Progress | None = None
+        self._progress: bars.Progress | None = None
 
     def say(self, message: str) -> None:
         self.console.print(message, style="dim", markup=False)
 
     def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None:
-        study, trainer = plan.study, plan.preset.trainer
-        self.console.print(study.question, style="bold", markup=False)
+        self.console.print(plan.question, style="bold", markup=False)
         table = Table(box=None, pad_edge=False)
         for heading in ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run"):
             table.add_column(heading, justify="left" if heading == "variant" else "right")
         for variant in plan.variants:
             table.add_row(*self._row(variant))
         self.console.print(table)
-        held = f"{budget(plan.budget, study.match)} a run, {plural(len(plan.seeds), 'seed')}"
-        batch = f"{trainer.batch_size} x {trainer.sequence_length} tokens a step"
+        held = f"{budget(plan.budget, plan.match)} a run, {plural(len(plan.seeds), 'seed')}"
+        batch = f"{whole(plan.tokens_per_step)} tokens a step"
         self.console.print(f"Equal for all: {held}, data order and initial values by seed, {batch}.", markup=False)
         seconds = plan.seconds(n_parallel)
         estimate = "not estimated: too large to be measured here" if seconds is None else f"about {duration(seconds)}"
@@ -48,12 +44,12 @@ class ConsoleDisplay:
     def _row(self, v: PlannedVariant) -> list[str]:
         return [
             v.name,
-            str(len(v.runs)),
+            str(len(v.run_ids)),
             whole(v.n_steps),
             scaled(v.n_tokens),
             scaled(v.flops, "FLOP"),
-            scaled(v.cost.trained_parameters),
-            scaled(v.cost.main.activated),
+            scaled(v.cost["trained_parameters"]),
+            scaled(v.cost["activated_parameters"]),
             short(v.learning_rate),
             duration(v.run_s),
         ]
@@ -65,7 +61,7 @@ class ConsoleDisplay:
                 labels[identity] = f"{variant.name} seed {seed}"
                 work[identity], n_steps[identity] = variant.run_s or 1.0, variant.n_steps
         follower = _Follower(self.console, labels, work, n_steps, n_parallel)
-        self._progress = follower.progress
+        self._progress = follower.bars
         return follower
 
     def end(self) -> None:
@@ -82,39 +78,47 @@ class _Follower:
         self.labels, self.work, self.n_steps, self.n_parallel = labels, work, n_steps, n_parallel
         self.console, self.terminal = console, console.is_terminal
         self.done = dict.fromkeys(labels, 0.0)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+        self.bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.TextColumn("{task.fields[figures]}"),
+            bars.TimeElapsedColumn(),
             console=console,
             disable=not self.terminal,
         )
-        self.tasks: dict[str, TaskID] = {}
-        self.whole = self.progress.add_task("study", total=sum(work.values()), figures="")
-        self.progress.start()
+        self.tasks: dict[str, bars.TaskID] = {}
+        self.whole = self.bars.add_task("study", total=sum(work.values()), figures="")
+        self.bars.start()
 
     def __call__(self, event: Event) -> None:
-        label = self.labels[event.run_id]
-        if event.kind == "started":
-            self.tasks[event.run_id] = self.progress.add_task(label, total=self.n_steps[event.run_id], figures="")
-        elif event.kind == "progress":
-            figures = f"step {whole(event.step)}  loss {number(event.loss, 3)}  {whole(event.tokens_per_s)} tokens/s"
-            self.progress.update(self.tasks[event.run_id], completed=event.step, figures=figures)
-            self.done[event.run_id] = event.step / self.n_steps[event.run_id]
+        run, label = event.run_id, self.labels[event.run_id]
+        if isinstance(event, Started):
+            self.tasks[run] = self.bars.add_task(label, total=self.n_steps[run], figures="")
+        elif isinstance(event, Progress):
+            rate = f"{whole(event.tokens_per_s)} tokens/s"
+            figures = f"step {whole(event.step)}  loss {number(event.loss, 3)}  {rate}"
+            self.bars.update(self.tasks[run], completed=event.step, figures=figures)
+            self.done[run] = event.step / self.n_steps[run]
         else:
             self._ended(event, label)
         total = sum(self.work.values())
         completed = sum(share * self.work[run] for run, share in self.done.items())
         left = duration((total - completed) / self.n_parallel)
-        self.progress.update(self.whole, completed=completed, figures=f"about {left} left")
+        self.bars.update(self.whole, completed=completed, figures=f"about {left} left")
 
-    def _ended(self, event: Event, label: str) -> None:
+    def _ended(self, event: Ended | Failed | Killed | Interrupted, label: str) -> None:
         if event.run_id in self.tasks:
-            self.progress.remove_task(self.tasks.pop(event.run_id))
-        if event.kind in ("finished", "diverged", "failed"):
+            self.bars.remove_task(self.tasks.pop(event.run_id))
+        if isinstance(event, Ended | Failed):
             self.done[event.run_id] = 1.0
-        if event.kind == "finished" and self.terminal:
+        said: str
+        match event:
+            case Ended(status=status):
+                said = status
+            case Failed(reason=reason) | Killed(reason=reason):
+                said = f"{type(event).__name__.lower()}: {reason}"
+            case Interrupted():
+                said = "interrupted"
+        if said == "finished" and self.terminal:
             return
-        detail = f": {event.reason}" if event.reason else ""
-        self.console.print(f"{label} {event.kind}{detail}", markup=False)
+        self.console.print(f"{label} {said}", markup=False)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
 from ablate.files import replace_file, to_json
-from ablate.runs.executors.local import Event, Outcome, execute_all, measure_all
+from ablate.runs.events import Listener
+from ablate.runs.executors.local import Outcome, execute_all, measure_all
 from ablate.runs.job import Job
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, summary
+from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, read_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study, to_toml
 from ablate.spec.cost import ModelCost
@@ -40,7 +40,7 @@ class Display(Protocol):
 
     def say(self, message: str) -> None: ...
     def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None: ...
-    def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]: ...
+    def follow(self, plan: Plan, n_parallel: int) -> Listener: ...
     def end(self) -> None: ...
 
 
@@ -64,7 +64,8 @@ class StudyRun:
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
     base = study.load_preset()
-    named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in variants(study, base)]
+    asked, design = variants(study, base)
+    named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
     check_trainable(base, named)
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
     n_parallel, n_threads = parallel(costs, options.n_parallel)
@@ -79,13 +80,22 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     step_s = _known_speeds(Store(folder), study)
     if step_s is None:
         step_s = _measure(named, corpus, n_threads, display) if fits else {}
-    plan = make_plan(study, base, named, corpus.hash, step_s=step_s, bytes_per_token=corpus.bytes_per_token)
+    plan, runs = make_plan(
+        study,
+        base,
+        named,
+        design,
+        corpus_hash=corpus.hash,
+        corpus=_facts(base.data.source, corpus, texts),
+        step_s=step_s,
+        bytes_per_token=corpus.bytes_per_token,
+    )
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
     store = Store(folder)
-    _claim(store, plan, corpus, texts)
-    jobs = _jobs(plan, corpus, texts, n_threads, options.wandb_project)
+    _claim(store, study, plan, corpus)
+    jobs = _jobs(plan, runs, corpus, texts, n_threads, options.wandb_project)
     listener = display.follow(plan, n_parallel)
     try:
         outcome = execute_all(jobs, store, n_parallel=n_parallel, listener=listener)
@@ -148,23 +158,23 @@ def _measure(named: list[NamedVariant], corpus: Corpus, n_threads: int, display:
     display.say("measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
-        run = RunSpec(
-            model=v.spec.model,
-            text=v.spec.data.text,
-            trainer=v.spec.trainer,
-            corpus_hash=corpus.hash,
-            seed=0,
-            n_steps=1,
-        )
+        run = v.spec.run(corpus_hash=corpus.hash, seed=0, n_steps=1)
         jobs[v.name] = Job(run=run, variant=v.levels, corpus=corpus, n_threads=n_threads)
     return measure_all(jobs)
 
 
-def _jobs(plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile], n_threads: int, wandb_project: str) -> list[Job]:
+def _jobs(
+    plan: Plan,
+    runs: Mapping[str, RunSpec],
+    corpus: Corpus,
+    texts: Mapping[str, TokenFile],
+    n_threads: int,
+    wandb_project: str,
+) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
     jobs = [
         Job(
-            run=run,
+            run=runs[identity],
             variant=v.levels,
             corpus=corpus,
             held_out_texts=texts,
@@ -172,32 +182,34 @@ def _jobs(plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile], n_threads:
             wandb_project=wandb_project,
         )
         for v in plan.variants
-        for run in v.runs
+        for identity in v.run_ids
     ]
     return sorted(jobs, key=lambda job: job.run.seed)
 
 
-def _claim(store: Store, plan: Plan, corpus: Corpus, texts: Mapping[str, TokenFile]) -> None:
-    """Write study and plan into the folder; ValueError if another study lives there."""
-    facts = {
-        "source": plan.preset.data.source,
+def _facts(source: str, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[str, Any]:
+    """What the plan says of the text."""
+    return {
+        "source": source,
         "hash": corpus.hash,
         "vocab_size": corpus.vocab_size,
         "train_tokens": corpus.train_tokens,
         "held_out_tokens": corpus.held_out_tokens,
         "held_out_texts": {name: text.hash for name, text in texts.items()},
     }
-    document = to_json(summary(plan, facts))
+
+
+def _claim(store: Store, study: Study, plan: Plan, corpus: Corpus) -> None:
+    """Write study and plan into the folder; ValueError if another study lives there."""
     if store.plan_file.exists():
-        known = json.loads(store.plan_file.read_text(encoding="utf-8"))
-        runs = {tuple(v["run_ids"]) for v in known["variants"]}
-        if runs != {v.run_ids for v in plan.variants}:
+        known = read_plan(store.plan_file)
+        if {v.run_ids for v in known.variants} != {v.run_ids for v in plan.variants}:
             raise ValueError(
-                f"{store.folder} holds another study ({known['question']!r}); choose another folder with --out"
+                f"{store.folder} holds another study ({known.question!r}); choose another folder with --out"
             )
     store.create()
-    replace_file(store.study_file, to_toml(plan.study))
-    replace_file(store.plan_file, document)
+    replace_file(store.study_file, to_toml(study))
+    replace_file(store.plan_file, to_json(encode(plan)))
     replace_file(store.tokenizer_file, (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
@@ -207,8 +219,7 @@ def _known_speeds(store: Store, study: Study) -> dict[str, float] | None:
         return None
     if store.study_file.read_text(encoding="utf-8") != to_toml(study):
         return None
-    known = json.loads(store.plan_file.read_text(encoding="utf-8"))["variants"]
-    return {v["name"]: v["step_s"] for v in known if v["step_s"] is not None}
+    return {v.name: v.step_s for v in read_plan(store.plan_file).variants if v.step_s is not None}
 
 
 def _slug(study: Study, base: Preset, named: list[NamedVariant], corpus_hash: str) -> str:

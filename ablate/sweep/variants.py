@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
+from ablate.attribution.design import designs, exchange
+from ablate.attribution.lattice import Lattice, lattice
 from ablate.components.component import ON
 from ablate.components.registry import REGISTRY, component
 from ablate.components.variants import Variant
 from ablate.errors import nearest
-from ablate.runs.plan import NamedVariant
+from ablate.runs.plan import Design, NamedVariant
 from ablate.runs.study import Study
 from ablate.spec.run import Preset
 
 
-def variants(study: Study, base: Preset) -> list[NamedVariant]:
-    """The variants of a study's design with their seeds, the reference first.
+def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
+    """The variants of a study with their seeds, the reference first; and the design that they are laid out by.
 
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
@@ -24,9 +25,9 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
     n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
     if study.design == "one":
         seeds = tuple(range(n_seeds))
-        assigned = [(variant, seeds) for variant in _compared(study, full)]
+        assigned, design = [(variant, seeds) for variant in _compared(study, full)], Design(name="one")
     else:
-        assigned = _designed(study, full, n_seeds)
+        assigned, design = _designed(study, full, n_seeds)
     for name, alternative in study.alternatives.items():
         if not any(variant[name] == alternative for variant, _ in assigned):
             raise ValueError(
@@ -38,7 +39,7 @@ def variants(study: Study, base: Preset) -> list[NamedVariant]:
     for name in study.learning_rates:
         if name not in [v.name for v in named]:
             raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
-    return named
+    return named, design
 
 
 def _compared(study: Study, full: Variant) -> list[Variant]:
@@ -60,10 +61,8 @@ def _compared(study: Study, full: Variant) -> list[Variant]:
     return [full, full.without(study.disable, study.alternatives)]
 
 
-def _designed(study: Study, full: Variant, n_seeds: int) -> list[tuple[Variant, tuple[int, ...]]]:
+def _designed(study: Study, full: Variant, n_seeds: int) -> tuple[list[tuple[Variant, tuple[int, ...]]], Design]:
     """Levels and seeds of each cell of a designed experiment over the components that are on in `full`."""
-    from ablate.attribution.lattice import lattice
-
     named = study.disable or study.enable
     names = (*named, *study.calibration) if named else full.on
     for name in names:
@@ -77,16 +76,17 @@ def _designed(study: Study, full: Variant, n_seeds: int) -> list[tuple[Variant, 
     seeds: dict[int, list[int]] = {}
     for run in sorted(design.runs, key=lambda run: -run.cell.bit_count()):
         seeds.setdefault(run.cell, []).append(run.block)
-    return [
+    assigned = [
         (full.without([n for n in names if n not in parts.names(cell)], study.alternatives), tuple(blocks))
         for cell, blocks in seeds.items()
     ]
+    # Once every run of a staged design is there the whole lattice is, so that only `optimal` assumes its order.
+    order = study.order if study.design == "optimal" else None
+    return assigned, Design(name=study.design, order=order, stages=design.stages)
 
 
-def _design(study: Study, parts: Any, n_seeds: int) -> Any:
-    from ablate.attribution.design import designs, exchange
-
-    make: dict[str, Callable[[], Any]] = {
+def _design(study: Study, parts: Lattice, n_seeds: int) -> designs.Design:
+    make: dict[str, Callable[[], designs.Design]] = {
         "leave-one-out": lambda: designs.leave_one_out(parts, n_seeds),
         "add-one-in": lambda: designs.add_one_in(parts, n_seeds),
         "first-last": lambda: designs.first_last(parts, n_seeds),

@@ -9,10 +9,11 @@ from scipy import stats
 
 from ablate.attribution.study.compare import LOSS, compare
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
+from ablate.runs.plan import decode_plan
 
 
 def only(plan=None, records=None, failures=()):
-    result = compare(plan or fake.plan(), fake.records() if records is None else records, list(failures))
+    result = compare(decode_plan(plan or fake.plan()), fake.records() if records is None else records, list(failures))
     (comparison,) = result.comparisons
     return result, comparison
 
@@ -60,7 +61,7 @@ def test_a_designed_study_is_split_among_its_components():
         for name, level in levels.items()
         for seed in range(3)
     ]
-    found = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), records, [])
+    found = compare(decode_plan(fake.plan(variants, design="lattice", seeds=[0, 1, 2])), records, [])
     assert found.comparisons == ()
     attribution = found.attribution
     assert attribution is not None
@@ -75,10 +76,12 @@ def test_a_designed_study_is_split_among_its_components():
     assert attribution.total.high - attribution.total.low < 0.2
     assert attribution.effects["mla"].verdict == GAIN
 
-    lost = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), [r for r in records if r.seed], [])
+    lost = compare(
+        decode_plan(fake.plan(variants, design="lattice", seeds=[0, 1, 2])), [r for r in records if r.seed], []
+    )
     assert lost.attribution is not None
     assert lost.attribution.total.estimate != attribution.total.estimate
-    nothing = compare(fake.plan(variants, design="lattice", seeds=[0, 1, 2]), [], [])
+    nothing = compare(decode_plan(fake.plan(variants, design="lattice", seeds=[0, 1, 2])), [], [])
     assert nothing.attribution is None
     assert nothing.attribution_reason
 
@@ -88,7 +91,7 @@ def test_a_component_that_its_prerequisite_takes_along_is_not_what_was_turned_of
     named = [("-moe", off), ("both", fake.FULL | {"moe": "coarse", "aux-free": "sequence-aux"})]
     variants = [fake.variant("full", dict(sorted(on.items())), range(5))]
     variants += [fake.variant(name, dict(sorted(levels.items())), range(5)) for name, levels in named]
-    result = compare(fake.plan(variants), [], [])
+    result = compare(decode_plan(fake.plan(variants)), [], [])
     dense, coarse = result.comparisons
     assert (dense.name, [(c.component, c.forced) for c in dense.changes]) == (
         "moe",
@@ -127,7 +130,7 @@ def test_a_lost_run_is_in_no_mean_and_refuses_the_interval(fault):
 
 
 def test_a_failure_counts_until_its_run_has_a_record():
-    broken = fake.record("-mtp", 2, 3.0, status="failed", reason="out of memory", metrics={})
+    broken = fake.failure("-mtp", 2, "out of memory")
     result, c = only(records=fake.without(fake.records(), "-mtp", 2), failures=[broken])
     assert [(r.seed, r.reason) for r in result.runs if r.status == "failed"] == [(2, "out of memory")]
     assert c.loss.verdict == NOT_RESOLVED
@@ -221,10 +224,29 @@ def test_a_plan_that_is_none_is_refused_with_the_path():
     plan = fake.plan()
     del plan["variants"][1]["run_ids"]
     with pytest.raises(ValueError, match=r"plan\.variants\.1\.run_ids is missing"):
-        compare(plan, [], [])
+        compare(decode_plan(plan), [], [])
     plan = fake.plan()
     plan["variants"][1]["run_ids"].pop()
     with pytest.raises(ValueError, match="4 runs for 5 seeds"):
-        compare(plan, [], [])
+        compare(decode_plan(plan), [], [])
     with pytest.raises(ValueError, match="at least one variant"):
-        compare(fake.plan() | {"variants": []}, [], [])
+        compare(decode_plan(fake.plan() | {"variants": []}), [], [])
+
+
+def test_a_design_that_is_read_twice_is_read_at_half_of_alpha():
+    once, _ = only()
+    staged = fake.plan(design={"name": "one", "order": None, "stages": 2})
+    twice, comparison = only(plan=staged)
+    assert twice.plan.interval_confidence == pytest.approx(0.975)
+    assert comparison.loss.confidence == pytest.approx(0.975)
+    wider = comparison.loss.high - comparison.loss.low
+    assert wider > once.comparisons[0].loss.high - once.comparisons[0].loss.low
+    assert any("read 2 times" in warning for warning in twice.warnings)
+    assert not any("times" in warning for warning in once.warnings)
+
+
+def test_run_ids_belong_to_the_variant_that_they_are_planned_for():
+    plan = fake.plan()
+    first, second = plan["variants"]
+    first["run_ids"], second["run_ids"] = second["run_ids"], first["run_ids"]
+    assert only(plan=plan)[1].loss.estimate == pytest.approx(-only()[1].loss.estimate)

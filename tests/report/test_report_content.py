@@ -73,7 +73,7 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path):
     records = fake.changed(fake.records(), "full", 3, status="diverged", reason="the loss was not finite at step 9",
                            metrics={"diverged_step": 9.0, "last_finite_loss": 5.25}, curve=())  # fmt: skip
     records = fake.without(fake.without(records, "-mtp", 1), "-mtp", 2)
-    failure = fake.record("-mtp", 1, 3.0, status="failed", reason="out of memory", metrics={}, curve=())
+    failure = fake.failure("-mtp", 1, "out of memory")
     content = content_of(tmp_path, records=records, failures=[failure])
     assert not content.complete
     rows = {(row[0], row[1]): row[2:4] for row in content.lost_runs.rows}
@@ -95,7 +95,7 @@ def test_no_study_and_nothing_finished_are_one_sentence(tmp_path):
     (tmp_path / "plan.json").write_text("[]")
     with pytest.raises(ValueError, match="is not an object"):
         build(tmp_path)
-    failure = fake.record("full", 1, 3.0, status="failed", reason="out of memory", metrics={}, curve=())
+    failure = fake.failure("full", 1, "out of memory")
     with pytest.raises(ValueError, match="has finished; 1 failed, the first because out of memory; run it"):
         content_of(tmp_path, records=[], failures=[failure])
 
@@ -124,7 +124,7 @@ def test_every_number_of_the_tables_is_the_value_it_stands_for(tmp_path):
     assert float(row[2].rstrip("×")) == pytest.approx(math.exp(c.speed.estimate), abs=5e-4)
     for row, v in zip(content.speed.rows, result.variants, strict=True):
         assert row[1] == f"{v.metrics['tokens_per_s'].median:,.0f}"
-        assert row[7] == f"{v.cost['kv_cache_bytes_per_token']} B"
+        assert row[7] == f"{v.planned.cost['kv_cache_bytes_per_token']} B"
     assert [row[7] for row in content.runs.rows] == [run.run_id for run in result.runs]
     text = printed(content)
     assert re.search(r"full +3\.2090 +0\.0205 +5/5 +7,576 +6\.00 M +307 MiB +640 B", text)

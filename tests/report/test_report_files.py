@@ -79,7 +79,7 @@ def hostile(tmp_path, payload):
         for r in records
     ]  # fmt: skip
     records = fake.changed(records, name, 4, status="diverged", reason=payload, metrics={}, curve=())
-    failure = fake.record("full", 3, 3.0, status="failed", reason=payload, metrics={}, curve=())
+    failure = fake.failure("full", 3, payload)
     folder = fake.write_study(tmp_path / "study", plan, fake.without(records, "full", 3), [failure])
     (folder / "study.toml").write_text(f"question = '''{payload}'''\n````\n", encoding="utf-8")
     return build(folder)

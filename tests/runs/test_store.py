@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ablate.files import commit_once
-from ablate.runs.record import RunRecord, pairing_fault
+from ablate.runs.record import Failure, RunRecord, pairing_fault
 from ablate.runs.store import Store
 
 SPEC = {"seed": 3, "n_steps": 10, "trainer": {"batch_size": 4, "sequence_length": 8}}
@@ -85,9 +85,13 @@ def test_a_metric_that_is_not_a_number_is_never_written(store: Store) -> None:
     assert list(store.records.iterdir()) == []
 
 
+def failure(reason: str) -> Failure:
+    return Failure(run_id=record().run_id, variant={}, seed=0, reason=reason, traceback="", time_s=0.0)
+
+
 def test_failures_give_way_to_a_record(store: Store) -> None:
-    store.note_failure(record(status="failed", reason="first"))
-    store.note_failure(record(status="failed", reason="second"))
+    store.note_failure(failure("first"))
+    store.note_failure(failure("second"))
     assert [f.reason for f in store.failures()] == ["second"]
     assert store.read("a" * 16) is None
     store.commit(record())

@@ -6,68 +6,33 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ablate.attribution.estimation.noise import NoiseFloor, noise_floor
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
 from ablate.attribution.study.comparability import warnings_of
 from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
-from ablate.attribution.verdicts import Effect, check_confidence, seeds_needed
+from ablate.attribution.verdicts import Effect, seeds_needed
 from ablate.components.component import ON
 from ablate.components.registry import NAMES, component
-from ablate.runs.record import RunRecord, pairing_fault
-from ablate.spec.decoding import decode
+from ablate.runs.plan import Plan, PlannedVariant
+from ablate.runs.record import Failure, RunRecord, RunStatus, pairing_fault
 
 LOSS = "nats_per_token"
 SPEED = "tokens_per_s"
 TARGET_NATS = 0.02  # the difference that planning figures are given for
 SPEED_MARGIN = math.log(1.02)  # speeds within 2 % of each other are of no interest
-MISSING = "missing"
 NOT_METRICS = ("step", "n_tokens", "learning_rate")  # where on the curve a figure was taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedRuns:
-    """One variant as the plan's file describes it; run_ids in the order of the seeds."""
-
-    name: str
-    levels: Mapping[str, str]
-    cost: Mapping[str, int | float]
-    learning_rate: float
-    n_steps: int
-    n_tokens: int
-    flops: int
-    seeds: tuple[int, ...]
-    run_ids: tuple[str, ...]
-    text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanFacts:
-    """The plan's file. Fields it has beyond these are other parts' business."""
-
-    question: str
-    preset: str
-    preset_title: str
-    design: str
-    match: str
-    budget: float
-    seeds: tuple[int, ...]
-    margin_nats: float
-    confidence: float
-    corpus: Mapping[str, Any]
-    variants: tuple[PlannedRuns, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A planned run and what became of it. `record` is that of a finished or diverged run, or of its last failure."""
+    """A planned run and what became of it. `record` is that of a finished or diverged run."""
 
     variant: str
     seed: int
     run_id: str
-    status: str  # finished | diverged | failed | missing
+    status: RunStatus
     reason: str = ""
     record: RunRecord | None = None
 
@@ -92,19 +57,17 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantResult:
-    """A variant: what it is, what was planned for it, and its figures by metric."""
+    """A variant: what was planned for it, what became of its runs, and its figures by metric."""
 
-    name: str
-    levels: Mapping[str, str]
-    cost: Mapping[str, int | float]
-    learning_rate: float
-    n_steps: int
-    n_tokens: int
-    flops: int
+    planned: PlannedVariant
     runs: tuple[Run, ...]
     metrics: Mapping[str, Metric]
     evidence: Mapping[str, tuple[str, ...]]  # metric group -> kinds among the finished runs
     backends: Mapping[str, tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        return self.planned.name
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -116,7 +79,7 @@ class VariantResult:
         return {s: n for s in STATUSES if (n := sum(run.status == s for run in self.runs))}
 
 
-STATUSES = ("finished", "diverged", "failed", MISSING)
+STATUSES: tuple[RunStatus, ...] = ("finished", "diverged", "failed", "missing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +124,7 @@ class Comparison:
 class StudyResult:
     """Everything that a report says in numbers. The first variant is the reference."""
 
-    plan: PlanFacts
+    plan: Plan
     variants: tuple[VariantResult, ...]
     comparisons: tuple[Comparison, ...]
     attribution: Attribution | None  # of a designed study: the total split among the components
@@ -181,24 +144,23 @@ class StudyResult:
         return tuple(sorted(n.removesuffix(f"_{LOSS}") for n in names if n.endswith(f"_{LOSS}")))
 
 
-def compare(plan: Mapping[str, Any], records: Sequence[RunRecord], failures: Sequence[RunRecord]) -> StudyResult:
+def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failure]) -> StudyResult:
     """The results of a study from its plan's summary and what its runs left.
 
     A run that diverged, failed or is missing is in no mean, and refuses the interval of every effect it belongs to.
     ValueError where the plan is not one.
     """
-    facts = read_plan(plan)
     kept = {record.run_id: record for record in records}
     lost = {failure.run_id: failure for failure in failures if failure.run_id not in kept}
     variants = tuple(_variant(planned, facts, kept, lost) for planned in facts.variants)
     noise, reason = _noise(variants)
-    against = variants[1:] if facts.design in AGAINST_REFERENCE else ()
+    against = variants[1:] if facts.design.name in AGAINST_REFERENCE else ()
     comparisons = tuple(_comparison(variants[0], other, facts, noise) for other in against)
     planned_ids = {run_id for planned in facts.variants for run_id in planned.run_ids}
     strangers = sorted(set(kept) - planned_ids)
     runs = [run.record for v in variants for run in v.finished if run.record is not None]
-    question = {"margin": facts.margin_nats, "confidence": facts.confidence}
-    attribution, why = attribute_design(facts.design, [v.levels for v in variants], runs, LOSS, question)
+    question = {"margin": facts.margin_nats, "confidence": facts.interval_confidence}
+    attribution, why = attribute_design(facts.design, [v.planned.levels for v in variants], runs, LOSS, question)
     return StudyResult(
         plan=facts,
         variants=variants,
@@ -207,7 +169,8 @@ def compare(plan: Mapping[str, Any], records: Sequence[RunRecord], failures: Seq
         attribution_reason=why,
         noise=noise,
         noise_reason=reason,
-        warnings=tuple(warnings_of(runs, strangers, {v.name: v.backends for v in variants}))
+        warnings=_of_design(facts)
+        + tuple(warnings_of(runs, strangers, {v.name: v.backends for v in variants}))
         + tuple(
             f"{c.name}: the runs of a seed are not pairs ({c.pairing_reason}), so they are compared as independent runs"
             for c in comparisons
@@ -216,26 +179,20 @@ def compare(plan: Mapping[str, Any], records: Sequence[RunRecord], failures: Seq
     )
 
 
-def read_plan(plan: Mapping[str, Any]) -> PlanFacts:
-    """The plan's file as a value; ValueError says what is wrong in it."""
-    facts = decode(PlanFacts, plan, "plan")
-    check_confidence(facts.confidence)
-    if not facts.variants:
-        raise ValueError("plan.variants is empty; a study has at least one variant")
-    for planned in facts.variants:
-        if len(planned.run_ids) != len(planned.seeds):
-            raise ValueError(
-                f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "
-                "each seed has one"
-            )
-    return facts
+def _of_design(facts: Plan) -> tuple[str, ...]:
+    if facts.design.stages == 1:
+        return ()
+    return (
+        f"the design is read {facts.design.stages} times, so each interval is one of {facts.interval_confidence:.4g}: "
+        f"all readings together keep {facts.confidence:.4g}",
+    )
 
 
 def _variant(
-    planned: PlannedRuns, facts: PlanFacts, kept: Mapping[str, RunRecord], lost: Mapping[str, RunRecord]
+    planned: PlannedVariant, facts: Plan, kept: Mapping[str, RunRecord], lost: Mapping[str, Failure]
 ) -> VariantResult:
     runs = tuple(
-        _run(planned.name, seed, run_id, kept.get(run_id) or lost.get(run_id))
+        _run(planned.name, seed, run_id, kept.get(run_id), lost.get(run_id))
         for seed, run_id in zip(planned.seeds, planned.run_ids, strict=True)
     )
     finished = {run.seed: run.record for run in runs if run.status == "finished" and run.record is not None}
@@ -243,15 +200,9 @@ def _variant(
     metrics = {}
     for name in names:
         values = {seed: record.metrics[name] for seed, record in finished.items() if name in record.metrics}
-        metrics[name] = _metric(values, facts.confidence)
+        metrics[name] = _metric(values, facts.interval_confidence)
     return VariantResult(
-        name=planned.name,
-        levels=planned.levels,
-        cost=planned.cost,
-        learning_rate=planned.learning_rate,
-        n_steps=planned.n_steps,
-        n_tokens=planned.n_tokens,
-        flops=planned.flops,
+        planned=planned,
         runs=runs,
         metrics=metrics,
         evidence=_kinds([record.evidence for record in finished.values()]),
@@ -259,9 +210,11 @@ def _variant(
     )
 
 
-def _run(variant: str, seed: int, run_id: str, record: RunRecord | None) -> Run:
+def _run(variant: str, seed: int, run_id: str, record: RunRecord | None, failure: Failure | None) -> Run:
+    if record is None and failure is not None:
+        return Run(variant=variant, seed=seed, run_id=run_id, status="failed", reason=failure.reason)
     if record is None:
-        return Run(variant=variant, seed=seed, run_id=run_id, status=MISSING, reason="it has not been run yet")
+        return Run(variant=variant, seed=seed, run_id=run_id, status="missing", reason="it has not been run yet")
     reason = record.reason
     if record.status == "diverged" and "last_finite_loss" in record.metrics:
         reason += f" (last finite training loss {record.metrics['last_finite_loss']:.4g})"
@@ -297,9 +250,7 @@ def _noise(variants: Sequence[VariantResult]) -> tuple[NoiseFloor | None, str]:
         return None, str(error)
 
 
-def _comparison(
-    reference: VariantResult, other: VariantResult, facts: PlanFacts, noise: NoiseFloor | None
-) -> Comparison:
+def _comparison(reference: VariantResult, other: VariantResult, facts: Plan, noise: NoiseFloor | None) -> Comparison:
     on, off = _sides(reference, other)
     pairing, changes = _pairing(on, off), _changes(on, off)
     name = " + ".join(change.component for change in changes if not change.forced) or other.name
@@ -307,7 +258,7 @@ def _comparison(
     def effect(metric: str) -> Effect:
         return compare_pairs(
             _values(on, metric), _values(off, metric), name=name, unit="nats per token",
-            margin=facts.margin_nats, confidence=facts.confidence, pairing_ok=not pairing,
+            margin=facts.margin_nats, confidence=facts.interval_confidence, pairing_ok=not pairing,
         )  # fmt: skip
 
     sets = {n for v in (on, off) for n in v.metrics if n.endswith(f"_{LOSS}")}
@@ -335,7 +286,7 @@ def _comparison(
 
 def _sides(reference: VariantResult, other: VariantResult) -> tuple[VariantResult, VariantResult]:
     """(with, without): the reference is the side with, unless the other variant only adds to it."""
-    levels = [(reference.levels.get(name), level) for name, level in other.levels.items()]
+    levels = [(reference.planned.levels.get(name), level) for name, level in other.planned.levels.items()]
     added = any(level == ON != before for before, level in levels)
     removed = any(before == ON != level for before, level in levels)
     return (other, reference) if added and not removed else (reference, other)
@@ -343,14 +294,15 @@ def _sides(reference: VariantResult, other: VariantResult) -> tuple[VariantResul
 
 def _changes(on: VariantResult, off: VariantResult) -> tuple[Change, ...]:
     """In the order of the registry: prerequisites first, then components that this program does not know."""
-    differing = [name for name, level in on.levels.items() if off.levels.get(name) != level]
+    differing = [name for name, level in on.planned.levels.items() if off.planned.levels.get(name) != level]
     return tuple(
         Change(
             component=name,
-            with_level=on.levels[name],
-            without_level=off.levels.get(name, ""),
+            with_level=on.planned.levels[name],
+            without_level=off.planned.levels.get(name, ""),
             forced=any(
-                r in differing and not component(r).keeps_dependants(off.levels.get(r, ON)) for r in _requirements(name)
+                r in differing and not component(r).keeps_dependants(off.planned.levels.get(r, ON))
+                for r in _requirements(name)
             ),
         )
         for name in sorted(differing, key=registry_order)
@@ -381,9 +333,7 @@ def _pairing(on: VariantResult, off: VariantResult) -> str:
     return ""
 
 
-def _speed(
-    on: VariantResult, off: VariantResult, facts: PlanFacts, name: str
-) -> tuple[Effect | None, str, tuple[str, ...]]:
+def _speed(on: VariantResult, off: VariantResult, facts: Plan, name: str) -> tuple[Effect | None, str, tuple[str, ...]]:
     """Effect on ln tokens per second, why there is none, and the kinds of evidence behind it."""
     kinds = on.evidence.get("speed", ()), off.evidence.get("speed", ())
     both = tuple(sorted({*kinds[0], *kinds[1]}))
@@ -394,15 +344,20 @@ def _speed(
         return None, f"their speeds are of different kinds ({said}) and are not compared", both
     logs = [{seed: math.log(v) if v else None for seed, v in _values(variant, SPEED).items()} for variant in (on, off)]
     effect = compare_pairs(
-        *logs, name=name, unit="ln tokens/s", margin=SPEED_MARGIN, confidence=facts.confidence, lower_is_better=False
+        *logs,
+        name=name,
+        unit="ln tokens/s",
+        margin=SPEED_MARGIN,
+        confidence=facts.interval_confidence,
+        lower_is_better=False,
     )
     return effect, "", both
 
 
-def _planned_seeds(difference: float, sd: float | None, facts: PlanFacts) -> int | None:
+def _planned_seeds(difference: float, sd: float | None, facts: Plan) -> int | None:
     if sd is None:
         return None
     try:
-        return seeds_needed(difference, sd, margin=facts.margin_nats, confidence=facts.confidence)
+        return seeds_needed(difference, sd, margin=facts.margin_nats, confidence=facts.interval_confidence)
     except ValueError:
         return None

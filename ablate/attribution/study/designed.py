@@ -12,6 +12,7 @@ from ablate.attribution.summary import attribute_runs
 from ablate.components.component import ON
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import REGISTRY
+from ablate.runs.plan import Design
 from ablate.runs.record import RunRecord, pairing_fault
 
 # Designs whose variants all run with the same seeds against full: each can be compared with it directly too.
@@ -19,7 +20,7 @@ AGAINST_REFERENCE = ("one", "leave-one-out")
 
 
 def attribute_design(
-    design: str,
+    design: Design,
     levels: Sequence[Mapping[str, str]],
     records: Sequence[RunRecord],
     metric: str,
@@ -29,7 +30,7 @@ def attribute_design(
 
     `levels`: of every planned variant. Runs of one seed are clusters if all of them may be paired.
     """
-    if design == "one":
+    if design.name == "one":
         return None, ""
     if not records:
         return None, "no run has finished"
@@ -41,7 +42,7 @@ def attribute_design(
         clusters=tuple(record.seed if paired else None for record in records),
     )
     try:
-        return attribute_runs(parts, runs, Question(metric=metric, **question)), ""
+        return attribute_runs(parts, runs, Question(metric=metric, order=design.order, **question)), ""
     except ValueError as error:
         return None, str(error)
 

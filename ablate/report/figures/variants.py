@@ -72,8 +72,10 @@ def relative_costs(result: StudyResult) -> Costs:
                 if metric in v.metrics and v.evidence.get(group, ()) == kind
             }
     for label, key in COUNTED.items():
-        if reference.cost.get(key):
+        if reference.planned.cost.get(key):
             found[label] = {
-                v.name: (v.cost[key] / reference.cost[key], False) for v in result.variants if key in v.cost
+                v.name: (v.planned.cost[key] / reference.planned.cost[key], False)
+                for v in result.variants
+                if key in v.planned.cost
             }
     return {label: values for label, values in found.items() if any(multiple != 1 for multiple, _ in values.values())}

@@ -30,8 +30,8 @@ def variants(result: StudyResult) -> Table:
             _mean(v, "bits_per_byte"),
             *(_mean(v, f"{name}_{LOSS}") for name in sets),
             _seeds(v),
-            scaled(v.n_tokens),
-            short(v.learning_rate),
+            scaled(v.planned.n_tokens),
+            short(v.planned.learning_rate),
         ])  # fmt: skip
     return make("Loss of every variant", columns, rows)
 
@@ -51,10 +51,11 @@ def sizes(result: StudyResult) -> Table:
                         "Learning rate", text("Levels")]  # fmt: skip
     rows = []
     for v in result.variants:
-        levels = ", ".join(f"{name} {v.levels[name]}" for name in sorted(v.levels, key=registry_order))
-        parameters = [scaled(v.cost.get(f"{kind}_parameters")) for kind in ("total", "activated", "trained")]
-        rows.append([v.name, *parameters, whole(v.n_steps), whole(v.n_tokens), scaled(v.flops, "FLOP"),
-                     short(v.learning_rate), levels])  # fmt: skip
+        levels = ", ".join(f"{name} {v.planned.levels[name]}" for name in sorted(v.planned.levels, key=registry_order))
+        parameters = [scaled(v.planned.cost.get(f"{kind}_parameters")) for kind in ("total", "activated", "trained")]
+        p = v.planned
+        rows.append([v.name, *parameters, whole(p.n_steps), whole(p.n_tokens), scaled(p.flops, "FLOP"),
+                     short(p.learning_rate), levels])  # fmt: skip
     return make("Sizes and budgets", columns, rows)
 
 

@@ -27,7 +27,7 @@ def speed(result: StudyResult) -> Table:
             between(tokens.minimum, tokens.maximum, 0) if tokens else NONE,
             number(1000 * v.metrics["step_s"].median if "step_s" in v.metrics else None, 1),
             " and ".join(v.evidence.get("speed", ())) or NONE,
-            scaled(v.cost.get("training_flops_per_token"), "FLOP"),
+            scaled(v.planned.cost.get("training_flops_per_token"), "FLOP"),
             peak_memory(v),
             kv_bytes(v),
         ])  # fmt: skip
@@ -41,7 +41,7 @@ def peak_memory(v: VariantResult) -> str:
 
 def kv_bytes(v: VariantResult) -> str:
     """What the KV cache holds for each token."""
-    found = v.cost.get("kv_cache_bytes_per_token")
+    found = v.planned.cost.get("kv_cache_bytes_per_token")
     return NONE if found is None else f"{whole(found)} B"
 
 

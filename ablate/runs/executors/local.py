@@ -13,30 +13,15 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from ablate.errors import RunFailed
+from ablate.runs.events import Ended, Failed, Interrupted, Killed, Listener, Progress, Started, StepTime
 from ablate.runs.executors import worker as target
 from ablate.runs.job import Job
-from ablate.runs.record import RunRecord
+from ablate.runs.record import Failure, RunStatus
 from ablate.runs.store import Store
-from ablate.spec.decoding import encode, run_id
 
 N_KILLED_RETRIES = 2  # of a run whose process was killed from outside: it goes on from its checkpoint
 POLL_S = 0.2
 KEPT_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What happened to a run: "started", "progress", "finished", "diverged", "failed", "killed" or "interrupted"."""
-
-    run_id: str
-    kind: str
-    step: int = 0
-    loss: float = 0.0
-    tokens_per_s: float = 0.0
-    reason: str = ""
-
-
-Listener = Callable[[Event], None]
 
 
 @dataclass(slots=True)
@@ -45,14 +30,14 @@ class _Worker:
     process: Any
     connection: Any
     n_killed: int
-    message: tuple[Any, ...] | None = None
+    message: Ended | Failed | Interrupted | None = None
 
 
 @dataclass(slots=True)
 class Outcome:
     """Runs by what became of them. `interrupted` is true when the study was stopped by a signal."""
 
-    status: dict[str, str] = field(default_factory=dict)
+    status: dict[str, RunStatus] = field(default_factory=dict)
     interrupted: bool = False
 
 
@@ -60,7 +45,7 @@ def execute_all(jobs: Sequence[Job], store: Store, *, n_parallel: int, listener:
     """Run what has no record yet. A run that fails leaves a failure and the others go on."""
     outcome, waiting, active = Outcome(), [], list[_Worker]()
     for job in jobs:
-        record = store.read(run_id(job.run))
+        record = store.read(job.run_id)
         if record is None:
             waiting.append((job, 0))
         else:
@@ -70,7 +55,7 @@ def execute_all(jobs: Sequence[Job], store: Store, *, n_parallel: int, listener:
         while active or (waiting and not stop()):
             while waiting and len(active) < n_parallel and not stop():
                 active.append(_start(context, *waiting.pop(0), store))
-                listener(Event(run_id(active[-1].job.run), "started"))
+                listener(Started(active[-1].job.run_id))
             if stop() and not outcome.interrupted:
                 outcome.interrupted = True
                 for worker in active:
@@ -91,13 +76,13 @@ def measure_all(jobs: Mapping[str, Job]) -> dict[str, float]:
         process.start()
         theirs.close()
         try:
-            message = mine.recv()
+            message: StepTime | Failed = mine.recv()
         except EOFError:
-            message = ("failed", "its process was killed (out of memory?)", "")
+            message = Failed(job.run_id, "its process was killed (out of memory?)")
         process.join()
-        if message[0] != "step_s":
-            raise RunFailed(f"the first steps of {name} failed: {message[1]}")
-        seconds[name] = message[1]
+        if isinstance(message, Failed):
+            raise RunFailed(f"the first steps of {name} failed: {message.reason}")
+        seconds[name] = message.seconds
     return seconds
 
 
@@ -126,7 +111,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
 
 def _start(context: Any, job: Job, n_killed: int, store: Store) -> _Worker:
     mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=target.run, args=(job, store.folder, theirs), name=run_id(job.run))
+    process = context.Process(target=target.run, args=(job, store.folder, theirs), name=job.run_id)
     process.start()
     theirs.close()
     return _Worker(job, process, mine, n_killed)
@@ -145,8 +130,8 @@ def _ended(active: Sequence[_Worker], listener: Listener) -> list[_Worker]:
             worker.process.join()
             ended.append(worker)
             continue
-        if message[0] == "progress":
-            listener(Event(run_id(worker.job.run), "progress", *message[1:]))
+        if isinstance(message, Progress):
+            listener(message)
         else:
             worker.message = message
     return ended
@@ -156,35 +141,30 @@ def _finish(
     worker: _Worker, store: Store, outcome: Outcome, waiting: list[tuple[Job, int]], listener: Listener
 ) -> None:
     """What became of a run whose process has ended."""
-    identity = run_id(worker.job.run)
-    message = worker.message
+    identity, message = worker.job.run_id, worker.message
     if message is None and outcome.interrupted:
-        message = ("interrupted",)
+        message = Interrupted(identity)
     if message is None:
         reason = f"its process was killed (exit code {worker.process.exitcode}; out of memory?)"
         if worker.n_killed < N_KILLED_RETRIES:
-            listener(Event(identity, "killed", reason=reason))
+            listener(Killed(identity, reason))
             waiting.insert(0, (worker.job, worker.n_killed + 1))
             return
-        message = ("failed", f"{reason}, {worker.n_killed + 1} times", "")
-    if message[0] == "done":
-        outcome.status[identity] = message[1]
-        listener(Event(identity, message[1]))
-    elif message[0] == "interrupted":
-        listener(Event(identity, "interrupted"))
-    else:
+        message = Failed(identity, f"{reason}, {worker.n_killed + 1} times")
+    if isinstance(message, Ended):
+        outcome.status[identity] = message.status
+    elif isinstance(message, Failed):
         outcome.status[identity] = "failed"
-        store.note_failure(_failure(worker.job, message[1], message[2]))
-        listener(Event(identity, "failed", reason=message[1]))
+        store.note_failure(_failure(worker.job, message))
+    listener(message)
 
 
-def _failure(job: Job, reason: str, detail: str) -> RunRecord:
-    return RunRecord(
-        run_id=run_id(job.run),
-        status="failed",
-        spec=encode(job.run),
+def _failure(job: Job, message: Failed) -> Failure:
+    return Failure(
+        run_id=job.run_id,
         variant=dict(job.variant),
-        reason=reason,
-        environment={"time_s": time.time()},
-        attempts=({"traceback": detail},) if detail else (),
+        seed=job.run.seed,
+        reason=message.reason,
+        traceback=message.traceback,
+        time_s=time.time(),
     )

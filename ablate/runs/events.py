@@ -1,0 +1,65 @@
+"""What happens to a run while it is executed: said by the process that runs it, and told to whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`loss` is the main head's in the last optimizer step."""
+
+    run_id: str
+    step: int
+    loss: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A record was committed, by this attempt or by another one before it."""
+
+    run_id: str
+    status: Literal["finished", "diverged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run left no record; it is tried again when the study is."""
+
+    run_id: str
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """Its process was killed from outside; it goes on from its checkpoint."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Stopped by a signal, with a checkpoint."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of an optimizer step, where only that was asked for."""
+
+    seconds: float
+
+
+Event: TypeAlias = Started | Progress | Ended | Failed | Killed | Interrupted
+Listener: TypeAlias = Callable[[Event], None]
