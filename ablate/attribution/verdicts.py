@@ -117,12 +117,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values that control the expected share of false rejections (Benjamini and Hochberg 1995)."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")[::-1]
-    stepped = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
-    out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1.0)
-    return out.tolist()
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p_values, method="bh").tolist() if p_values else []
 
 
 def max_t_critical(covariance: Floats, df: float, confidence: float = 0.95, *, draws: int = 65_536) -> float:

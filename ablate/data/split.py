@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from ablate.data.source import Document
+from ablate.randomness import fraction
 
 
 def split_documents(found: list[Document], held_out_share: float) -> tuple[list[Document], list[Document]]:
@@ -32,17 +31,12 @@ def split_documents(found: list[Document], held_out_share: float) -> tuple[list[
 
 
 def _by_name(found: list[Document], share: float) -> tuple[list[Document], list[Document]]:
-    ranks = [_fraction(document.name) for document in found]
+    ranks = [fraction(document.name) for document in found]
     # At least the lowest-ranked document is held out and the highest-ranked trained on, whatever the luck of the hash.
     held_out = [rank < share or rank == min(ranks) for rank in ranks]
     held_out[ranks.index(max(ranks))] = False
     train = [document for document, held in zip(found, held_out, strict=True) if not held]
     return train, [document for document, held in zip(found, held_out, strict=True) if held]
-
-
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that depends on nothing but the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def _by_position(found: list[Document], share: float) -> tuple[list[Document], list[Document]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ablate.data.tokens import TokenFile, open_token_file
+from ablate.randomness import raw_bits
 
 HASHED_STEPS = 64  # enough to tell two orders apart; hashing every step of a long run would cost as much as reading it
 
@@ -73,13 +74,9 @@ def batch_indices(*, n_windows: int, seed: int, step: int, batch_size: int) -> n
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
-    """Permutation of 0 .. n_windows - 1, int64.
-
-    Sorting Philox's raw output, because NumPy promises that stream for good, and not that of Generator.permutation.
-    """
-    digest = hashlib.sha256(f"data order, seed {seed}, epoch {epoch}".encode()).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-    return np.argsort(bits.random_raw(n_windows), kind="stable").astype(np.int64, copy=False)
+    """Permutation of 0 .. n_windows - 1, int64, by sorting raw bits."""
+    bits = raw_bits(f"data order, seed {seed}, epoch {epoch}", n_windows)
+    return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
 
 
 def order_hash(*, corpus_hash: str, n_windows: int, seed: int, batch_size: int, sequence_length: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.model.block import Block, ModelContext, Rotation, rotation_table
+from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
 
@@ -92,8 +93,7 @@ def initialise(model: nn.Module, init: Init, seed: int) -> None:
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
                 continue
-            digest = hashlib.sha256(f"initial weights, seed {seed}, {name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            generator = torch_generator(f"initial weights, seed {seed}, {name}")
             values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             parameter.copy_(values * init.deviation(parameter.shape[-1]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from ablate.data.corpus import Corpus, load_tokenizer
 from ablate.data.tokenizer import END_OF_TEXT_ID, vocabulary_bytes
 from ablate.model.weights import read_weights
+from ablate.randomness import uniform
 from ablate.teachers.load import load_model
 
 BATCH = 128
@@ -47,9 +47,7 @@ class Teacher(Protocol):
 
 def draws(seed: int, prompt: str, n: int) -> np.ndarray:
     """Uniform numbers in [0, 1) for the tokens behind a prompt: the same whatever else is in its batch."""
-    digest = hashlib.sha256(f"teacher tokens, seed {seed}, {prompt}".encode()).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(n)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return uniform(f"teacher tokens, seed {seed}, {prompt}", n)
 
 
 def pick(logits_BC: Tensor, temperature: float, draw_B: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from ablate.data.batches import Batch
 from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer, initialise
+from ablate.randomness import torch_generator
 from ablate.spec.run import RunSpec
 from ablate.training.loads import ExpertLoads
 from ablate.training.schedule import learning_rate_factor
@@ -83,8 +83,7 @@ class TrainingModule(LightningModule):
         if not control.masked_target_share:
             return targets_BT
         place = f"step {self.global_step}, micro-batch {batch_idx % self.n_micro_batches}"
-        digest = hashlib.sha256(f"masked targets, seed {self.run.seed}, {place}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = torch_generator(f"masked targets, seed {self.run.seed}, {place}")
         masked_BT = torch.rand(targets_BT.shape, generator=generator) < control.masked_target_share
         return targets_BT.masked_fill(masked_BT.to(targets_BT.device), -100)
 

@@ -15,6 +15,7 @@ from ablate.components.codec import decode_run
 from ablate.components.variants import Variant
 from ablate.files import to_json
 from ablate.model.nodes import AdamWNode
+from ablate.presets import preset
 from ablate.runs.plan import Plan, decode_plan, make_plan
 from ablate.runs.study import Study, read_study, to_toml
 from ablate.spec.decoding import encode, run_id
@@ -110,7 +111,7 @@ def test_equal_flops_are_equal_to_a_step() -> None:
         assert abs(variant.flops - made.budget) <= per_step / 2
         assert variant.flops == variant.n_steps * per_step
     assert made.variants[1].n_tokens > made.variants[0].n_tokens
-    assert made.variants[0].n_tokens == made.preset.n_tokens
+    assert made.variants[0].n_tokens == preset("nano").n_tokens
 
 
 def test_equal_tokens_and_equal_seconds() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from ablate.data.prepare import encode_documents
 from ablate.data.tokens import TokenFile
 from ablate.data.windows import Windows, batch_indices
 from ablate.model.weights import read_weights
+from ablate.randomness import seed_of, uniform
 from ablate.spec.run import LoadModel, RunSpec
 
 
@@ -25,18 +25,13 @@ def teacher_slots(*, seed: int, step: int, batch_size: int, share: float) -> np.
 
     A pure function of its arguments, and those of a smaller share are among those of a larger one.
     """
-    digest = hashlib.sha256(f"teacher slots, seed {seed}, step {step}".encode()).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(batch_size)
-    # 53 bits fit a float exactly, so that no draw rounds up to 1 and a share of 1 takes every slot.
-    return (bits >> np.uint64(11)) * 2.0**-53 < share
+    return uniform(f"teacher slots, seed {seed}, step {step}", batch_size) < share
 
 
 def teacher_indices(*, n_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:
     """The teacher's window for every slot of a step, in an order of its own; slots that stay raw pass theirs by."""
-    digest = hashlib.sha256(f"teacher text, seed {seed}".encode()).digest()
-    return batch_indices(
-        n_windows=n_windows, seed=int.from_bytes(digest[:8], "little"), step=step, batch_size=batch_size
-    )
+    own = seed_of(f"teacher text, seed {seed}")
+    return batch_indices(n_windows=n_windows, seed=own, step=step, batch_size=batch_size)
 
 
 class TeacherTextBatches(Batches):

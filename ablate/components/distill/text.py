@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablate.files import MANIFEST, commit_folder, new_folder, read_sealed
+from ablate.randomness import fraction
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 
 FORMAT = 1
@@ -125,8 +126,7 @@ def _documents(text: str, text_hash: str) -> tuple[TeacherDocument, ...]:
 
 def is_held_out(document: str) -> bool:
     """Whether texts that continue this document are evaluated on and never trained on: decided by its name alone."""
-    digest = hashlib.sha256(f"held-out teacher text of {document}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < HELD_OUT_SHARE
+    return fraction(f"held-out teacher text of {document}") < HELD_OUT_SHARE
 
 
 def training_texts(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ablate.attribution.indices import TITLES
 from ablate.attribution.results import Number
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResult
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
@@ -9,7 +10,7 @@ from ablate.quantities import NONE, number, short, signed, signed_between, whole
 from ablate.report.names import confidence, label
 from ablate.report.tables.table import Columns, Table, make, text
 
-INDICES = {"first": "Added first", "last": "Left out last", "owen": "Owen value"}
+SHOWN = ("first", "last", "owen")  # of the indices
 
 
 def effects(result: StudyResult) -> Table:
@@ -40,10 +41,15 @@ def further_seeds(effect: Effect) -> str:
 def attribution(result: StudyResult) -> Table:
     """How a designed study splits the distance between its ends; without rows for a comparison."""
     found = result.attribution
-    columns: Columns = [text("Component"), text("Verdict"), *INDICES.values(), "More runs to resolve"]
+    columns: Columns = [
+        text("Component"),
+        text("Verdict"),
+        *(TITLES[index].capitalize() for index in SHOWN),
+        "More runs to resolve",
+    ]
     rows = []
     for name, effect in found.effects.items() if found else ():
-        numbers = [_attributed(effect.indices[index]) for index in INDICES]
+        numbers = [_attributed(effect.indices[index]) for index in SHOWN]
         rows.append([name, effect.verdict, *numbers, whole(effect.runs_to_resolve)])
     if found:
         rows.append(["total", "", "", "", _attributed(found.total), ""])
