@@ -97,13 +97,6 @@ def decide(
     return NO_EFFECT if -margin <= inner_low and inner_high <= margin else NOT_RESOLVED
 
 
-def equivalence_p(estimate: float, standard_error: float, df: float, margin: float) -> float:
-    """P-value of the two one-sided tests that the effect lies outside (-margin, margin)."""
-    if standard_error == 0:
-        return 0.0 if abs(estimate) < margin else 1.0
-    return t_cdf((abs(estimate) - margin) / standard_error, df)
-
-
 def beyond_margin_p(estimate: float, standard_error: float, df: float, margin: float) -> float:
     """Two-sided p-value of |effect| <= margin; at most alpha exactly where the interval lies beyond the margin."""
     beyond = abs(estimate) - margin
@@ -117,16 +110,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1.0)
-    return out.tolist()
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that control the expected share of false rejections (Benjamini and Hochberg 1995)."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")[::-1]
-    stepped = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
     out = np.empty_like(p)
     out[order] = np.minimum(stepped, 1.0)
     return out.tolist()

@@ -17,9 +17,7 @@ from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
-Design = Literal[
-    "one", "leave-one-out", "add-one-in", "first-last", "lattice", "factorial", "fractional", "optimal", "staged"
-]
+Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
 BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
@@ -30,7 +28,7 @@ class Study:
     question: str
     preset: str  # a name, or the path of a preset file
     design: Design = "one"
-    n_runs: int | None = None  # of the designs `optimal` and `fractional`
+    n_runs: int | None = None  # of the design `optimal`
     block_size: int = 4  # variants that share a seed in `lattice`; 1: every run has its own
     order: int = 2  # interactions above it are assumed away by `optimal` and `staged`
     disable: tuple[str, ...] = ()  # with `one`: off together; other designs: the components to attribute to

@@ -81,15 +81,13 @@ def _designed(study: Study, full: Mapping[str, str], n_seeds: int) -> list[tuple
 
 
 def _design(study: Study, parts: Any, n_seeds: int) -> Any:
-    from ablate.attribution.design import designs, exchange, fractions
+    from ablate.attribution.design import designs, exchange
 
     make: dict[str, Callable[[], Any]] = {
         "leave-one-out": lambda: designs.leave_one_out(parts, n_seeds),
         "add-one-in": lambda: designs.add_one_in(parts, n_seeds),
         "first-last": lambda: designs.first_last(parts, n_seeds),
-        "factorial": lambda: designs.factorial(parts, n_seeds),
         "lattice": lambda: exchange.lattice_design(parts, replicates=n_seeds, block_size=study.block_size),
-        "fractional": lambda: fractions.fractional(parts, runs=study.n_runs, resolution=None if study.n_runs else 4),
         "optimal": lambda: exchange.optimal(parts, _n_runs(study), order=study.order),
         "staged": lambda: exchange.staged(parts, order=study.order),
     }

@@ -1,6 +1,4 @@
-"""Designs: resolutions, optimality bars, seeds, precision, refusals."""
-
-from itertools import combinations
+"""Designs: optimality bars, seeds, precision, refusals."""
 
 import numpy as np
 import pytest
@@ -11,14 +9,12 @@ from ablate.attribution.design.designs import (
     add_one_in,
     check_seeds,
     drop_cells,
-    factorial,
     first_last,
     leave_one_out,
     make_design,
     one,
 )
 from ablate.attribution.design.exchange import lattice_design, optimal, optimal_cells, staged, up_to_stage
-from ablate.attribution.design.fractions import fraction, fractional
 from ablate.attribution.design.planning import plan, require_precision, runs_for
 from ablate.attribution.estimation.estimates import Observations, estimate
 from ablate.attribution.indices import index_weights
@@ -26,58 +22,6 @@ from ablate.attribution.lattice import lattice, model_matrix
 from ablate.attribution.verdicts import t_quantile
 
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
-EIGHT = lattice("abcdefgh")
-
-
-def levels(cells, factors):
-    return np.array([[1 if cell >> i & 1 else -1 for i in range(factors)] for cell in cells])
-
-
-def measured_resolution(cells, factors):
-    """Shortest product of columns that never changes, by trying all of them."""
-    table = levels(cells, factors)
-    for size in range(1, factors + 1):
-        for group in combinations(range(factors), size):
-            if abs(table[:, list(group)].prod(axis=1).sum()) == len(cells):
-                return size
-    return factors + 1
-
-
-@pytest.mark.parametrize(("runs", "resolution"), [(16, 4), (32, 4), (64, 5), (128, 8), (256, 9)])
-def test_fractions_of_eight_factors_have_the_known_resolution(runs, resolution):
-    found = fraction(8, runs=runs)
-    assert found.resolution == resolution
-    assert len(set(found.cells)) == runs
-    assert measured_resolution(found.cells, 8) == resolution
-    assert 255 in found.cells
-
-
-@pytest.mark.parametrize(("resolution", "runs"), [(3, 16), (4, 16), (5, 64), (8, 128)])
-def test_a_resolution_gets_the_fewest_runs(resolution, runs):
-    assert len(fraction(8, resolution=resolution).cells) == runs
-
-
-def test_the_alias_table_holds_exactly_the_products_that_coincide():
-    found = fraction(6, runs=16)
-    table = levels(found.cells, 6)
-
-    def column(effect):
-        return table[:, [i for i in range(6) if effect >> i & 1]].prod(axis=1)
-
-    aliases = found.aliases(order=2)
-    for effect, others in aliases.items():
-        same = {e for e in aliases if e != effect and abs(column(e) @ column(effect)) == len(table)}
-        assert set(others) == same
-    assert all(not others for effect, others in aliases.items() if effect.bit_count() == 1)
-    assert any(others for others in aliases.values())
-
-
-def test_full_fraction_has_no_aliases_and_agrees_with_pydoe():
-    pydoe = pytest.importorskip("pyDOE3")
-    found = fraction(4, runs=8)
-    theirs = pydoe.fracfact("a b c abc")
-    assert {tuple(row) for row in levels(found.cells, 4).tolist()} == {tuple(map(int, row)) for row in theirs}
-    assert all(not others for others in fraction(4, runs=16).aliases().values())
 
 
 def variances(cells, order):
@@ -166,22 +110,6 @@ def test_simple_designs_run_every_variant_on_every_seed():
     both = first_last(LOSS, 2)
     assert len(both.cells) == 14
     assert both.order == 2
-    assert len(factorial(lattice("abc"), 2).runs) == 16
-
-
-def test_aliases_are_the_bias_of_ignored_interactions():
-    design = optimal(LOSS, 30)
-    cells = [run.cell for run in design.runs]
-    terms = dict(design.aliases[0][1])
-    name, share = max(terms.items(), key=lambda item: abs(item[1]))
-    members = set(name.split(" x ")) | ({"moe"} if "aux-free" in name else set())
-    game = np.array([float(members <= set(LOSS.names(cell))) for cell in LOSS.cells])
-    values = tuple(game[LOSS.index(cells)].tolist())
-    owen = dict(zip(LOSS.components, index_weights(LOSS, "owen"), strict=True))
-    runs = Observations(cells=tuple(cells), values=values, clusters=tuple(range(len(cells))))
-    bias = estimate(LOSS, runs, owen, order=2).lines["mla"].value - owen["mla"] @ game
-    assert bias == pytest.approx(share)
-    assert lattice_design(LOSS).aliases[0] == ("mla", ())
 
 
 def test_one_seed_for_all_variants_is_refused():
@@ -241,13 +169,6 @@ def test_a_design_that_cannot_reach_a_precision_says_how_many_runs_would():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: factorial(LOSS, 2), "prerequisites forbid"),
-        (lambda: fractional(LOSS, runs=16), "use the optimal design"),
-        (lambda: fractional(EIGHT, runs=24), "power of two"),
-        (lambda: fractional(EIGHT), "either the number of runs or the resolution"),
-        (lambda: fractional(EIGHT, resolution=2), "between 3 and 8"),
-        (lambda: fractional(EIGHT, runs=16), "no degree of freedom"),
-        (lambda: fractional(EIGHT, runs=16, seeds=1), "at least two seeds"),
         (lambda: optimal(LOSS, 21), "at least 22"),
         (lambda: lattice_design(lattice("abc"), extra_runs=0), "at least 5 blocks"),
         (lambda: lattice_design(LOSS, replicates=0), "at least 1"),
@@ -261,16 +182,3 @@ def test_a_design_that_cannot_reach_a_precision_says_how_many_runs_would():
 def test_impossible_designs_are_refused_with_a_sentence(build, words):
     with pytest.raises(ValueError, match=words):
         build()
-
-
-def test_a_fraction_estimates_the_values_under_its_assumption():
-    design = fractional(EIGHT, runs=16, seeds=3)
-    assert (design.layout, design.df, design.order) == ("complete", 2, 2)
-    terms = model_matrix(EIGHT, 2)
-    game = terms @ np.random.default_rng(2).standard_normal(terms.shape[1])
-    cells = tuple(run.cell for run in design.runs)
-    seeds = tuple(run.block for run in design.runs)
-    runs = Observations(cells=cells, values=tuple(game[EIGHT.index(cells)].tolist()), clusters=seeds)
-    owen = dict(zip(EIGHT.components, index_weights(EIGHT, "owen"), strict=True))
-    for name, line in estimate(EIGHT, runs, owen).lines.items():
-        assert line.value == pytest.approx(owen[name] @ game)

@@ -9,11 +9,10 @@ from ablate.attribution.indices import (
     INDICES,
     index_weights,
     interaction_weights,
-    k_sii_weights,
     total_weights,
     undefined_reason,
 )
-from ablate.attribution.lattice import dividends, lattice, model_matrix, order_spectrum, term_name, term_orders
+from ablate.attribution.lattice import dividends, lattice, model_matrix, order_spectrum, term_orders
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
@@ -58,14 +57,13 @@ def test_unanimity_games(term):
     values = np.array([float(cell & term == term) for cell in parts.cells])
     expected = np.array([1 / len(members) if i in members else 0.0 for i in range(5)])
     np.testing.assert_allclose(index_weights(parts, "shapley") @ values, expected, **EXACT)
-    shapley_pairs, banzhaf_pairs = interaction_weights(parts, "shapley"), interaction_weights(parts)
+    pairs = interaction_weights(parts)
     for i in range(5):
         for j in range(i + 1, 5):
             pair = (parts.components[i], parts.components[j])
             inside = i in members and j in members
             size = len(members)
-            np.testing.assert_allclose(shapley_pairs[pair] @ values, 1 / (size - 1) if inside else 0, **EXACT)
-            np.testing.assert_allclose(banzhaf_pairs[pair] @ values, 2.0 ** (2 - size) if inside else 0, **EXACT)
+            np.testing.assert_allclose(pairs[pair] @ values, 2.0 ** (2 - size) if inside else 0, **EXACT)
 
 
 def test_glove_game():
@@ -152,13 +150,6 @@ def test_in_two_way_games_shapley_banzhaf_and_the_mean_of_first_and_last_agree()
     np.testing.assert_allclose(index_weights(parts, "owen") @ values, middle, **EXACT)
 
 
-def test_k_sii_of_order_two_adds_up_to_the_total():
-    parts = lattice("abcdef")
-    values = random_game(parts, 8)
-    mains, pairs = k_sii_weights(parts)
-    np.testing.assert_allclose((mains @ values).sum() + sum(w @ values for w in pairs.values()), values[-1], **EXACT)
-
-
 def test_splitting_one_block_leaves_the_owen_values_of_other_blocks_alone():
     whole = lattice(["a", "b", "moe"])
     split = lattice(["a", "b", "moe1", "moe2"], {"moe2": ["moe1"]})
@@ -219,10 +210,9 @@ def test_agrees_with_shapiq_on_random_games():
 
     parts = lattice("abcdef")
     rows = {index: index_weights(parts, index) for index in ("shapley", "banzhaf")}
-    pairs = {kind: interaction_weights(parts, kind) for kind in ("shapley", "banzhaf")}
-    mains, k_pairs = k_sii_weights(parts)
+    pairs = interaction_weights(parts)
     powers = 1 << np.arange(6)
-    # The oracle is slow: two indices on all games, the other three on every fifth.
+    # The oracle is slow: the Shapley value on all games, the other two on every fifth.
     for seed in range(100):
         values = random_game(parts, seed)
         oracle = ExactComputer(n_players=6, game=lambda x, v=values: v[np.asarray(x, dtype=int) @ powers])
@@ -230,14 +220,10 @@ def test_agrees_with_shapiq_on_random_games():
         for index, name in (("shapley", "SV"), ("banzhaf", "BV"))[: 2 if often else 1]:
             theirs = oracle(name, order=1)
             assert np.abs([theirs[(i,)] for i in range(6)] - rows[index] @ values).max() < 1e-10
-        for kind, name in (("banzhaf", "BII"), ("shapley", "SII"))[: 2 if often else 1]:
-            theirs = oracle(name, order=2)
-            ours = [pairs[kind]["abcdef"[i], "abcdef"[j]] @ values for i, j in combinations(range(6), 2)]
-            assert np.abs([theirs[pair] for pair in combinations(range(6), 2)] - np.array(ours)).max() < 1e-10
         if often:
-            theirs = oracle("k-SII", order=2)
-            assert np.abs([theirs[(i,)] for i in range(6)] - mains @ values).max() < 1e-10
-            assert abs(theirs[(0, 1)] - k_pairs["a", "b"] @ values) < 1e-10
+            theirs = oracle("BII", order=2)
+            ours = [pairs["abcdef"[i], "abcdef"[j]] @ values for i, j in combinations(range(6), 2)]
+            assert np.abs([theirs[pair] for pair in combinations(range(6), 2)] - np.array(ours)).max() < 1e-10
 
 
 def test_nested_pairs_are_not_applicable_and_others_average_over_their_contexts():
@@ -269,7 +255,6 @@ def test_terms_count_topmost_members_only():
     assert orders[0] == 0
     assert orders[LOSS.mask(["moe", "aux-free"])] == 1
     assert orders[LOSS.mask(["moe", "aux-free", "mla"])] == 2
-    assert term_name(LOSS, LOSS.mask(["moe", "aux-free", "mla"])) == "mla x aux-free"
     assert [int((term_orders(LOSS) <= k).sum()) for k in (1, 2, 3)] == [7, 21, 37]
 
 

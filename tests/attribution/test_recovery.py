@@ -10,7 +10,7 @@ import pytest
 
 from ablate.attribution.design.exchange import lattice_design, optimal_cells
 from ablate.attribution.estimation.estimates import Observations, estimate
-from ablate.attribution.gain.channels import MeasuredRun, VariantSpeed, conversion_checks, measured_table
+from ablate.attribution.gain.channels import MeasuredRun, VariantSpeed, measured_table
 from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, loss_slope, target_losses, token_gain
 from ablate.attribution.gain.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
 from ablate.attribution.indices import index_weights
@@ -34,9 +34,9 @@ def test_without_noise_every_channel_of_every_component_is_recovered() -> None:
     trainer = random_trainer(GAME, "three-way", np.random.default_rng(0), noise=Noise(run_sd=0.0))
     study = recover(trainer, fresh_runs())
     table, truth = study.measured, study.truth
-    assert table.gains[:, 1:] == pytest.approx(truth.gains[:, 1:], abs=1e-9)
-    assert np.abs(table.gains[:, 0] - truth.gains[:, 0]).max() < 0.004, "only the bend of the curve is left"
-    assert truth.gains[:, 0] == pytest.approx(OWEN @ trainer.gain)
+    assert table.gains[:, 1:] == pytest.approx(truth[:, 1:], abs=1e-9)
+    assert np.abs(table.gains[:, 0] - truth[:, 0]).max() < 0.004, "only the bend of the curve is left"
+    assert truth[:, 0] == pytest.approx(OWEN @ trainer.gain)
 
 
 def test_the_total_is_the_gap_between_the_ends() -> None:
@@ -52,26 +52,6 @@ def test_the_total_is_the_gap_between_the_ends() -> None:
         rate = np.mean(trainer.rates(i, restarts=2))
         seconds.append(log_tokens_to(run.curve, target) + np.log(trainer.flops_per_token[i]) - rate)
     assert table.total == pytest.approx(seconds[0] - seconds[1], abs=1e-9)
-
-
-def test_nats_at_the_budget_tell_the_same_story_as_log_cost() -> None:
-    agreed = []
-    for s in range(8):
-        noise = Noise(run_sd=0.004, branch_sd=0.002)
-        trainer = random_trainer(GAME, "two-way", np.random.default_rng((30, s)), noise=noise)
-        runs, speeds = train_study(trainer, fresh_runs())
-        target = headline_target(GAME, runs)
-        at_budget = [float(np.mean([r.curve.loss[-1] for r in runs if r.cell == cell])) for cell in GAME.cells]
-        ends = [
-            loss_slope([r.curve for r in runs if r.cell == cell], at_budget[int(GAME.index(cell)[0])])
-            for cell in (0, GAME.full)
-        ]
-        table = measured_table(GAME, runs, speeds, target)
-        checks = conversion_checks(table, (-OWEN @ np.array(at_budget)).tolist(), slope=float(np.mean(ends)))
-        agreed += [check.agrees for check in checks]
-        tenfold = conversion_checks(table, (-OWEN @ np.array(at_budget)).tolist(), slope=float(np.mean(ends)) / 10)
-        assert not all(check.agrees for check in tenfold)
-    assert np.mean(agreed) >= 0.9
 
 
 def test_eight_components_from_runs_that_vary_six() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
 
 from ablate.attribution.verdicts import POWER, check_confidence, t_quantile
 
@@ -48,21 +47,3 @@ def noise_floor(groups: Mapping[str, Sequence[float]]) -> NoiseFloor:
     if df == 0:
         raise ValueError("no variant ran with two seeds, so the noise floor is unknown; repeat one variant")
     return NoiseFloor(sd=(squares / df) ** 0.5, df=df)
-
-
-def divergence_interval(diverged: int, runs: int, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Rate of diverged runs with its exact binomial interval (Clopper and Pearson 1934): (rate, low, high)."""
-    check_confidence(confidence)
-    if runs < 1 or not 0 <= diverged <= runs:
-        raise ValueError(f"{diverged} diverged of {runs} runs was given; the first is between 0 and the second, >= 1")
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(diverged, runs - diverged + 1, tail)) if diverged else 0.0
-    high = float(betaincinv(diverged + 1, runs - diverged, 1 - tail)) if diverged < runs else 1.0
-    return diverged / runs, low, high
-
-
-def spike_in_covered(low: float, high: float, extra: float) -> bool:
-    """Whether an interval of a log-cost effect holds the known value ln(1 + extra) of a spiked-in cost."""
-    if extra <= -1:
-        raise ValueError(f"spike-in {extra} was given; it is a share of the cost, above -1 (0.25 for a quarter more)")
-    return bool(low <= np.log1p(extra) <= high)

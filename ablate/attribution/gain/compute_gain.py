@@ -4,7 +4,7 @@ The gain of a variant is ln(cost of the baseline) - ln(cost of the variant) at o
 arXiv:2312.07413), so gains add where factors multiply. Each seed's own decayed losses are joined by a quadratic in
 ln(tokens) and inverted; straight lines between the points are biased by the curve's bend, and points before the decay
 are never compared, because rankings flip during the decay (Wen et al., arXiv:2509.02046).
-The split of a gain in its three channels is in channels.py.
+The module `channels` splits a gain in its three channels.
 """
 
 import math
@@ -26,7 +26,6 @@ TARGET_FRACTIONS = (1.0, 0.75, 0.5)
 # A seed may cross the target this far (in ln tokens) beyond its measured range, because half of the worst variant's
 # seeds end above their own mean; the seed mean itself must cross inside the range.
 SEED_SLACK = math.log(1.5)
-FORWARD_REACH = math.log(2.0)  # ln tokens beyond the baseline's last point that a forward gain may extrapolate
 _EDGE = 1e-9
 
 
@@ -70,15 +69,6 @@ class Gain:
     df: float
     bound: Bound
     confidence: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conversion:
-    """The same gain from nats at a fixed budget: d ln(cost) = -dL / slope."""
-
-    from_nats: float
-    slope: float  # nats per e-fold of tokens
-    agrees: bool  # from_nats lies inside the interval of the gain read at the target
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,22 +169,9 @@ def token_gain(
     return _gain_at(_fit(baseline), _fit(variant), target_loss, confidence)
 
 
-def forward_gain(
-    baseline: Sequence[DecayedCurve], variant: Sequence[DecayedCurve], *, confidence: float = 0.95
-) -> Gain:
-    """The gain at the loss that the variant reaches at its full budget: a sensitivity, because it extrapolates.
-
-    The baseline's quadratic is followed to at most twice its measured tokens; beyond that the gain is a lower bound,
-    and the last measured point of the baseline is what it is counted from.
-    """
-    check_confidence(confidence)
-    first, second = _fit(baseline), _fit(variant)
-    return _gain_at(first, second, float(second.loss_at(second.high).mean()), confidence, reach=FORWARD_REACH)
-
-
-def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *, reach: float = 0.0) -> Gain:
+def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float) -> Gain:
     paired = _is_paired(first.seeds, second.seeds)
-    a, a_side = _crossings(first, target_loss, reach=reach)
+    a, a_side = _crossings(first, target_loss)
     b, b_side = _crossings(second, target_loss)
     if a_side == b_side == "inside":
         return difference_interval(a, b, paired=paired, confidence=confidence)
@@ -206,30 +183,6 @@ def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *
     return Gain(estimate=None, low=low, high=high, n=len(second.seeds), df=math.nan, bound=bound, confidence=confidence)
 
 
-def nats_gain(
-    baseline: Sequence[DecayedCurve],
-    variant: Sequence[DecayedCurve],
-    *,
-    baseline_tokens: float,
-    variant_tokens: float,
-    confidence: float = 0.95,
-) -> Gain:
-    """Loss of the baseline minus loss of the variant at one budget: equal tokens, or budget / FLOPs per token each."""
-    check_confidence(confidence)
-    first, second = _fit(baseline), _fit(variant)
-    paired = _is_paired(first.seeds, second.seeds)
-    losses = []
-    for name, fit, tokens in (("baseline", first, baseline_tokens), ("variant", second, variant_tokens)):
-        at = math.log(tokens) if tokens > 0 else -math.inf
-        if not fit.low - _EDGE <= at <= fit.high + _EDGE:
-            raise ValueError(
-                f"{tokens:.6g} tokens is outside what the {name} measured "
-                f"({math.exp(fit.low):.6g} to {math.exp(fit.high):.6g}); choose a budget inside"
-            )
-        losses.append(fit.loss_at(at))
-    return difference_interval(losses[0], losses[1], paired=paired, confidence=confidence)
-
-
 def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
     """Nats per e-fold of tokens, -dL/d ln(tokens), of the seed-mean curve at the target. Raises if not reached."""
     fit = _fit(curves)
@@ -238,20 +191,6 @@ def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
     if math.isnan(x):
         raise ValueError(f"the curve never falls to {target_loss:.4f}; its slope there is not defined")
     return float(-(mean[1] + 2.0 * mean[2] * x))
-
-
-def conversion_check(gain: Gain, nats: Gain, slope: float) -> Conversion:
-    """Whether nats at a fixed budget, divided by the slope, tell the same story as the gain at the target.
-
-    slope, nats per e-fold: the mean of both variants' `loss_slope`, each at its own loss at that budget; the slope
-    falls with the loss, so the baseline's alone would turn nats into too little cost.
-    """
-    if gain.estimate is None or nats.estimate is None:
-        raise ValueError("a gain that is only a bound cannot be checked against nats; extend the runs until they cross")
-    if slope <= 0:
-        raise ValueError(f"the loss must fall with tokens to convert nats, got a slope of {slope:.4g} nats per e-fold")
-    from_nats = nats.estimate / slope
-    return Conversion(from_nats=from_nats, slope=slope, agrees=gain.low <= from_nats <= gain.high)
 
 
 def difference_interval(a: FloatArray, b: FloatArray, *, paired: bool, confidence: float) -> Gain:
@@ -310,21 +249,16 @@ def _is_paired(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return False
 
 
-def _crossings(
-    fit: _Fit, target_loss: float, *, reach: float = 0.0
-) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
-    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts.
-
-    reach: how far beyond the measured range, in ln tokens, the seed mean may cross.
-    """
+def _crossings(fit: _Fit, target_loss: float) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
+    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts."""
     mean_x = float(solve_descending(fit.coefficients.mean(axis=0), target_loss)) + fit.origin
     nothing = np.full(len(fit.seeds), np.nan)
     if float(fit.loss_at(fit.low).mean()) < target_loss - _EDGE:
         return nothing, "before"
-    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + reach + _EDGE:
+    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + _EDGE:
         return nothing, "after"
     each = solve_descending(fit.coefficients, target_loss) + fit.origin
-    if np.isnan(each).any() or each.max() > fit.high + reach + SEED_SLACK:
+    if np.isnan(each).any() or each.max() > fit.high + SEED_SLACK:
         return nothing, "after"
     if each.min() < fit.low - SEED_SLACK:
         return nothing, "before"

@@ -4,12 +4,11 @@ Two stages. Screening: a few variants, each at three learning rates (log2 units 
 surface (level per variant, slope linear in the components, curvature that may differ with `moe`) predicts the optimum
 of every feasible variant, where the design proper then runs once. Missing the optimum by d octaves costs
 curvature * d^2, so the uncertainty of the prediction widens the intervals of the effects but moves no estimate.
-Best of more trials wins by luck alone: budgets must be equal and a winner is measured again on fresh seeds (Dodge et
-al., arXiv:1909.03004; Wen et al., arXiv:2509.02046). Shape letters: C feasible cells, K components, R runs, P terms.
+No variant's best trial is reported, because the best of several wins by luck alone (Dodge et al., arXiv:1909.03004).
+Shape letters: C feasible cells, K components, R runs, P terms.
 """
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,17 +63,6 @@ class TunedEffects:
     low: Floats
     high: Floats
     learning_rate_share: Floats  # (K,) share of the variance that is owed to missed optima
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Confirmed:
-    """A search's winner, measured again."""
-
-    cell: int
-    log2_lr: float
-    loss: float  # mean of the re-runs, nats per token
-    n: int
-    optimism: float  # re-run mean minus the loss that won: what selection alone had gained
 
 
 def screening_design(
@@ -208,93 +196,6 @@ def tuned_effects(
         high=estimate + half,
         learning_rate_share=extra / np.where(variance > 0, variance, 1.0),
     )
-
-
-def audit_budgets(lattice: Lattice, trials: Sequence[Trial], *, half_range: float | None = None) -> int:
-    """Learning rates tried per variant; refuses budgets that favour one variant.
-
-    Equal means: as many different learning rates for every variant, as many seeds at each of them where there is a
-    choice to be made, and (given `half_range`) the same space in octaves. Raises ValueError that names both sides.
-    """
-    if not trials:
-        raise ValueError("no trials were given; publish every trial of the search, the lost ones too")
-    seeds: defaultdict[int, defaultdict[float, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for trial in trials:
-        if half_range is not None and abs(trial.log2_lr) > half_range + 1e-9:
-            raise ValueError(
-                f"{lattice.label(trial.cell)} was tried at {trial.log2_lr:+g} octaves, outside the shared space of "
-                f"{half_range:g} octaves around the centre; give every variant the same space"
-            )
-        seeds[trial.cell][trial.log2_lr].append(trial.seed)
-    for cell, of_cell in seeds.items():
-        for rate, used in of_cell.items():
-            repeated = [seed for seed, n in Counter(used).items() if n > 1]
-            if repeated:
-                raise ValueError(f"{lattice.label(cell)} at {rate:+g} octaves has seed {repeated[0]} twice; keep one")
-    _refuse_unequal(lattice, {cell: len(of_cell) for cell, of_cell in seeds.items()}, "learning rates")
-    rates = len(next(iter(seeds.values())))
-    if rates > 1:
-        _refuse_unequal(lattice, {c: sum(map(len, of_cell.values())) for c, of_cell in seeds.items()}, "runs")
-    return rates
-
-
-def winners(lattice: Lattice, trials: Sequence[Trial]) -> dict[int, Trial]:
-    """The best trial of every variant under an audited budget. Its loss is optimistic; only `confirm` may report it."""
-    audit_budgets(lattice, trials)
-    lost = [t for t in trials if math.isnan(t.loss)]
-    if lost:
-        raise ValueError(
-            f"{lattice.label(lost[0].cell)} at {lost[0].log2_lr:+g} octaves, seed {lost[0].seed}, has no loss; run it, "
-            "or record a diverged run as infinite"
-        )
-    best: dict[int, Trial] = {}
-    for trial in trials:
-        if trial.cell not in best or trial.loss < best[trial.cell].loss:
-            best[trial.cell] = trial
-    return best
-
-
-def confirm(lattice: Lattice, trials: Sequence[Trial], reruns: Sequence[Trial]) -> dict[int, Confirmed]:
-    """Every winner's loss from its re-runs alone, at its learning rate and on seeds the search never used.
-
-    Raises ValueError where a variant was not re-run, was re-run more often than another, at another rate, or on a seed
-    of the search.
-    """
-    if not reruns:
-        raise ValueError("no winner was re-run; run each at its learning rate on fresh seeds")
-    used = {trial.seed for trial in trials}
-    best = winners(lattice, trials)
-    fresh: defaultdict[int, list[Trial]] = defaultdict(list)
-    for rerun in reruns:
-        name = lattice.label(rerun.cell)
-        if rerun.cell not in best:
-            raise ValueError(f"{name} was re-run but took no part in the search")
-        if rerun.seed in used:
-            raise ValueError(f"{name} was re-run on seed {rerun.seed}, which the search used; take a fresh seed")
-        if abs(rerun.log2_lr - best[rerun.cell].log2_lr) > 1e-9:
-            raise ValueError(
-                f"{name} was re-run at {rerun.log2_lr:+g} octaves but won at {best[rerun.cell].log2_lr:+g}; re-run "
-                "the winner"
-            )
-        if not math.isfinite(rerun.loss):
-            raise ValueError(f"the re-run of {name} on seed {rerun.seed} has loss {rerun.loss}; repeat it once")
-        fresh[rerun.cell].append(rerun)
-    _refuse_unequal(lattice, {cell: len(fresh[cell]) for cell in best}, "re-runs")
-    return {cell: _confirmed(best[cell], fresh[cell]) for cell in best}
-
-
-def _confirmed(best: Trial, reruns: Sequence[Trial]) -> Confirmed:
-    loss = float(np.mean([t.loss for t in reruns]))
-    return Confirmed(cell=best.cell, log2_lr=best.log2_lr, loss=loss, n=len(reruns), optimism=loss - best.loss)
-
-
-def _refuse_unequal(lattice: Lattice, counts: dict[int, int], what: str) -> None:
-    fewest, most = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
-    if counts[fewest] != counts[most]:
-        raise ValueError(
-            f"{lattice.label(most)} had {counts[most]} {what} and {lattice.label(fewest)} had {counts[fewest]}; the "
-            f"best of more wins by luck alone: give every variant {counts[most]}"
-        )
 
 
 def _slope_and_curvature_terms(lattice: Lattice, cells: Ints, by: Sequence[str]) -> tuple[Floats, Floats]:
