@@ -15,9 +15,9 @@ from ablate.attribution.lattice import Floats, Lattice, largest_feasible, positi
 INDICES = ("first", "last", "owen", "shapley", "banzhaf", "permission", "faigle-kern")
 
 TITLES = {
-    "first": "add-one-in",
-    "last": "leave-one-out",
-    "owen": "Owen-precedence value",
+    "first": "Added first",
+    "last": "Left out last",
+    "owen": "Owen value",
     "shapley": "Shapley value",
     "banzhaf": "Banzhaf value",
     "permission": "permission value",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ablate.attribution.indices import TITLES
 from ablate.attribution.results import Number
 from ablate.attribution.study.compare import (
     LOSS,
@@ -142,19 +143,19 @@ def _effect(effect: Effect, c: Comparison) -> list[str]:
     return [verdict, signed(effect.estimate), interval, n, further_seeds(effect)]
 
 
-INDICES = {"first": "Added first", "last": "Left out last", "owen": "Owen value"}
+SHOWN = ("first", "last", "owen")
 
 
 def attribution(result: StudyResult) -> Table:
     """How a designed study splits the distance between its ends; empty for a comparison."""
     found = result.attribution
-    columns: Columns = [text("Component"), text("Verdict"), *INDICES.values(), "More runs to resolve"]
+    columns: Columns = [text("Component"), text("Verdict"), *(TITLES[index] for index in SHOWN), "More runs to resolve"]
     if found is None:
         return _table("The total split among the components", columns, ())
     rows = []
     for name, effect in found.effects.items():
         more = NONE if effect.runs_to_resolve is None else str(effect.runs_to_resolve)
-        numbers = [_attributed(effect.indices[index]) for index in INDICES]
+        numbers = [_attributed(effect.indices[index]) for index in SHOWN]
         rows.append([name, effect.verdict, *numbers, more])
     rows.append(["total", "", "", "", _attributed(found.total), ""])
     return _table("The total split among the components, nats per token, on minus off", columns, rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ablate.attribution.indices import TITLES
 from ablate.attribution.results import Attribution, ComponentEffect, Number
 
-TITLES = {"first": "add-one-in", "last": "leave-one-out", "owen": "Owen value", "shapley": "Shapley value"}
+SHOWN = ("first", "last", "owen", "shapley")
 
 
 def render_text(attribution: Attribution) -> str:
@@ -33,7 +34,7 @@ def _shown(attribution: Attribution) -> list[str]:
     """Indices worth a column: those that exist for some component, Shapley only where it differs from Owen."""
     return [
         index
-        for index in TITLES
+        for index in SHOWN
         if any(effect.indices[index].estimate is not None for effect in attribution.effects.values())
         and not (index == "shapley" and _same_as_owen(attribution))
     ]
