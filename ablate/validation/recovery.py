@@ -14,7 +14,7 @@ from ablate.attribution.gain.channels import ChannelTable, MeasuredRun, VariantS
 from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, target_losses
 from ablate.attribution.indices import index_weights, total_weights
 from ablate.attribution.lattice import Floats, Lattice
-from ablate.validation.coverage import TRUTHS, Check, loss_lattice
+from ablate.validation.check import TRUTHS, Check, loss_lattice
 from ablate.validation.simulated import Noise, SimulatedTrainer, TruthKind, random_trainer
 
 TOKENS = (0.5e9, 1e9, 2e9)  # decayed branches at a quarter, a half and all of the budget

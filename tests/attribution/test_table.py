@@ -286,6 +286,7 @@ def test_gain_and_harm_must_survive_holm():
             assert found.effects["c0"].runs_to_resolve > 0
 
 
+@pytest.mark.slow
 def test_placebo_components_win_or_lose_at_most_at_the_nominal_rate():
     parts = lattice("abc")
     called = 0

@@ -121,6 +121,7 @@ def test_verdicts_follow_interval_margin_and_direction(estimate, margin, lower, 
     assert decide(estimate, 0.01, float("inf"), margin=margin, lower_is_better=lower) == expected
 
 
+@pytest.mark.slow
 def test_equivalence_has_the_size_of_its_level_at_the_margin():
     generator = np.random.default_rng(0)
     samples = generator.normal(0.01, 0.008, (4000, 8))
@@ -201,6 +202,7 @@ def test_three_planned_looks_split_alpha():
             planned_looks(plan)
 
 
+@pytest.mark.slow
 def test_the_e_process_may_be_watched_at_every_run():
     samples = np.random.default_rng(2).standard_normal((400, 50))
     wrong = [any(e_value(row[:n]) >= 20 for n in range(2, 51)) for row in samples]
@@ -238,6 +240,7 @@ def test_noise_floor_pools_within_variants():
         floor.detectable(1)
 
 
+@pytest.mark.slow
 def test_placebo_differences_are_called_effects_at_the_nominal_rate():
     generator = np.random.default_rng(5)
     called = 0

@@ -15,9 +15,10 @@ from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, lo
 from ablate.attribution.gain.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import dividends, lattice, term_orders
-from ablate.validation import coverage
-from ablate.validation.calibration import StudyPlan, blocked_plan, independent_plan, simulate
-from ablate.validation.coverage import Check, loss_lattice, simulated_gains, with_replicated_ends
+from ablate.validation import designs, gains, rules
+from ablate.validation.check import TRUTHS, Check, loss_lattice, with_replicated_ends
+from ablate.validation.estimators import StudyPlan, blocked_plan, independent_plan, simulate
+from ablate.validation.gains import simulated_gains
 from ablate.validation.recovery import TOKENS, check_recovery, headline_target, recover, train_study
 from ablate.validation.simulated import LossCurve, Noise, random_game, random_trainer, run_noise
 
@@ -212,18 +213,19 @@ def test_noise_of_blocks_has_the_stated_variances() -> None:
     assert np.cov(drawn.T) == pytest.approx(expected, abs=1.2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "simulations"),
     [
-        (coverage.check_lattice, 10_000),
-        (coverage.check_optimal, 5_000),
-        (coverage.check_placebo, 5_000),
-        (coverage.check_blocks, 2_000),
-        (coverage.check_compute_gain, 50_000),
-        (coverage.check_learning_rate, 800),
-        (coverage.check_peeking, 500),
-        (coverage.check_equivalence, 20_000),
-        (coverage.check_planner, 1_000),
+        (designs.check_lattice, 10_000),
+        (designs.check_optimal, 5_000),
+        (designs.check_placebo, 5_000),
+        (designs.check_blocks, 2_000),
+        (gains.check_compute_gain, 50_000),
+        (gains.check_learning_rate, 800),
+        (rules.check_peeking, 500),
+        (rules.check_equivalence, 20_000),
+        (designs.check_planner, 1_000),
     ],
 )
 def test_reduced_coverage(check: Callable[[np.random.Generator, int], list[Check]], simulations: int) -> None:
@@ -231,6 +233,7 @@ def test_reduced_coverage(check: Callable[[np.random.Generator, int], list[Check
     assert not missed
 
 
+@pytest.mark.slow
 def test_intervals_of_whole_studies_hold_the_truth_at_the_nominal_rate() -> None:
     checks = check_recovery(np.random.default_rng(2), 12)
     assert max(check.measured["largest gap"] for check in checks) < 1e-9
@@ -238,13 +241,14 @@ def test_intervals_of_whole_studies_hold_the_truth_at_the_nominal_rate() -> None
     assert np.mean([check.measured["coverage"] for check in checks]) >= 0.93
 
 
+@pytest.mark.slow
 def test_two_stages_of_learning_rates_recover_the_tuned_gains() -> None:
     design = screening_design(GAME, rng=np.random.default_rng(50))
     cells = with_replicated_ends(GAME.cells, GAME)
     inside = []
     for s in range(40):
         noise = Noise(run_sd=0.004, branch_sd=0.002)
-        trainer = random_trainer(GAME, coverage.TRUTHS[s % 3], np.random.default_rng((51, s)), noise=noise)
+        trainer = random_trainer(GAME, TRUTHS[s % 3], np.random.default_rng((51, s)), noise=noise)
         screened = [
             Trial(
                 cell=cell,
