@@ -1,4 +1,4 @@
-"""One line of the coverage table, and what most lines share: the six loss components, random games, long simulations."""
+"""One line of the coverage table, and what most lines share: the six loss components, random games, simulation."""
 
 from __future__ import annotations
 

@@ -96,11 +96,22 @@ def exchange(chosen: Ints, worth: Callable[[Ints, int], Floats]) -> Ints:
 
 
 def _lower_trace(rows: Floats, criterion: Floats) -> Callable[[Ints, int], Floats]:
-    """A-optimality: by how much each candidate lowers trace(criterion @ inverse information) of the other runs."""
+    """A-optimality: by how much each candidate lowers trace(criterion @ inverse information) of the other runs.
+
+    The inverse without a run follows from that without the run before it by two updates of rank one, as `exchange` asks
+    for the places in order; it is computed anew at the first place, because such updates drift.
+    """
+    without = np.zeros((rows.shape[1], rows.shape[1]))
 
     def worth(chosen: Ints, at: int) -> Floats:
-        others = rows[np.delete(chosen, at)]
-        without = np.linalg.inv(others.T @ others + RIDGE * np.eye(rows.shape[1]))
+        nonlocal without
+        if at == 0:
+            inverse = np.linalg.inv(rows[chosen].T @ rows[chosen] + RIDGE * np.eye(rows.shape[1]))
+        else:
+            inward = without @ rows[chosen[at - 1]]
+            inverse = without - np.outer(inward, inward) / (1.0 + rows[chosen[at - 1]] @ inward)
+        lever = inverse @ rows[chosen[at]]
+        without = inverse + np.outer(lever, lever) / (1.0 - rows[chosen[at]] @ lever)
         spread = rows @ without
         return np.asarray(((spread @ criterion) * spread).sum(axis=1) / (1.0 + (spread * rows).sum(axis=1)))
 
