@@ -373,3 +373,14 @@ def test_other_ways_to_be_wrong(tmp_path):
     assert "not used because they hold text: note" in ignored.warnings
     named = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "solved": [1, 0, 1, 1]}), metric="solved")
     assert list(named.effects) == ["a"]
+
+
+def test_the_p_values_of_pairs_are_adjusted_over_all_pairs():
+    found = attribute(grid(lattice("abcd"), 5, {}, 0.01, seed=3))
+    raw = [
+        2 * stats.t.sf(abs(n.estimate) / ((n.high - n.low) / 2 / stats.t.ppf(0.975, 4)), 4)
+        for n in (pair.number for pair in found.interactions)
+    ]
+    expected = stats.false_discovery_control(raw)
+    assert [pair.adjusted_p for pair in found.interactions] == pytest.approx(expected.tolist())
+    assert not np.allclose(raw, expected)
