@@ -159,10 +159,10 @@ def attribute(
     json: Json = False,
 ) -> None:
     """Attribute the results of a table, from wherever they come."""
-    from ablate.attribution.table.attribute import attribute_csv
+    from ablate.attribution.table.attribute import attribute as attribute_table
     from ablate.attribution.table.text import render_text
 
-    result = attribute_csv(
+    result = attribute_table(
         table,
         metric=metric,
         lower_is_better=lower_is_better,

@@ -17,36 +17,14 @@ from typing import Any
 import numpy as np
 from cost_to_answer import TOLERANCE, eight_player_cells, equal_runs_table, runs_needed, staged_row
 
-from ablate.validation import coverage
-from ablate.validation.coverage import TRUTHS, Check
-from ablate.validation.recovery import check_recovery
-
-# Checks that call the real estimators once or often per study take a share of the studies.
-SLOW = {
-    coverage.check_learning_rate: 0.25,
-    coverage.check_peeking: 0.25,
-    check_recovery: 0.05,
-    coverage.check_scale: 0.15,
-}
-CHECKS = (
-    coverage.check_lattice,
-    coverage.check_optimal,
-    coverage.check_blocks,
-    coverage.check_placebo,
-    coverage.check_compute_gain,
-    coverage.check_learning_rate,
-    coverage.check_peeking,
-    coverage.check_equivalence,
-    coverage.check_planner,
-    check_recovery,
-    coverage.check_scale,
-)
+from ablate.validation.check import TRUTHS, Check
+from ablate.validation.table import CHECKS, FULL_SIMULATIONS
 
 
 def main() -> int:
     """Exit status 0 when every bar is met, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=coverage.FULL_SIMULATIONS, help="studies per row")
+    parser.add_argument("--simulations", type=int, default=FULL_SIMULATIONS, help="studies per row")
     parser.add_argument("--seed", type=int, default=20261123)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "reports" / "attribution")
     parser.add_argument("--json", action="store_true", help="print the document on stdout")
@@ -67,8 +45,8 @@ def measure(simulations: int, seed: int) -> dict[str, Any]:
     """Run everything; each part has a generator of its own, so that parts can be repeated alone."""
     started = time.process_time()
     checks: list[Check] = []
-    for i, check in enumerate(CHECKS):
-        studies = max(100, int(simulations * SLOW.get(check, 1.0)))
+    for i, (check, share) in enumerate(CHECKS.items()):
+        studies = max(100, int(simulations * share))
         checks += check(np.random.default_rng((seed, i)), studies)
         print(f"{check.__name__}: {time.process_time() - started:.0f} s", file=sys.stderr)
     fewer = max(200, simulations // 4)

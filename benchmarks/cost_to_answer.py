@@ -15,8 +15,8 @@ from ablate.attribution.design.exchange import lattice_design, optimal_cells, st
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import Floats, Lattice, lattice
 from ablate.attribution.verdicts import t_quantile
-from ablate.validation.calibration import Outcome, StudyPlan, independent_plan, simulate
-from ablate.validation.coverage import TRUTHS, in_chunks, loss_lattice, truth_table, with_replicated_ends
+from ablate.validation.check import TRUTHS, in_chunks, loss_lattice, truth_table, with_replicated_ends
+from ablate.validation.estimators import Outcome, StudyPlan, independent_plan, simulate
 
 TOLERANCE = 0.005  # nats, the size of an effect worth finding
 DRAWS = 100  # different sets of random orders per row

@@ -160,37 +160,27 @@ def is_nested(lattice: Lattice, i: int, j: int) -> bool:
     return bool(lattice.needs[i] >> j & 1 or lattice.needs[j] >> i & 1)
 
 
-def interaction_weights(lattice: Lattice, kind: str = "banzhaf") -> dict[tuple[str, str], Floats | None]:
-    """Pair interactions: (component, component) -> (C,) weights, or None for a nested pair.
+def interaction_weights(lattice: Lattice) -> dict[tuple[str, str], Floats | None]:
+    """Banzhaf interaction index of every pair: (component, component) -> (C,) weights, or None for a nested pair.
 
-    banzhaf: v(T+ij) - v(T+i) - v(T+j) + v(T), averaged over the contexts T where all four are feasible (Grabisch and
-    Roubens 1999; the two-factor interaction of a designed experiment). shapley: contexts weighted by their size, only
-    without prerequisites; the pair part of k-SII.
+    The index is v(T+ij) - v(T+i) - v(T+j) + v(T), averaged over the contexts T in which all four cells are feasible
+    (Grabisch and Roubens 1999). It equals the two-factor interaction of a designed experiment.
     """
-    if kind not in ("banzhaf", "shapley"):
-        raise ValueError(f"unknown kind of interaction {kind!r}; the kinds are banzhaf and shapley")
-    if kind == "shapley" and not lattice.unconstrained:
-        raise ValueError("the Shapley interaction index needs all variants, and prerequisites forbid some: use banzhaf")
     n = len(lattice.components)
     out: dict[tuple[str, str], Floats | None] = {}
     for i in range(n):
         for j in range(i + 1, n):
             pair = (lattice.components[i], lattice.components[j])
-            out[pair] = None if is_nested(lattice, i, j) else _pair_weights(lattice, i, j, kind)
+            out[pair] = None if is_nested(lattice, i, j) else _pair_weights(lattice, i, j)
     return out
 
 
-def _pair_weights(lattice: Lattice, i: int, j: int, kind: str) -> Floats:
+def _pair_weights(lattice: Lattice, i: int, j: int) -> Floats:
     cells = np.asarray(lattice.cells, dtype=np.int64)
     both = 1 << i | 1 << j
     need = lattice.needs[i] | lattice.needs[j]
     contexts = cells[(cells & both == 0) & (cells & need == need)]
-    n = len(lattice.components)
-    if kind == "banzhaf":
-        weight = np.full(len(contexts), 1.0 / len(contexts))
-    else:
-        sizes = np.array([int(c).bit_count() for c in contexts])
-        weight = np.array([1.0 / ((n - 1) * comb(n - 2, s)) for s in range(n - 1)])[sizes]
+    weight = 1.0 / len(contexts)
     out = np.zeros(len(cells))
     out[lattice.index(contexts | both)] = weight
     out[lattice.index(contexts | 1 << i)] = -weight

@@ -183,12 +183,6 @@ def term_orders(lattice: Lattice) -> Ints:
     return orders
 
 
-def term_name(lattice: Lattice, cell: int) -> str:
-    """An interaction term in words: its topmost members joined by ` x `; prerequisites are implied."""
-    top = [name for i, name in enumerate(lattice.components) if cell >> i & 1 and not cell & lattice.dependants(i)]
-    return " x ".join(top) or "mean"
-
-
 def model_terms(lattice: Lattice, order: int | None) -> Ints:
     """Cells that stand for the terms up to an order of interaction, the mean first; None: all of them."""
     cells = np.asarray(lattice.cells, dtype=np.int64)

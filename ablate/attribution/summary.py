@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from ablate.attribution.design.designs import add_cells, drop_cells
 from ablate.attribution.estimation.estimates import Estimate, Estimates, Observations, estimate
@@ -17,7 +18,6 @@ from ablate.attribution.verdicts import (
     GAIN,
     HARM,
     NOT_RESOLVED,
-    benjamini_hochberg,
     beyond_margin_p,
     decide,
     holm,
@@ -176,7 +176,7 @@ def _interactions(lattice: Lattice, lines: Mapping[str, Estimate], question: Que
     pairs = {pair: lines.get(f"pair:{pair[0]}:{pair[1]}") for pair in interaction_weights(lattice)}
     tested = [pair for pair, line in pairs.items() if _known(line)]
     p_values = [_zero_p(line) for pair in tested if (line := pairs[pair]) is not None]
-    adjusted = dict(zip(tested, benjamini_hochberg(p_values), strict=True))
+    adjusted = dict(zip(tested, false_discovery_control(p_values).tolist() if tested else (), strict=True))
     return tuple(
         Interaction(
             components=pair,

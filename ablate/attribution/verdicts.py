@@ -115,13 +115,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out.tolist()
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that control the expected share of false rejections (Benjamini and Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    return false_discovery_control(p_values, method="bh").tolist() if p_values else []
-
-
 def max_t_critical(covariance: Floats, df: float, confidence: float = 0.95, *, draws: int = 65_536) -> float:
     """Half-width in standard errors of intervals that hold together for all effects: quantile of max |T|.
 

@@ -19,7 +19,8 @@ from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
-DesignName = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
+Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
+BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,7 @@ class Study:
 
     question: str
     preset: str  # a name, or the path of a preset file
-    design: DesignName = "one"
+    design: Design = "one"
     n_runs: int | None = None  # of the design `optimal`
     block_size: int = 4  # variants that share a seed in `lattice`; 1: every run has its own
     order: int = 2  # interactions above it are assumed away by `optimal` and `staged`

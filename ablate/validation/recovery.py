@@ -10,11 +10,11 @@ import numpy as np
 
 from ablate.attribution.design.exchange import lattice_design
 from ablate.attribution.estimation.estimates import Observations, estimate
-from ablate.attribution.gain.channels import ChannelTable, MeasuredRun, VariantSpeed, channel_table, measured_table
+from ablate.attribution.gain.channels import ChannelTable, MeasuredRun, VariantSpeed, measured_table
 from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, target_losses
-from ablate.attribution.indices import total_weights
+from ablate.attribution.indices import index_weights, total_weights
 from ablate.attribution.lattice import Floats, Lattice
-from ablate.validation.coverage import TRUTHS, Check, loss_lattice
+from ablate.validation.check import TRUTHS, Check, loss_lattice
 from ablate.validation.simulated import Noise, SimulatedTrainer, TruthKind, random_trainer
 
 TOKENS = (0.5e9, 1e9, 2e9)  # decayed branches at a quarter, a half and all of the budget
@@ -27,7 +27,7 @@ class SimulatedStudy:
     """What was measured, and what a perfect measurement at the same target loss would give."""
 
     measured: ChannelTable
-    truth: ChannelTable
+    truth: Floats  # (K, 3) true gain of each component in each channel
     totals: Floats  # (3,) gap between the two ends in each channel, estimated directly and not as a sum of effects
 
 
@@ -69,7 +69,7 @@ def recover(trainer: SimulatedTrainer, runs: Sequence[tuple[int, int]]) -> Simul
     target = headline_target(trainer.lattice, trained)
     return SimulatedStudy(
         measured=measured_table(trainer.lattice, trained, speeds, target),
-        truth=channel_table(trainer.lattice, trainer.true_costs(target)),
+        truth=index_weights(trainer.lattice, "owen") @ trainer.true_channels(),
         totals=_measured_totals(trainer.lattice, trained, speeds, target),
     )
 
@@ -127,8 +127,8 @@ def _studies(
         study = recover(random_trainer(game, kind, rng, noise=noise), runs)
         table = study.measured
         low, high = np.moveaxis(table.component_intervals(), -1, 0)
-        inside[s] = (low <= study.truth.by_component) & (study.truth.by_component <= high)
-        closed_form = np.abs(table.gains[:, 1] - study.truth.gains[:, 1]).max()
+        inside[s] = (low <= study.truth.sum(axis=1)) & (study.truth.sum(axis=1) <= high)
+        closed_form = np.abs(table.gains[:, 1] - study.truth[:, 1]).max()
         columns = np.abs(table.by_channel - study.totals).max()
         gap = max(gap, float(closed_form), float(columns), abs(float(table.by_component.sum() - study.totals.sum())))
     return inside, gap

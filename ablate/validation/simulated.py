@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ablate.attribution.gain.channels import VariantCost
 from ablate.attribution.gain.compute_gain import DecayedCurve
 from ablate.attribution.gain.learning_rate import levels
 from ablate.attribution.lattice import Lattice
@@ -90,22 +89,10 @@ class SimulatedTrainer:
         rng = np.random.default_rng((self.entropy, variant + 1, 2**31))
         return np.log(self.flops_per_s[variant]) + rng.normal(0.0, self.noise.rate_sd, restarts)
 
-    def true_costs(self, target_loss: float) -> list[VariantCost]:
-        """What every variant truly needs to reach the target, for comparison with what was measured."""
-        log_tokens = (
-            np.log(self.curve.reference_tokens)
-            - np.log((target_loss - self.curve.irreducible) / self.curve.reducible) / self.curve.exponent
-            - self.gain
-        )
-        return [
-            VariantCost(
-                variant=self.lattice.label(cell),
-                log_tokens=float(log_tokens[i]),
-                flops_per_token=float(self.flops_per_token[i]),
-                flops_per_s=float(self.flops_per_s[i]),
-            )
-            for i, cell in enumerate(self.lattice.cells)
-        ]
+    def true_channels(self) -> FloatArray:
+        """True log-cost gain of every variant over the baseline in every channel, (variants, 3)."""
+        flops, rate = np.log(self.flops_per_token), np.log(self.flops_per_s)
+        return np.column_stack([self.gain, flops[0] - flops, rate - rate[0]])
 
 
 def random_game(lattice: Lattice, kind: TruthKind, rng: np.random.Generator, *, largest: float = 0.1) -> FloatArray:

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablate.attribution.gain.channels import ChannelTable, VariantCost, channel_table, channel_values
+from ablate.attribution.gain.channels import ChannelTable, MeasuredRun, VariantSpeed, measured_table
 from ablate.attribution.gain.compute_gain import (
     DecayedCurve,
     log_tokens_to,
+    loss_slope,
     quadratic_coefficients,
     solve_descending,
     target_losses,
     token_gain,
 )
 from ablate.attribution.indices import index_weights
-from ablate.attribution.lattice import lattice
+from ablate.attribution.lattice import Lattice, lattice
 
 BUDGET = 2e9
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -133,6 +134,13 @@ def test_a_constant_gain_is_read_at_every_target() -> None:
         assert token_gain(curves["none"], curves["moe"], target.loss).estimate == pytest.approx(0.3, abs=1e-9)
 
 
+def test_the_slope_is_that_of_the_mean_curve_at_the_target() -> None:
+    curves = [quadratic_curve(s, shift=d) for s, d in enumerate([0.01, -0.01])]
+    assert loss_slope(curves, loss_at(math.log(0.5))) == pytest.approx(0.3 - 0.1 * math.log(0.5))
+    with pytest.raises(ValueError, match="never falls to"):
+        loss_slope(curves, 0.0)
+
+
 @pytest.mark.parametrize(
     ("tokens", "loss", "message"),
     [
@@ -147,43 +155,43 @@ def test_wrong_curves_are_refused(tokens: tuple[float, ...], loss: tuple[float, 
         DecayedCurve(seed=0, tokens=tokens, loss=loss)
 
 
-def some_costs(rng: np.random.Generator) -> tuple[object, list[VariantCost]]:
-    game = lattice(["mla", "moe", "aux-free", "mtp"], {"aux-free": ["moe"]})
-    costs = [
-        VariantCost(
-            variant=game.label(cell),
-            log_tokens=20.0 + rng.normal(),
-            flops_per_token=float(np.exp(20 + rng.normal())),
-            flops_per_s=float(np.exp(33 + rng.normal())),
-            log_tokens_error=0.01,
-            log_rate_error=0.02,
-        )
-        for cell in game.cells
+def measured(game: Lattice, gains: np.ndarray, speeds: list[VariantSpeed], *, index: str = "owen") -> ChannelTable:
+    """The table of runs on two seeds, whose ln(tokens) at the target differ by `gains` (variants,) exactly."""
+    runs = [
+        MeasuredRun(cell=cell, cluster=seed, curve=quadratic_curve(seed, gain=gain))
+        for cell, gain in zip(game.cells, gains, strict=True)
+        for seed in (0, 1)
     ]
-    return game, costs
+    return measured_table(game, runs, dict(zip(game.cells, speeds, strict=True)), loss_at(math.log(0.7)), index=index)
+
+
+def some_costs(rng: np.random.Generator) -> tuple[Lattice, np.ndarray, list[VariantSpeed]]:
+    game = lattice(["mla", "moe", "aux-free", "mtp"], {"aux-free": ["moe"]})
+    speeds = [
+        VariantSpeed(flops_per_token=float(np.exp(20 + rng.normal())), log_flops_per_s=tuple(33 + rng.normal(size=2)))
+        for _ in game.cells
+    ]
+    return game, rng.uniform(-0.3, 0.3, len(game.cells)), speeds
 
 
 def test_the_channel_table_adds_up_by_rows_and_columns() -> None:
-    game, costs = some_costs(np.random.default_rng(3))
-    table = channel_table(game, costs)
-    seconds = [c.log_tokens + math.log(c.flops_per_token) - math.log(c.flops_per_s) for c in costs]
-    assert table.total == pytest.approx(seconds[0] - seconds[-1], abs=1e-9)
-    rows = index_weights(game, "owen") @ -np.array(seconds)
-    assert np.abs(table.by_component - rows).max() < 1e-9
-    assert np.abs(table.by_channel - channel_values(costs)[-1]).max() < 1e-9
+    game, gains, speeds = some_costs(np.random.default_rng(3))
+    table = measured(game, gains, speeds)
+    flops = -np.log([speed.flops_per_token for speed in speeds])
+    rate = np.array([np.mean(speed.log_flops_per_s) for speed in speeds])
+    seconds = gains + flops + rate
+    assert table.total == pytest.approx(seconds[-1] - seconds[0], abs=1e-9)
+    owen = index_weights(game, "owen")
+    assert np.abs(table.by_component - owen @ seconds).max() < 1e-9
+    assert np.abs(table.gains - owen @ np.column_stack([gains, flops, rate])).max() < 1e-9
     assert math.prod(np.exp(table.by_component)) == pytest.approx(math.exp(table.total), rel=1e-9)
     assert (table.errors[:, 1] == 0).all(), "FLOPs per token are closed form"
-    squares = (index_weights(game, "owen") ** 2).sum(axis=1)
-    assert table.component_errors == pytest.approx(np.sqrt(squares) * math.hypot(0.01, 0.02))
 
 
 def test_a_flops_only_change_lands_in_the_flops_channel_alone() -> None:
-    game = lattice(["dummy"])
-    costs = [
-        VariantCost(variant="none", log_tokens=20.0, flops_per_token=1e9, flops_per_s=1e14),
-        VariantCost(variant="full", log_tokens=20.0, flops_per_token=1.25e9, flops_per_s=1e14),
-    ]
-    assert channel_table(game, costs).gains == pytest.approx(np.array([[0.0, math.log(0.8), 0.0]]))
+    speeds = [VariantSpeed(flops_per_token=flops, log_flops_per_s=(33.0, 33.0)) for flops in (1e9, 1.25e9)]
+    table = measured(lattice(["dummy"]), np.zeros(2), speeds)
+    assert table.gains == pytest.approx(np.array([[0.0, math.log(0.8), 0.0]]))
 
 
 def test_intervals_of_the_table_are_t_with_satterthwaite_for_totals() -> None:
@@ -204,13 +212,7 @@ def test_intervals_of_the_table_are_t_with_satterthwaite_for_totals() -> None:
 
 
 def test_channel_tables_that_cannot_add_up_are_refused() -> None:
-    game, costs = some_costs(np.random.default_rng(4))
+    game, gains, speeds = some_costs(np.random.default_rng(4))
     for index in ("first", "last"):
         with pytest.raises(ValueError, match="do not add up"):
-            channel_table(game, costs, index=index)
-    with pytest.raises(ValueError, match="out of order"):
-        channel_table(game, costs[::-1])
-    with pytest.raises(ValueError, match="all 12 feasible variants"):
-        channel_table(game, costs[1:])
-    with pytest.raises(ValueError, match="never reaches"):
-        VariantCost(variant="mla", log_tokens=math.nan, flops_per_token=1.0, flops_per_s=1.0)
+            measured(game, gains, speeds, index=index)

@@ -1,25 +1,27 @@
-"""Designs: resolutions, optimality bars, seeds, precision, refusals."""
+"""Designs: optimality bars, seeds, precision, refusals."""
 
 import numpy as np
 import pytest
 
 from ablate.attribution.design.designs import (
     Run,
+    add_cells,
     add_one_in,
     check_seeds,
+    drop_cells,
     first_last,
     leave_one_out,
     make_design,
+    one,
 )
 from ablate.attribution.design.exchange import lattice_design, optimal, optimal_cells, staged, up_to_stage
-from ablate.attribution.design.planning import plan
+from ablate.attribution.design.planning import plan, require_precision, runs_for
 from ablate.attribution.estimation.estimates import Observations, estimate
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import lattice, model_matrix
 from ablate.attribution.verdicts import t_quantile
 
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
-EIGHT = lattice("abcdefgh")
 
 
 def variances(cells, order):
@@ -94,19 +96,20 @@ def test_multipliers_are_those_of_the_analysis():
         np.testing.assert_allclose(np.square(columns).sum(axis=0), design.variance_multiplier, rtol=1e-8)
 
 
-def test_aliases_are_the_bias_of_ignored_interactions():
-    design = optimal(LOSS, 30)
-    cells = [run.cell for run in design.runs]
-    terms = dict(design.aliases[0][1])
-    name, share = max(terms.items(), key=lambda item: abs(item[1]))
-    members = set(name.split(" x ")) | ({"moe"} if "aux-free" in name else set())
-    game = np.array([float(members <= set(LOSS.names(cell))) for cell in LOSS.cells])
-    values = tuple(game[LOSS.index(cells)].tolist())
-    owen = dict(zip(LOSS.components, index_weights(LOSS, "owen"), strict=True))
-    runs = Observations(cells=tuple(cells), values=values, clusters=tuple(range(len(cells))))
-    bias = estimate(LOSS, runs, owen, order=2).lines["mla"].value - owen["mla"] @ game
-    assert bias == pytest.approx(share)
-    assert lattice_design(LOSS).aliases[0] == ("mla", ())
+def test_simple_designs_run_every_variant_on_every_seed():
+    design = one(LOSS, "moe", 5)
+    assert {LOSS.label(cell) for cell in design.cells} == {"full", "mla+mtp+fp8+distill"}
+    assert design.variance_multiplier == pytest.approx((2 / 5,))
+    assert design.df == 4
+    assert design.half_width(0.01) == pytest.approx(t_quantile(0.975, 4) * 0.01 * (2 / 5) ** 0.5)
+    drop, add = leave_one_out(LOSS, 3), add_one_in(LOSS, 3)
+    assert len(drop.runs) == len(add.runs) == 21
+    assert (drop.index, add.index) == ("last", "first")
+    assert set(add.cells) == set(add_cells(LOSS))
+    assert set(drop.cells) == set(drop_cells(LOSS))
+    both = first_last(LOSS, 2)
+    assert len(both.cells) == 14
+    assert both.order == 2
 
 
 def test_one_seed_for_all_variants_is_refused():
@@ -151,3 +154,31 @@ def test_the_planner_uses_shared_seeds_where_pairing_pays():
     assert loose.half_width(0.005 * 0.05**0.5) <= 0.003
     assert len(loose.runs) < len(plan(lattice("a"), precision=0.003, sigma=0.005).runs)
     assert plan(LOSS, precision=0.0045, sigma=0.02, correlation=0.97).layout == "blocked"
+
+
+def test_a_design_that_cannot_reach_a_precision_says_how_many_runs_would():
+    design = leave_one_out(LOSS, 3)
+    needed = runs_for(design, precision=0.004, sigma=0.005)
+    better = leave_one_out(LOSS, needed // 7)
+    assert better.half_width(0.005) <= 0.004 < leave_one_out(LOSS, needed // 7 - 1).half_width(0.005)
+    with pytest.raises(ValueError, match=f"leave-one-out design with 21 runs .* {needed} runs"):
+        require_precision(design, precision=0.004, sigma=0.005)
+    require_precision(better, precision=0.004, sigma=0.005)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: optimal(LOSS, 21), "at least 22"),
+        (lambda: lattice_design(lattice("abc"), extra_runs=0), "at least 5 blocks"),
+        (lambda: lattice_design(LOSS, replicates=0), "at least 1"),
+        (lambda: one(LOSS, "nla", 3), "unknown component 'nla'"),
+        (lambda: plan(LOSS, precision=0.0, sigma=0.005), "above 0"),
+        (lambda: plan(LOSS, precision=0.01, sigma=0.005, correlation=1.0), "below 1"),
+        (lambda: plan(LOSS, precision=1e-7, sigma=0.005), "reduce the noise"),
+        (lambda: lattice_design(LOSS).half_width(-1.0), "0 or more"),
+    ],
+)
+def test_impossible_designs_are_refused_with_a_sentence(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()

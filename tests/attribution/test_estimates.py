@@ -251,6 +251,7 @@ def truth(kind, generator):
     return -0.2 * (1 - np.exp(values / 0.2)) if kind == "sat" else values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2way", "3way", "sat"])
 @pytest.mark.parametrize("slope", [0.0, 0.008])
 def test_blocked_lattices_cover_whatever_the_seeds_do(kind, slope):
@@ -272,6 +273,7 @@ def test_blocked_lattices_cover_whatever_the_seeds_do(kind, slope):
     assert 0.925 < hits / (6 * sims) <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2way", "3way", "sat"])
 def test_the_lattice_with_repeats_covers_alone_and_jointly(kind):
     generator = np.random.default_rng(14)

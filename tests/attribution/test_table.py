@@ -10,8 +10,9 @@ from scipy import stats
 from ablate.attribution.design.exchange import lattice_design
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import lattice
-from ablate.attribution.table.attribute import attribute, attribute_csv, render_text
+from ablate.attribution.table.attribute import attribute
 from ablate.attribution.table.reading import guess_direction
+from ablate.attribution.table.text import render_text
 
 ON = [2.95, 3.01, 2.97, 2.93]
 OFF = [3.00, 3.04, 3.03, 2.99]
@@ -43,7 +44,7 @@ def grid(parts, seeds, effects, noise, seed=0, shared=True):
 
 def test_one_component_with_matching_seeds_is_the_paired_t(tmp_path):
     rows = [("on", s, v) for s, v in enumerate(ON)] + [("off", s, v) for s, v in enumerate(OFF)]
-    found = attribute_csv(write(tmp_path, lines_of("mtp,seed,loss", rows))).to_json()
+    found = attribute(write(tmp_path, lines_of("mtp,seed,loss", rows))).to_json()
     expected = stats.ttest_rel(ON, OFF).confidence_interval(0.95)
     for index in ("first", "last", "owen", "shapley"):
         number = found["effects"]["mtp"][index]
@@ -60,7 +61,7 @@ def test_one_component_with_other_seeds_is_welch(tmp_path, seeded):
     rows = [("1", s, v) for s, v in enumerate(ON)] + [("0", s + 100, v) for s, v in enumerate(off)]
     header = "mtp,seed,loss" if seeded else "mtp,loss"
     rows = rows if seeded else [(level, value) for level, _, value in rows]
-    effect = attribute_csv(write(tmp_path, lines_of(header, rows)), confidence=0.9).to_json()["effects"]["mtp"]
+    effect = attribute(write(tmp_path, lines_of(header, rows)), confidence=0.9).to_json()["effects"]["mtp"]
     expected = stats.ttest_ind(ON, off, equal_var=False).confidence_interval(0.9)
     assert (effect["last"]["low"], effect["last"]["high"]) == pytest.approx((expected.low, expected.high))
     assert effect["n"] == 9
@@ -118,11 +119,11 @@ def test_direction_changes_the_verdict_and_never_the_estimate():
 
 def test_log_estimates_are_those_of_the_logarithm(tmp_path):
     rows = [("on", s, np.exp(v)) for s, v in enumerate(ON)] + [("off", s, np.exp(v)) for s, v in enumerate(OFF)]
-    found = attribute_csv(write(tmp_path, lines_of("a,seed,seconds", rows)), log=True).to_json()
+    found = attribute(write(tmp_path, lines_of("a,seed,seconds", rows)), log=True).to_json()
     assert found["effects"]["a"]["owen"]["estimate"] == pytest.approx(-0.05)
     assert found["log"] is True
     with pytest.raises(ValueError, match="line 3: seconds is -1, and a logarithm"):
-        attribute_csv(write(tmp_path, "a,seconds\non,1\noff,-1\n"), log=True)
+        attribute(write(tmp_path, "a,seconds\non,1\noff,-1\n"), log=True)
 
 
 def test_levels_may_be_written_in_many_ways():
@@ -138,7 +139,7 @@ def test_leave_one_out_tables_define_last_only(tmp_path):
     cells = [("on", "on"), ("off", "on"), ("on", "off")]
     values = np.random.default_rng(0).normal(0, 0.01, (4, 3)) + [2.0, 2.1, 2.0]
     rows = [(*cell, s, values[s, k]) for s in range(4) for k, cell in enumerate(cells)]
-    document = attribute_csv(write(tmp_path, lines_of("a,b,seed,loss", rows))).to_json()
+    document = attribute(write(tmp_path, lines_of("a,b,seed,loss", rows))).to_json()
     effect = document["effects"]["a"]
     expected = stats.ttest_rel(values[:, 0], values[:, 1]).confidence_interval(0.95)
     assert (effect["last"]["low"], effect["last"]["high"]) == pytest.approx((expected.low, expected.high))
@@ -202,7 +203,7 @@ def test_one_seed_for_everything_is_told_and_gets_no_interval():
 
 def test_a_seed_missing_on_one_side_refuses_the_interval(tmp_path):
     rows = [("on", s, v) for s, v in enumerate(ON)] + [("off", s, v) for s, v in enumerate(OFF[:3])]
-    found = attribute_csv(write(tmp_path, lines_of("mtp,seed,loss", rows)))
+    found = attribute(write(tmp_path, lines_of("mtp,seed,loss", rows)))
     effect = found.to_json()["effects"]["mtp"]
     assert (effect["owen"]["low"], effect["verdict"]) == (None, "not resolved")
     assert "seed 3 has no run of none" in effect["owen"]["reason"]
@@ -300,7 +301,7 @@ def test_pandas_and_csv_and_row_order_agree(tmp_path):
     path = tmp_path / "t.csv"
     frame.to_csv(path, index=False, float_format="%.17g")
     shuffled = frame.sample(frac=1, random_state=1)
-    one, two, three = (a.to_json() for a in (attribute(frame), attribute_csv(path), attribute(shuffled)))
+    one, two, three = (a.to_json() for a in (attribute(frame), attribute(path), attribute(shuffled)))
     assert one == two
     assert three["effects"]["a"]["owen"] == pytest.approx(one["effects"]["a"]["owen"])
 
@@ -359,16 +360,27 @@ GOOD = "a,b,seed,loss\non,on,0,1\noff,on,0,2\non,off,0,3\noff,off,0,4\non,on,1,1
 )
 def test_wrong_tables_get_one_sentence(tmp_path, text, options, words):
     with pytest.raises(ValueError, match=words) as caught:
-        attribute_csv(write(tmp_path, text), **options)
+        attribute(write(tmp_path, text), **options)
     assert "\n" not in str(caught.value)
 
 
 def test_other_ways_to_be_wrong(tmp_path):
     with pytest.raises(ValueError, match="cannot read"):
-        attribute_csv(tmp_path / "absent.csv")
+        attribute(tmp_path / "absent.csv")
     with pytest.raises(ValueError, match=r"columns have \[1, 2\] rows"):
         attribute({"a": ["on", "off"], "loss": [1.0]})
     ignored = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "loss": [1.0, 2.0, 1.1, 2.2], "note": list("wxyz")}))
     assert "not used because they hold text: note" in ignored.warnings
     named = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "solved": [1, 0, 1, 1]}), metric="solved")
     assert list(named.effects) == ["a"]
+
+
+def test_the_p_values_of_pairs_are_adjusted_over_all_pairs():
+    found = attribute(grid(lattice("abcd"), 5, {}, 0.01, seed=3))
+    raw = [
+        2 * stats.t.sf(abs(n.estimate) / ((n.high - n.low) / 2 / stats.t.ppf(0.975, 4)), 4)
+        for n in (pair.number for pair in found.interactions)
+    ]
+    expected = stats.false_discovery_control(raw)
+    assert [pair.adjusted_p for pair in found.interactions] == pytest.approx(expected.tolist())
+    assert not np.allclose(raw, expected)

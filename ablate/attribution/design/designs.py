@@ -10,7 +10,7 @@ import numpy as np
 from ablate.attribution.estimation.blocked import blocked_weights
 from ablate.attribution.estimation.functionals import run_weights
 from ablate.attribution.indices import index_weights, undefined_reason
-from ablate.attribution.lattice import Floats, Lattice, model_matrix, term_name, term_orders
+from ablate.attribution.lattice import Floats, Lattice, model_matrix
 from ablate.attribution.verdicts import check_confidence, t_quantile
 
 NOISE_ORDER = 3  # the exact lattice takes its noise from what interactions up to this order leave over
@@ -38,9 +38,6 @@ class Design:
     components: tuple[str, ...]  # the components whose effects it estimates
     variance_multiplier: tuple[float, ...]  # per component
     df: int  # degrees of freedom of the intervals
-    aliases: tuple[
-        tuple[str, tuple[tuple[str, float], ...]], ...
-    ]  # component -> (ignored term, its share in the effect)
     stages: int = 1  # times the results are read; each reading spends an equal part of alpha (Bonferroni)
 
     @property
@@ -104,7 +101,7 @@ def make_design(
     return Design(
         name=name, lattice=lattice, runs=tuple(runs), index=index, order=order, layout=layout, components=kept,
         variance_multiplier=tuple(np.square(weights).sum(axis=1).tolist()), df=df,
-        aliases=_aliases(lattice, runs, functionals, weights, order, kept), stages=stages,
+        stages=stages,
     )  # fmt: skip
 
 
@@ -152,23 +149,6 @@ def _planned_weights(
     if df < 1:
         raise ValueError(f"{name}: {len(cells)} runs leave no degree of freedom for the noise; add runs")
     return exact.weights, df
-
-
-def _aliases(
-    lattice: Lattice, runs: Sequence[Run], functionals: Floats, weights: Floats, order: int | None,
-    components: Sequence[str],
-) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...]:  # fmt: skip
-    """Per component: terms of the next order that enter its estimate with another weight than its definition has."""
-    if order is None:
-        return tuple((component, ()) for component in components)
-    orders = term_orders(lattice)
-    terms = [cell for cell, k in zip(lattice.cells, orders.tolist(), strict=True) if k == order + 1]
-    everywhere = model_matrix(lattice, None)[:, lattice.index(terms)] if terms else np.zeros((len(lattice.cells), 0))
-    bias = weights @ everywhere[lattice.index([run.cell for run in runs])] - functionals @ everywhere
-    return tuple(
-        (component, tuple((term_name(lattice, t), float(b)) for t, b in zip(terms, row, strict=True) if abs(b) > 1e-9))
-        for component, row in zip(components, bias, strict=True)
-    )
 
 
 def one(lattice: Lattice, component: str, seeds: int) -> Design:

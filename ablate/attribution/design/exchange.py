@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ablate.attribution.design.designs import Design, Run, make_design
 from ablate.attribution.indices import index_weights
-from ablate.attribution.lattice import Floats, Lattice, model_matrix, model_terms, term_orders
+from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix, model_terms, term_orders
 
 RIDGE = 1e-7  # keeps the information matrix of a still deficient design invertible; far below one run's information
 BLOCK_SIZE = 4
 EXTRA_RUNS = 6
 SWAPS = 3000
+ROUNDS = 50  # of exchange; far more than any start took
 STARTS = 20
 NEARLY = 1.02  # designs this close to the best in variance are told apart by their bias
 SEARCH = 30_000
@@ -46,7 +49,7 @@ def optimal_cells(
             variances = _variances(rows[chosen], wanted)
             found[tuple(sorted(chosen.tolist()))] = float(variances.max())
             weights = weights * variances / variances.mean() if np.isfinite(variances).all() else weights
-            chosen = _exchange(rows, (wanted.T * weights) @ wanted, chosen)
+            chosen = exchange(chosen, _lower_trace(rows, (wanted.T * weights) @ wanted))
     best_worst = min(found.values())
     finalists = [chosen for chosen, worst in found.items() if worst <= NEARLY * best_worst]
     best = min(finalists, key=lambda chosen: _bias(lattice, rows[list(chosen)], wanted, chosen, order))
@@ -73,31 +76,46 @@ def _random_start(cells: int, runs: int, generator: np.random.Generator) -> np.n
     return np.concatenate(rounds)[:runs]
 
 
-def _exchange(rows: Floats, criterion: Floats, chosen: np.ndarray) -> np.ndarray:
-    """Replace one run at a time by the candidate that lowers trace(criterion @ inverse information), while any does."""
+def exchange(chosen: Ints, worth: Callable[[Ints, int], Floats]) -> Ints:
+    """Coordinate exchange: replace one run at a time by the best candidate for its place, while any replacement helps.
+
+    chosen: positions of the candidates of a start, (R,). worth(chosen, r): (C,) the objective of the design with every
+    candidate in the place of run r, up to a constant; -inf forbids a candidate.
+    """
     chosen = chosen.copy()
-    for _ in range(50):
-        # Recomputed every round: rank-one updates of the inverse drift.
-        inverse = np.linalg.inv(rows[chosen].T @ rows[chosen] + RIDGE * np.eye(rows.shape[1]))
-        improved = False
+    for _ in range(ROUNDS):
+        before = chosen.copy()
         for at in range(len(chosen)):
-            out = rows[chosen[at]]
-            lever = inverse @ out
-            rest = 1.0 - out @ lever
-            if rest < 1e-9:
-                continue
-            without = inverse + np.outer(lever, lever) / rest
-            spread = rows @ without
-            gain = ((spread @ criterion) * spread).sum(axis=1) / (1.0 + (spread * rows).sum(axis=1))
-            new = int(np.argmax(gain))
-            if gain[new] > gain[chosen[at]] + 1e-9:
-                chosen[at] = new
-                improved = True
-            inward = without @ rows[chosen[at]]
-            inverse = without - np.outer(inward, inward) / (1.0 + rows[chosen[at]] @ inward)
-        if not improved:
+            values = worth(chosen, at)
+            best = int(np.argmax(values))
+            if values[best] > values[chosen[at]] + 1e-9:
+                chosen[at] = best
+        if (chosen == before).all():
             break
     return chosen
+
+
+def _lower_trace(rows: Floats, criterion: Floats) -> Callable[[Ints, int], Floats]:
+    """A-optimality: by how much each candidate lowers trace(criterion @ inverse information) of the other runs.
+
+    The inverse without a run follows from that without the run before it by two updates of rank one, as `exchange` asks
+    for the places in order; it is computed anew at the first place, because such updates drift.
+    """
+    without = np.zeros((rows.shape[1], rows.shape[1]))
+
+    def worth(chosen: Ints, at: int) -> Floats:
+        nonlocal without
+        if at == 0:
+            inverse = np.linalg.inv(rows[chosen].T @ rows[chosen] + RIDGE * np.eye(rows.shape[1]))
+        else:
+            inward = without @ rows[chosen[at - 1]]
+            inverse = without - np.outer(inward, inward) / (1.0 + rows[chosen[at - 1]] @ inward)
+        lever = inverse @ rows[chosen[at]]
+        without = inverse + np.outer(lever, lever) / (1.0 - rows[chosen[at]] @ lever)
+        spread = rows @ without
+        return np.asarray(((spread @ criterion) * spread).sum(axis=1) / (1.0 + (spread * rows).sum(axis=1)))
+
+    return worth
 
 
 def optimal(lattice: Lattice, runs: int, *, order: int = 2, seed: int = 0, starts: int | None = None) -> Design:

@@ -117,6 +117,22 @@ def _fewest(build: Callable[[int], Design | None], good: Callable[[Design], bool
     return design
 
 
+def require_precision(design: Design, *, precision: float, sigma: float, confidence: float = 0.95) -> None:
+    """Nothing where the design reaches the half-width; otherwise ValueError that says how many such runs would.
+
+    sigma: noise sd of one run, as in `Design.half_widths`.
+    """
+    reached = design.half_width(sigma, confidence)
+    if reached <= precision:
+        return
+    needed = runs_for(design, precision=precision, sigma=sigma, confidence=confidence)
+    how_many = f"{needed} runs of it would" if needed else f"not even {MAX_RUNS} runs of it would"
+    raise ValueError(
+        f"the {design.name} design with {len(design.runs)} runs reaches a half-width of {reached:.3g}, "
+        f"not {precision:g}, when one run has noise {sigma:g}; {how_many}"
+    )
+
+
 def runs_for(design: Design, *, precision: float, sigma: float, confidence: float = 0.95) -> int | None:
     """Runs of this kind of design that reach a half-width: more seeds of a complete one, more repeats of any other."""
     level = 0.5 + design.stage_confidence(confidence) / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import ttest_ind
 
 from ablate.attribution.lattice import Floats
 from ablate.attribution.verdicts import (
@@ -98,13 +99,13 @@ def welch(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float |
     estimate = mean_x - mean_y
     if len(x) < 2 or len(y) < 2:
         return estimate, None, None, None
-    parts = (sd_x**2 / len(x), sd_y**2 / len(y))
-    sd = (((len(x) - 1) * sd_x**2 + (len(y) - 1) * sd_y**2) / (len(x) + len(y) - 2)) ** 0.5
-    total = sum(parts)
-    # Equal to len - 1 of the noisier side at the least; without any noise every df gives the same interval.
-    below = parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1)
-    df = total**2 / below if below > 0 else float(len(x) + len(y) - 2)
-    return estimate, total**0.5, df, sd
+    pooled_df = float(len(x) + len(y) - 2)
+    sd = (((len(x) - 1) * sd_x**2 + (len(y) - 1) * sd_y**2) / pooled_df) ** 0.5
+    error = (sd_x**2 / len(x) + sd_y**2 / len(y)) ** 0.5
+    # Without noise every df gives the same interval. Each side less its first value has the same df, to the last digit.
+    shifted = (np.asarray(side) - side[0] for side in (x, y))
+    df = float(ttest_ind(*shifted, equal_var=False).df) if error > 0 else pooled_df
+    return estimate, error, df, sd
 
 
 def _paired(differences: Sequence[float]) -> tuple[float | None, float | None, float | None, float | None, int]:

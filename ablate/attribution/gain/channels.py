@@ -23,30 +23,6 @@ _EXACT = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VariantCost:
-    """What one variant is known to need to reach the target loss."""
-
-    variant: str  # its label in the lattice
-    log_tokens: float  # ln(tokens) at the target; see compute_gain.log_tokens_to
-    flops_per_token: float  # training FLOPs, closed form
-    flops_per_s: float  # achieved, per device
-    log_tokens_error: float = 0.0  # standard error of log_tokens
-    log_rate_error: float = 0.0  # standard error of ln(flops_per_s), over process restarts
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.log_tokens):
-            raise ValueError(
-                f"{self.variant} never reaches the target loss inside its measured range; choose the target by the "
-                "worst variant's decayed loss, or extend that run"
-            )
-        if not (0 < self.flops_per_token < math.inf and 0 < self.flops_per_s < math.inf):
-            raise ValueError(
-                f"{self.variant}: FLOPs per token and FLOP/s must be positive and finite, got "
-                f"{self.flops_per_token} and {self.flops_per_s}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredRun:
     """One run. Runs that may be paired (same seed, pairing hashes agree) have equal clusters, others None."""
 
@@ -212,35 +188,3 @@ def _efficient_weights(lattice: Lattice, index: str) -> Floats:
     if np.abs(weights.sum(axis=0) - total_weights(lattice)).max() > _EXACT:
         raise ValueError(f"{index} values do not add up to the whole gain; use owen for the channel table")
     return weights
-
-
-def channel_values(costs: Sequence[VariantCost]) -> Floats:
-    """Log-cost gain of every variant over the first, the baseline, by channel: (variants, 3)."""
-    logs = np.array([[c.log_tokens, math.log(c.flops_per_token), -math.log(c.flops_per_s)] for c in costs])
-    return np.asarray(logs[0] - logs)
-
-
-def channel_table(lattice: Lattice, costs: Sequence[VariantCost], *, index: str = "owen") -> ChannelTable:
-    """Attribute each channel with one index over the whole lattice.
-
-    costs: one for each of `lattice.cells`, in that order. Raises ValueError for an index that does not share out the
-    whole gain (add-one-in, leave-one-out, Banzhaf): the columns of its table would not add up to the total.
-    """
-    if len(costs) != len(lattice.cells):
-        raise ValueError(f"the channel table needs all {len(lattice.cells)} feasible variants, got {len(costs)} costs")
-    for cell, cost in zip(lattice.cells, costs, strict=True):
-        if cost.variant != lattice.label(cell):
-            raise ValueError(f"the cost of {lattice.label(cell)} is missing or out of order: found {cost.variant}")
-    weights = _efficient_weights(lattice, index)
-    values = channel_values(costs)
-    variances = np.array([[c.log_tokens_error**2, 0.0, c.log_rate_error**2] for c in costs])
-    table = ChannelTable(
-        components=lattice.components,
-        gains=weights @ values,
-        errors=np.sqrt(weights**2 @ variances),
-        dfs=np.full((len(weights), 3), np.inf),
-    )
-    scale = max(1.0, float(np.abs(values).max()))
-    assert np.abs(table.by_channel - values[-1]).max() <= _EXACT * scale
-    assert np.abs(table.by_component - weights @ values.sum(axis=1)).max() <= _EXACT * scale
-    return table

@@ -4,7 +4,7 @@ The gain of a variant is ln(cost of the baseline) - ln(cost of the variant) at o
 arXiv:2312.07413), so gains add where factors multiply. Each seed's own decayed losses are joined by a quadratic in
 ln(tokens) and inverted; straight lines between the points are biased by the curve's bend, and points before the decay
 are never compared, because rankings flip during the decay (Wen et al., arXiv:2509.02046).
-The split of a gain in its three channels is in channels.py.
+The module `channels` splits a gain in its three channels.
 """
 
 import math
@@ -26,7 +26,6 @@ TARGET_FRACTIONS = (1.0, 0.75, 0.5)
 # A seed may cross the target this far (in ln tokens) beyond its measured range, because half of the worst variant's
 # seeds end above their own mean; the seed mean itself must cross inside the range.
 SEED_SLACK = math.log(1.5)
-FORWARD_REACH = math.log(2.0)  # ln tokens beyond the baseline's last point that a forward gain may extrapolate
 _EDGE = 1e-9
 
 
@@ -170,9 +169,9 @@ def token_gain(
     return _gain_at(_fit(baseline), _fit(variant), target_loss, confidence)
 
 
-def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float, *, reach: float = 0.0) -> Gain:
+def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float) -> Gain:
     paired = _is_paired(first.seeds, second.seeds)
-    a, a_side = _crossings(first, target_loss, reach=reach)
+    a, a_side = _crossings(first, target_loss)
     b, b_side = _crossings(second, target_loss)
     if a_side == b_side == "inside":
         return difference_interval(a, b, paired=paired, confidence=confidence)
@@ -250,21 +249,16 @@ def _is_paired(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return False
 
 
-def _crossings(
-    fit: _Fit, target_loss: float, *, reach: float = 0.0
-) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
-    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts.
-
-    reach: how far beyond the measured range, in ln tokens, the seed mean may cross.
-    """
+def _crossings(fit: _Fit, target_loss: float) -> tuple[FloatArray, Literal["inside", "after", "before"]]:
+    """ln(tokens) of every seed (seeds,), and where the seed mean crosses; all nan unless every seed counts."""
     mean_x = float(solve_descending(fit.coefficients.mean(axis=0), target_loss)) + fit.origin
     nothing = np.full(len(fit.seeds), np.nan)
     if float(fit.loss_at(fit.low).mean()) < target_loss - _EDGE:
         return nothing, "before"
-    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + reach + _EDGE:
+    if math.isnan(mean_x) or not fit.low - _EDGE <= mean_x <= fit.high + _EDGE:
         return nothing, "after"
     each = solve_descending(fit.coefficients, target_loss) + fit.origin
-    if np.isnan(each).any() or each.max() > fit.high + reach + SEED_SLACK:
+    if np.isnan(each).any() or each.max() > fit.high + SEED_SLACK:
         return nothing, "after"
     if each.min() < fit.low - SEED_SLACK:
         return nothing, "before"

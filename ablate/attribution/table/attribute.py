@@ -13,38 +13,10 @@ from ablate.attribution.lattice import Lattice, lattice
 from ablate.attribution.results import Attribution, Question
 from ablate.attribution.summary import attribute_runs
 from ablate.attribution.table.reading import Table, columns_of, guess_direction, read_csv, read_table
-from ablate.attribution.table.text import render_text
-
-__all__ = ["attribute", "attribute_csv", "render_text"]
-
-
-def attribute_csv(
-    path: str | Path,
-    *,
-    metric: str | None = None,
-    lower_is_better: bool | None = None,
-    requires: Sequence[str] = (),
-    blocks: Sequence[str] = (),
-    margin: float = 0.0,
-    confidence: float = 0.95,
-    log: bool = False,
-    order: int | None = None,
-) -> Attribution:
-    """Attribution of a CSV file: one column per component (on/off, 1/0, true/false), a metric, optionally `seed`.
-
-    requires: "A=B" for "A requires B" ("A=B,C" for both). blocks: "A,B" for components that belong together.
-    lower_is_better None: told from the metric's name, with a warning where it says nothing. Effects are on minus off.
-    ValueError in one sentence for a table that cannot be read this way; lines count the header as line 1.
-    """
-    columns, lines = read_csv(path)
-    return _attribute(
-        columns, lines, metric=metric, lower_is_better=lower_is_better, requires=requires, blocks=blocks,
-        margin=margin, confidence=confidence, log=log, order=order,
-    )  # fmt: skip
 
 
 def attribute(
-    frame: Any,
+    source: str | Path | Any,
     *,
     metric: str | None = None,
     lower_is_better: bool | None = None,
@@ -55,27 +27,14 @@ def attribute(
     log: bool = False,
     order: int | None = None,
 ) -> Attribution:
-    """The same for a pandas DataFrame or a mapping of columns; lines in messages are those of its CSV file."""
-    columns, lines = columns_of(frame)
-    return _attribute(
-        columns, lines, metric=metric, lower_is_better=lower_is_better, requires=requires, blocks=blocks,
-        margin=margin, confidence=confidence, log=log, order=order,
-    )  # fmt: skip
+    """Attribution of a table of runs: one column per component (on/off, 1/0, true/false), a metric, optionally `seed`.
 
-
-def _attribute(
-    columns: Mapping[str, Sequence[str]],
-    lines: Sequence[int],
-    *,
-    metric: str | None,
-    lower_is_better: bool | None,
-    requires: Sequence[str],
-    blocks: Sequence[str],
-    margin: float,
-    confidence: float,
-    log: bool,
-    order: int | None,
-) -> Attribution:
+    source: the path of a CSV file, a pandas DataFrame, or a mapping from column names to columns. requires: "A=B" for
+    "A requires B" ("A=B,C" for both). blocks: "A,B" for components that belong together. lower_is_better: None tells it
+    from the metric's name, with a warning where the name says nothing. Effects are on minus off. Raises ValueError, in
+    one sentence, for a table that cannot be read this way; lines in it count as in a CSV file whose header is line 1.
+    """
+    columns, lines = read_csv(source) if isinstance(source, str | Path) else columns_of(source)
     table = read_table(columns, lines, metric=metric, log=log)
     warnings = list(table.warnings)
     lower = guess_direction(table.metric) if lower_is_better is None else lower_is_better

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ablate.attribution.indices import TITLES
 from ablate.attribution.results import Attribution, ComponentEffect, Number
 
-SHOWN = ("first", "last", "owen", "shapley")  # of the indices
+SHOWN = ("first", "last", "owen", "shapley")
 
 
 def render_text(attribution: Attribution) -> str:

@@ -15,9 +15,10 @@ from ablate.attribution.gain.compute_gain import DecayedCurve, log_tokens_to, lo
 from ablate.attribution.gain.learning_rate import Trial, fit_surface, predict_optima, screening_design, tuned_effects
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import dividends, lattice, term_orders
-from ablate.validation import coverage
-from ablate.validation.calibration import StudyPlan, blocked_plan, independent_plan, simulate
-from ablate.validation.coverage import Check, loss_lattice, simulated_gains, with_replicated_ends
+from ablate.validation import designs, gains, rules
+from ablate.validation.check import TRUTHS, Check, loss_lattice, with_replicated_ends
+from ablate.validation.estimators import StudyPlan, blocked_plan, independent_plan, simulate
+from ablate.validation.gains import simulated_gains
 from ablate.validation.recovery import TOKENS, check_recovery, headline_target, recover, train_study
 from ablate.validation.simulated import LossCurve, Noise, random_game, random_trainer, run_noise
 
@@ -34,9 +35,9 @@ def test_without_noise_every_channel_of_every_component_is_recovered() -> None:
     trainer = random_trainer(GAME, "three-way", np.random.default_rng(0), noise=Noise(run_sd=0.0))
     study = recover(trainer, fresh_runs())
     table, truth = study.measured, study.truth
-    assert table.gains[:, 1:] == pytest.approx(truth.gains[:, 1:], abs=1e-9)
-    assert np.abs(table.gains[:, 0] - truth.gains[:, 0]).max() < 0.004, "only the bend of the curve is left"
-    assert truth.gains[:, 0] == pytest.approx(OWEN @ trainer.gain)
+    assert table.gains[:, 1:] == pytest.approx(truth[:, 1:], abs=1e-9)
+    assert np.abs(table.gains[:, 0] - truth[:, 0]).max() < 0.004, "only the bend of the curve is left"
+    assert truth[:, 0] == pytest.approx(OWEN @ trainer.gain)
 
 
 def test_the_total_is_the_gap_between_the_ends() -> None:
@@ -216,15 +217,15 @@ def test_noise_of_blocks_has_the_stated_variances() -> None:
 @pytest.mark.parametrize(
     ("check", "simulations"),
     [
-        (coverage.check_lattice, 10_000),
-        (coverage.check_optimal, 5_000),
-        (coverage.check_placebo, 5_000),
-        (coverage.check_blocks, 2_000),
-        (coverage.check_compute_gain, 50_000),
-        (coverage.check_learning_rate, 800),
-        (coverage.check_peeking, 500),
-        (coverage.check_equivalence, 20_000),
-        (coverage.check_planner, 1_000),
+        (designs.check_lattice, 10_000),
+        (designs.check_optimal, 5_000),
+        (designs.check_placebo, 5_000),
+        (designs.check_blocks, 2_000),
+        (gains.check_compute_gain, 50_000),
+        (gains.check_learning_rate, 800),
+        (rules.check_peeking, 500),
+        (rules.check_equivalence, 20_000),
+        (designs.check_planner, 1_000),
     ],
 )
 def test_reduced_coverage(check: Callable[[np.random.Generator, int], list[Check]], simulations: int) -> None:
@@ -247,7 +248,7 @@ def test_two_stages_of_learning_rates_recover_the_tuned_gains() -> None:
     inside = []
     for s in range(40):
         noise = Noise(run_sd=0.004, branch_sd=0.002)
-        trainer = random_trainer(GAME, coverage.TRUTHS[s % 3], np.random.default_rng((51, s)), noise=noise)
+        trainer = random_trainer(GAME, TRUTHS[s % 3], np.random.default_rng((51, s)), noise=noise)
         screened = [
             Trial(
                 cell=cell,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ablate.attribution.indices import index_weights
-from ablate.validation.coverage import loss_lattice, truth_table
+from ablate.validation.check import loss_lattice, truth_table
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REPORT = BENCHMARKS.parent / "reports" / "attribution"
@@ -59,6 +59,7 @@ def test_one_at_a_time_answers_another_question(cost: ModuleType) -> None:
     assert np.abs(with_dependants).mean() > 2 * np.abs(without).mean()
 
 
+@pytest.mark.slow
 def test_permutations_are_unbiased(cost: ModuleType) -> None:
     rng = np.random.default_rng(3)
     for contender in (cost.permutations(GAME, 4), cost.antithetic(GAME, 2)):
