@@ -17,8 +17,15 @@ def attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(scale q k^T) v; `attn_mask` is true where a key may be seen. -> (B, H, T, V)"""
+    """softmax(scale q k^T) v; `attn_mask` is true where a key may be seen. -> (B, H, T, V)
+
+    enable_gqa: keys and values may have fewer heads than queries, each for as many in a row.
+    """
+    if enable_gqa:
+        groups = q_BHTK.shape[1] // k_BHSK.shape[1]
+        k_BHSK, v_BHSV = (x.repeat_interleave(groups, dim=1) for x in (k_BHSK, v_BHSV))
     scores = q_BHTK @ k_BHSK.transpose(-1, -2) * (q_BHTK.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

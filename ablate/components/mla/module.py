@@ -194,9 +194,8 @@ class GroupedQueryAttention(nn.Module):
         return rotation.rotate(q), rotation.rotate(k), v
 
     def attend(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None) -> Tensor:
-        groups = self.n_heads // self.n_kv_heads
-        k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k_BSGK, v_BSGK))
-        y_BHTK = ATTENTION[self.backend](q_BTHK.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None)
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
+        y_BHTK = ATTENTION[self.backend](q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.output(y_BHTK.transpose(1, 2).flatten(2))
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
