@@ -1,4 +1,4 @@
-"""Cases of latent attention: training, from unrotated heads to their output, both passes; and decoding."""
+"""Operations of latent attention: training, from unrotated heads to their output, both passes; and decoding."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
+from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.components.mla.attention import attention
 from ablate.model.block import Rotation, rotation_table
 
 HEAD = {"K": 128, "P": 64, "V": 128}  # position-free, rotated, value
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     shapes = ({"B": 8, "T": 2048, "H": 8}, {"B": 8, "T": 4096, "H": 16}, {"B": 1, "T": 4096, "H": 128})
     training = [_training_operation(shape, pass_) for shape in shapes for pass_ in ("forward", "backward")]
     return [*training, *(_decode_operation(b, heads) for b, heads in ((32, 128), (128, 16)))]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ablate.bench import attention, fp8, loss, moe, norms, quantise
-from ablate.bench.case import Operation, first_line, run_operation
+from ablate.bench.operation import Operation, first_line, run_operation
 from ablate.bench.render import render
 from ablate.bench.timing import Ceilings, ceilings
 from ablate.kernels import launch  # noqa: F401  # repairs the interpreter before any kernel runs
@@ -25,14 +25,14 @@ from ablate.spec.machine import Machine, this_machine
 
 # The most telling first: what a time limit cuts off are the last.
 GROUPS: dict[str, Callable[[], list[Operation]]] = {
-    "attention": attention.cases,
-    "moe": moe.cases,
-    "fp8": lambda: [*fp8.cases(), *quantise.cases()],
-    "loss": loss.cases,
-    "norm": norms.cases,
+    "attention": attention.operations,
+    "moe": moe.operations,
+    "fp8": lambda: [*fp8.operations(), *quantise.operations()],
+    "loss": loss.operations,
+    "norm": norms.operations,
 }
 NAMES = ("kernels", *GROUPS, "step")
-BUDGET_S = 0.2  # of measuring, for each implementation of a case
+BUDGET_S = 0.2  # of measuring, for each implementation of a operation
 SMOKE_BUDGET_S = 0.004
 PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
 SMOKE_PRESET = "nano"
@@ -48,7 +48,7 @@ def run_bench(
     limit_s: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything measured, in plain data; with `out` also written to <group>.json and <group>.md, after every case.
+    """Everything measured, in plain data; with `out` also in <group>.json and <group>.md, after every operation.
 
     group: one of NAMES; `kernels` is all but `step`. `tune`: also time the candidates of every kernel that ships, and
     write what is fastest for this device. `smoke`: every path, figures without meaning. `limit_s`: what is not begun
@@ -69,7 +69,7 @@ def run_bench(
     limits = ceilings(torch.device(machine.kind), smoke=smoke)
     document = _empty(group, machine, limits, smoke)
     parts = _steps(document, machine, limits, preset, smoke, left_s) if group == "step" else None
-    for text in parts or _cases(document, machine, limits, group, tune, smoke, left_s):
+    for text in parts or _operations(document, machine, limits, group, tune, smoke, left_s):
         say(text)
         document["seconds"] = round(time.monotonic() - began, 1)
         if out is not None:
@@ -94,7 +94,7 @@ def _empty(group: str, machine: Machine, limits: Ceilings, smoke: bool) -> dict[
         "cudnn": cudnn,
         "smoke": smoke,
         "ceilings": limits.summary(),
-        "cases": [],
+        "operations": [],
         "steps": [],
         "tuned": [],
         "skipped": [],
@@ -102,7 +102,7 @@ def _empty(group: str, machine: Machine, limits: Ceilings, smoke: bool) -> dict[
     }
 
 
-def _cases(
+def _operations(
     document: dict[str, Any],
     machine: Machine,
     limits: Ceilings,
@@ -111,47 +111,49 @@ def _cases(
     smoke: bool,
     left_s: Callable[[], float],
 ) -> Iterator[str]:
-    """A line for each case as it is done."""
+    """A line for each operation as it is done."""
     seen: set[Any] = set()
-    for case in [c for name, make in GROUPS.items() if group in (name, "kernels") for c in make()]:
-        # A processor knows only the small shapes, which are the same for several cases.
-        key = (case.group, case.name, tuple(case.small.items()))
+    for operation in [c for name, make in GROUPS.items() if group in (name, "kernels") for c in make()]:
+        # A processor knows only the small shapes, which are the same for several operations.
+        key = (operation.group, operation.name, tuple(operation.small.items()))
         if machine.kind != "cuda" and key in seen:
             continue
         seen.add(key)
         if left_s() <= 0:
-            document["skipped"].append(f"{case.title}: no time was left")
+            document["skipped"].append(f"{operation.title}: no time was left")
             continue
-        document["cases"].append(run_operation(case, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
-        yield summary(document["cases"][-1])
+        document["operations"].append(run_operation(operation, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
+        yield summary(document["operations"][-1])
         if tune and left_s() > 0:
-            yield from _tuned(document, case, machine)
+            yield from _tuned(document, operation, machine)
 
 
-def _tuned(document: dict[str, Any], case: Operation, machine: Machine) -> Iterator[str]:
+def _tuned(document: dict[str, Any], operation: Operation, machine: Machine) -> Iterator[str]:
     from ablate.bench.tune import tune_operation
 
-    ours = {implementation.name for implementation in case.implementations if implementation.needs == "triton"}
-    right = {row["backend"] for row in document["cases"][-1]["backends"] if row["status"] == "measured"}
+    ours = {implementation.name for implementation in operation.implementations if implementation.needs == "triton"}
+    right = {row["backend"] for row in document["operations"][-1]["backends"] if row["status"] == "measured"}
     if not ours & right:
         return
     try:
         found = tune_operation(
-            replace(case, implementations=[w for w in case.implementations if w.name in right]), machine, BUDGET_S
+            replace(operation, implementations=[w for w in operation.implementations if w.name in right]),
+            machine,
+            BUDGET_S,
         )
     except Exception as fault:
-        document["skipped"].append(f"{case.title}: its kernels were not tuned; {first_line(fault)}")
+        document["skipped"].append(f"{operation.title}: its kernels were not tuned; {first_line(fault)}")
         return
     document["tuned"] += found
     yield f"  tuned: {', '.join(entry['kernel'] for entry in found) or 'nothing'}"
 
 
 def _fills() -> dict[tuple[str, str, str], str]:
-    cases = [case for make in GROUPS.values() for case in make()]
+    operations = [operation for make in GROUPS.values() for operation in make()]
     return {
-        (case.group, case.name, implementation.name): implementation.fills
-        for case in cases
-        for implementation in case.implementations
+        (operation.group, operation.name, implementation.name): implementation.fills
+        for operation in operations
+        for implementation in operation.implementations
         if implementation.fills
     }
 
@@ -188,13 +190,13 @@ def _steps(
         yield f"{row['name']}: {rate}"
 
 
-def summary(case: dict[str, Any]) -> str:
-    """One line of a case: every implementation with its milliseconds, or what became of it."""
+def summary(operation: dict[str, Any]) -> str:
+    """One line of a operation: every implementation with its milliseconds, or what became of it."""
     parts = []
-    for row in case["backends"]:
+    for row in operation["backends"]:
         became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]
         parts.append(f"{row['backend']} {became}")
-    return f"{case['name']} {' '.join(f'{k}{v}' for k, v in case['shape'].items())}: {', '.join(parts)}"
+    return f"{operation['name']} {' '.join(f'{k}{v}' for k, v in operation['shape'].items())}: {', '.join(parts)}"
 
 
 def save(document: dict[str, Any], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cases of blockwise FP8: products of quantised matrices, and whole maps with what quantises them."""
+"""Operations of blockwise FP8: products of quantised matrices, and whole maps with what quantises them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors
 from ablate.bench.moe import (
     EXPERTS,
     PRODUCTS,
@@ -24,9 +23,10 @@ from ablate.bench.moe import (
     one_or_both,
 )
 from ablate.bench.norms import backward, expected_backward, random
+from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     dense = ({"N": 8192, "I": 8192, "O": 8192}, {"N": 4096, "I": 7168, "O": 4096}, {"N": 16384, "I": 2048, "O": 2048})
     return [
         *map(_dense_operation, dense),

@@ -1,4 +1,4 @@
-"""Cases of the output head with its cross-entropy, forward and backward, as a training step does it."""
+"""Operations of the output head with its cross-entropy, forward and backward, as a training step does it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, random
+from ablate.bench.operation import Implementation, Operation, Shape, Tensors, Unavailable
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     return [_case(8192, 2048, 129280), _case(32768, 1024, 32768)]
 
 

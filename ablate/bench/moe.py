@@ -1,4 +1,4 @@
-"""Cases of routed experts: the products of one matrix an expert, whole experts, routing, and the weighted sum."""
+"""Operations of routed experts: the products of one matrix an expert, whole experts, routing, and the weighted sum."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.norms import backward, compiled, expected_backward, forward, random
+from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.components.moe.module import Permutation, place
 
 # An expert's products in DeepSeek-V3 with 8 experts on a device, and in models of one device.
@@ -25,7 +25,7 @@ EXPERTS = (
 )
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     products = [_product_operation(shape) for shape in PRODUCTS]
     gradients = [_gradient_operation(shape) for shape in PRODUCTS]
     experts = [_experts_operation(shape, both) for shape in EXPERTS for both in (False, True)]

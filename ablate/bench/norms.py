@@ -1,4 +1,4 @@
-"""Cases of what only moves memory: the norm, and the heads of latent attention put together."""
+"""Operations of what only moves memory: the norm, and the heads of latent attention put together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
+from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.model.block import Rotation, rotation_table
 
 EPS = 1e-6
@@ -75,7 +75,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, **options: made()(*arguments, **options)
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     return [*_norm_cases(), _assembly_operation()]
 
 

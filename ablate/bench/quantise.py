@@ -1,4 +1,4 @@
-"""Cases of quantisation to E4M3 in tiles: alone, and in the same launch as the norm or the SwiGLU before it."""
+"""Operations of quantisation to E4M3 in tiles: alone, and in the same launch as the norm or the SwiGLU before it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.case import Implementation, Operation, Shape, Tensors
 from ablate.bench.norms import EPS, compiled, forward, random
+from ablate.bench.operation import Implementation, Operation, Shape, Tensors
 
 LARGEST = 448.0  # of E4M3
 MIN_SCALE = 2.0**-126
 TILE = 128
 
 
-def cases() -> list[Operation]:
+def operations() -> list[Operation]:
     return [
         _activation_operation("activations quantised", _activations, lambda x: x, _plain, read=2.0),
         _activation_operation("SwiGLU quantised", _gate_up, _swiglu, _with_swiglu, read=4.0),

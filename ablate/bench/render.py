@@ -10,8 +10,8 @@ from ablate.quantities import memory, milliseconds, percent, scaled, whole
 
 def render(document: Mapping[str, Any]) -> str:
     lines = [*_heading(document)]
-    if document["cases"]:
-        lines += ["", *_cases(document["cases"])]
+    if document["operations"]:
+        lines += ["", *_operations(document["operations"])]
     if document["steps"]:
         lines += ["", *_steps(document)]
     if document["tuned"]:
@@ -43,22 +43,22 @@ def _heading(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cases(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+def _operations(operations: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "## Operations",
         "",
         "| operation | shape | backend | ms | quartiles | arithmetic | traffic | share | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for case in cases:
-        shape = " ".join(f"{k}{v}" for k, v in case["shape"].items())
-        measured = [row for row in case["backends"] if "seconds" in row]
+    for operation in operations:
+        shape = " ".join(f"{k}{v}" for k, v in operation["shape"].items())
+        measured = [row for row in operation["backends"] if "seconds" in row]
         fastest = min((row["seconds"]["median"] for row in measured), default=None)
         for row in measured:
             s = row["seconds"]
             name = f"**{row['backend']}**" if s["median"] == fastest and len(measured) > 1 else row["backend"]
             lines.append(
-                f"| {case['name']} | {shape} | {name} | {_time(s)} "
+                f"| {operation['name']} | {shape} | {name} | {_time(s)} "
                 f"| {scaled(row.get('flops_per_s'), 'FLOP/s')} | {scaled(row.get('bytes_per_s'), 'B/s')} "
                 f"| {percent(row.get('share_of_ceiling'), 3)} | {row['relative_error']:.1e} |"
             )
@@ -110,10 +110,10 @@ def _tuned(tuned: Sequence[Mapping[str, Any]], written: str) -> list[str]:
 
 def _without_seconds(document: Mapping[str, Any]) -> list[str]:
     found: dict[str, None] = {}
-    for case in document["cases"]:
-        for row in case["backends"]:
+    for operation in document["operations"]:
+        for row in operation["backends"]:
             if "seconds" not in row:
-                found[f"- {case['name']}, {row['backend']}: {row['status']}; {row.get('reason', '')}"] = None
+                found[f"- {operation['name']}, {row['backend']}: {row['status']}; {row.get('reason', '')}"] = None
     for row in document["steps"]:
         if "seconds" not in row:
             found[f"- {row['name']}: {row['status']}; {row.get('reason', '')}"] = None

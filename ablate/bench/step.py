@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablate.bench.case import first_line, release
+from ablate.bench.operation import first_line, release
 from ablate.bench.timing import Sample
 from ablate.model.loss import training_loss
 from ablate.spec.machine import Machine

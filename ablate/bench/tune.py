@@ -15,7 +15,16 @@ from typing import Any
 
 import torch
 
-from ablate.bench.case import Implementation, Operation, Prepared, as_tensors, first_line, largest_error, made, release
+from ablate.bench.operation import (
+    Implementation,
+    Operation,
+    Prepared,
+    as_tensors,
+    first_line,
+    largest_error,
+    made,
+    release,
+)
 from ablate.bench.timing import measure
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
@@ -44,14 +53,16 @@ def asking() -> Iterator[Asked]:
         table.watchers.remove(note)
 
 
-def tune_operation(case: Operation, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
+def tune_operation(operation: Operation, machine: Machine, budget_s: float) -> list[dict[str, Any]]:
     """The candidates of every kernel that our own implementation launches, each with its seconds or its fault."""
-    implementations = [implementation for implementation in case.implementations if implementation.needs == "triton"]
+    implementations = [
+        implementation for implementation in operation.implementations if implementation.needs == "triton"
+    ]
     device = torch.device(machine.kind)
-    shape = case.shape if machine.kind == "cuda" else case.small
+    shape = operation.shape if machine.kind == "cuda" else operation.small
     found = []
     for implementation in implementations:
-        inputs = [made(case, shape, seed, device) for seed in (0, 1)]
+        inputs = [made(operation, shape, seed, device) for seed in (0, 1)]
         with asking() as asked:
             run = implementation.prepare(*inputs[0])
             expected = tuple(t.detach().clone() for t in implementation.read(run()))
@@ -59,15 +70,15 @@ def tune_operation(case: Operation, machine: Machine, budget_s: float) -> list[d
             others = own.candidates(kernel, machine.architecture)
             candidates = [shipped, *(c for c in others if c.options != shipped.options)]
             if len(candidates) > 1:
-                rows = _try(case, implementation, inputs, kernel, candidates, expected, budget_s)
-                found.append({"kernel": kernel, "case": case.title, "sizes": dict(sizes), "candidates": rows})
+                rows = _try(operation, implementation, inputs, kernel, candidates, expected, budget_s)
+                found.append({"kernel": kernel, "operation": operation.title, "sizes": dict(sizes), "candidates": rows})
         del inputs, expected
         release()
     return found
 
 
 def _try(
-    case: Operation,
+    operation: Operation,
     implementation: Implementation,
     inputs: Sequence[Any],
     kernel: str,
@@ -88,7 +99,7 @@ def _try(
         except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
             row["fault"] = first_line(fault)
             continue
-        if error > 2 * implementation.allowed(case):
+        if error > 2 * implementation.allowed(operation):
             row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
             continue
         ready[str(len(rows) - 1)] = [_with(kernel, candidate, run) for run in prepared]
@@ -121,7 +132,7 @@ def best(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def choices(tuned: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Kernel -> its choices by size, as the tables read them. Of cases with the same sizes the first counts."""
+    """Kernel -> its choices by size, as the tables read them. Of operations with the same sizes the first counts."""
     found: dict[str, dict[str, Any]] = {}
     for entry in tuned:
         configuration = best(entry["candidates"])
@@ -134,19 +145,19 @@ def choices(tuned: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def backends(cases: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
-    """Slot -> the backend with the fewest seconds over the slot's cases, of those that were measured in all of them.
+def backends(operations: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, str, str], str]) -> dict[str, str]:
+    """Slot -> the fastest backend over the slot's operations together, of those that were measured in all of them.
 
     `fills`: (group, operation, implementation) -> backend. Two kinds of node of one slot (linear/fp8, linear/standard)
     must agree.
     """
     winners: dict[str, set[str]] = {}
-    for kind in {case["slot"] for case in cases if case.get("slot")}:
+    for kind in {operation["slot"] for operation in operations if operation.get("slot")}:
         totals: dict[str, list[float]] = {}
-        own = [case for case in cases if case.get("slot") == kind]
-        for case in own:
-            for row in case["backends"]:
-                backend = fills.get((case["group"], case["name"], row["backend"]))
+        own = [operation for operation in operations if operation.get("slot") == kind]
+        for operation in own:
+            for row in operation["backends"]:
+                backend = fills.get((operation["group"], operation["name"], row["backend"]))
                 if backend and row["status"] == "measured":
                     totals.setdefault(backend, []).append(row["seconds"]["median"])
         complete = {name: sum(seconds) for name, seconds in totals.items() if len(seconds) == len(own)}
@@ -164,7 +175,7 @@ def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[st
         "date": datetime.now(UTC).date().isoformat(),
         "versions": document["environment"]["packages"],
         "kernels": before.get("kernels", {}) | choices(document["tuned"]),
-        "backends": before.get("backends", {}) | backends(document["cases"], fills),
+        "backends": before.get("backends", {}) | backends(document["operations"], fills),
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

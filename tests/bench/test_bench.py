@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ablate.bench import command, step, timing, tune
-from ablate.bench.case import Implementation, Operation, Result, Unavailable, _agreeing, run_operation
 from ablate.bench.norms import forward
+from ablate.bench.operation import Implementation, Operation, Result, Unavailable, _agreeing, run_operation
 from ablate.bench.render import render
 from ablate.components.variants import Variant
 from ablate.kernels import rms_norm, table
@@ -46,8 +46,8 @@ def case_of(*implementations: Implementation, **options: Any) -> Operation:
     )
 
 
-def rows_of(case: Operation, machine: Machine = CPU) -> dict[str, dict[str, Any]]:
-    return {row["backend"]: row for row in run_operation(case, machine, CEILINGS, 0.001)["backends"]}
+def rows_of(operation: Operation, machine: Machine = CPU) -> dict[str, dict[str, Any]]:
+    return {row["backend"]: row for row in run_operation(operation, machine, CEILINGS, 0.001)["backends"]}
 
 
 def missing(x: Tensor) -> Tensor:
@@ -146,14 +146,14 @@ def test_a_group_is_written_down_whole(tmp_path: Path) -> None:
     text = (tmp_path / "norm.md").read_text()
     assert text == render(document)
     assert "smoke test" in text
-    assert len(lines) == len(document["cases"]) == 3
+    assert len(lines) == len(document["operations"]) == 3
     assert document["environment"]["packages"]["torch"] == torch.__version__
     assert document["date"]
-    for case in document["cases"]:
-        for row in case["backends"]:
+    for operation in document["operations"]:
+        for row in operation["backends"]:
             assert ("seconds" in row) == (row["status"] == "measured")
-            assert f"{case['name']}" in text
-            assert row["status"] == "measured" or f"{case['name']}, {row['backend']}: {row['status']}" in text
+            assert f"{operation['name']}" in text
+            assert row["status"] == "measured" or f"{operation['name']}, {row['backend']}: {row['status']}" in text
 
 
 def full_nano() -> Spec:
@@ -164,19 +164,19 @@ def full_nano() -> Spec:
 @pytest.mark.parametrize("group", list(command.GROUPS))
 def test_every_slot_names_backends_that_models_have(group: str) -> None:
     spec = full_nano()
-    for case in command.GROUPS[group]():
-        assert set(case.shape) == set(case.small)
-        fills = {implementation.fills for implementation in case.implementations if implementation.fills}
-        assert bool(fills) >= bool(case.slot)
-        slot = case.slot.partition("/")[0]
-        for backend in fills if case.slot else ():
-            if case.slot != "linear/standard":
+    for operation in command.GROUPS[group]():
+        assert set(operation.shape) == set(operation.small)
+        fills = {implementation.fills for implementation in operation.implementations if implementation.fills}
+        assert bool(fills) >= bool(operation.slot)
+        slot = operation.slot.partition("/")[0]
+        for backend in fills if operation.slot else ():
+            if operation.slot != "linear/standard":
                 assert spec.model.with_backends({slot: backend}).backends[slot] == backend
 
 
 def test_no_time_is_told() -> None:
     document = command.run_bench("loss", smoke=True, limit_s=0.0)
-    assert document["cases"] == []
+    assert document["operations"] == []
     assert all("no time was left" in text for text in document["skipped"])
     assert "no time was left" in render(document)
 
@@ -261,19 +261,19 @@ def test_the_fastest_right_candidate_is_chosen_and_noise_changes_nothing() -> No
 
 
 def test_backends_are_those_fastest_over_all_cases_of_a_slot() -> None:
-    def case(name: str, slot: str, **seconds: float) -> dict[str, Any]:
+    def operation(name: str, slot: str, **seconds: float) -> dict[str, Any]:
         rows = [{"backend": b, "status": "measured", "seconds": {"median": s}} for b, s in seconds.items()]
         return {"group": "g", "name": name, "slot": slot, "backends": rows}
 
-    cases = [
-        case("forward", "attention", library=3.0, triton=1.0, cudnn=0.1),
-        case("backward", "attention", library=1.0, triton=2.0),  # cuDNN failed here
-        case("alone", "norm", triton=1.0),
-        case("products", "linear/standard", library=1.0, triton=2.0),
-        case("fp8", "linear/fp8", library=2.0, triton=1.0),
+    operations = [
+        operation("forward", "attention", library=3.0, triton=1.0, cudnn=0.1),
+        operation("backward", "attention", library=1.0, triton=2.0),  # cuDNN failed here
+        operation("alone", "norm", triton=1.0),
+        operation("products", "linear/standard", library=1.0, triton=2.0),
+        operation("fp8", "linear/fp8", library=2.0, triton=1.0),
     ]
-    fills = {("g", c["name"], b): b for c in cases for b in ("library", "triton", "cudnn")}
-    assert tune.backends(cases, fills) == {"attention": "triton"}
+    fills = {("g", c["name"], b): b for c in operations for b in ("library", "triton", "cudnn")}
+    assert tune.backends(operations, fills) == {"attention": "triton"}
 
 
 def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
@@ -283,15 +283,15 @@ def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
     other = Configuration(blocks={"ROWS": 8}, num_warps=4, num_stages=2)
     broken = Configuration(blocks={"ROWS": 3}, num_warps=4, num_stages=2)  # not a power of two
     monkeypatch.setattr(table.Table, "candidates", lambda *_: (other, broken))
-    case = next(c for c in command.GROUPS["norm"]() if c.name == "rms_norm backward")
-    tuned = tune.tune_operation(case, INTERPRETED, 0.001)
+    operation = next(c for c in command.GROUPS["norm"]() if c.name == "rms_norm backward")
+    tuned = tune.tune_operation(operation, INTERPRETED, 0.001)
     by_kernel = {entry["kernel"]: entry for entry in tuned}
     assert set(by_kernel) == {"rms_norm_forward", "rms_norm_backward"}
     rows = by_kernel["rms_norm_backward"]["candidates"]
     assert ["seconds" in row for row in rows] == [True, True, False]
     assert "fault" in rows[2]
     rows[0]["seconds"], rows[1]["seconds"] = 2.0, 1.0
-    document = {"tuned": tuned, "cases": [], "environment": {"packages": {"torch": "2"}}}
+    document = {"tuned": tuned, "operations": [], "environment": {"packages": {"torch": "2"}}}
     try:
         written = json.loads(Path(tune.write(document, INTERPRETED, {})).read_text())
         assert set(written) == {"device", "date", "versions", "kernels", "backends"}
@@ -339,7 +339,7 @@ class Block:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 from ablate.bench import command
-assert command.run_bench("norm", smoke=True)["cases"]
+assert command.run_bench("norm", smoke=True)["operations"]
 for group in command.GROUPS.values():
     group()
 try:

@@ -40,13 +40,13 @@ class Implementation:
     name: str
     prepare: Callable[..., Prepared]
     needs: str = ""  # "", "cuda", or "triton": this program's kernels
-    fills: str = ""  # the backend of the case's slot that this is
+    fills: str = ""  # the backend of the operation's slot that this is
     read: Callable[[Any], Tensors] = lambda result: result if isinstance(result, tuple) else (result,)
-    tolerance: str = ""  # of another format than the case's
+    tolerance: str = ""  # of another format than the operation's
 
-    def allowed(self, case: Operation) -> float:
+    def allowed(self, operation: Operation) -> float:
         """The error up to which it is right."""
-        return TOLERANCE[self.tolerance or case.tolerance] * (1.0 if self.needs == "triton" else LENIENCE)
+        return TOLERANCE[self.tolerance or operation.tolerance] * (1.0 if self.needs == "triton" else LENIENCE)
 
     def obstacle(self, machine: Machine) -> str:
         return {"": lambda _: "", "cuda": without_cuda, "triton": without_triton}[self.needs](machine)
@@ -90,31 +90,31 @@ class Result:
     sample: Sample | None = None
     prepared: list[Prepared] = field(default_factory=list)
 
-    def row(self, case: Operation, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
+    def row(self, operation: Operation, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
         row: dict[str, Any] = {"backend": self.implementation.name, "status": self.status}
         row |= {"reason": self.reason} if self.reason else {}
         row |= {"relative_error": self.error} if self.error is not None else {}
         if self.sample is None:
             return row
-        flops, bytes_, seconds = case.flops(shape), case.bytes(shape), self.sample.median
+        flops, bytes_, seconds = operation.flops(shape), operation.bytes(shape), self.sample.median
         row |= {"seconds": self.sample.summary()}
         row |= {"flops_per_s": flops / seconds} if flops else {}
         row |= {"bytes_per_s": bytes_ / seconds} if bytes_ else {}
         return row | ({"share_of_ceiling": ceilings.least_seconds(flops, bytes_) / seconds} if flops or bytes_ else {})
 
 
-def run_operation(case: Operation, machine: Machine, ceilings: Ceilings, budget_s: float) -> dict[str, Any]:
+def run_operation(operation: Operation, machine: Machine, ceilings: Ceilings, budget_s: float) -> dict[str, Any]:
     """Check every implementation, time those that are right, and say what became of the others."""
     device = torch.device(machine.kind)
-    shape = case.shape if machine.kind == "cuda" else case.small
-    found = [_checked(case, implementation, machine) for implementation in case.implementations]
+    shape = operation.shape if machine.kind == "cuda" else operation.small
+    found = [_checked(operation, implementation, machine) for implementation in operation.implementations]
     good = [
         f for f in found if f.status == "checked" and not (f.implementation.needs == "triton" and machine.interpreted)
     ]
     if machine.kind == "cuda" and good:
-        good = _agreeing(case, good, device)
+        good = _agreeing(operation, good, device)
     if good:
-        _time(case, shape, good, device, budget_s)
+        _time(operation, shape, good, device, budget_s)
     if machine.kind == "cuda":
         torch.compiler.reset()  # or the limit of graphs for one function ends in eager calls
     for each in found:
@@ -123,32 +123,32 @@ def run_operation(case: Operation, machine: Machine, ceilings: Ceilings, budget_
         each.prepared = []
     release()
     return {
-        "group": case.group,
-        "name": case.name,
+        "group": operation.group,
+        "name": operation.name,
         "shape": dict(shape),
-        "tolerance": TOLERANCE[case.tolerance],
-        "slot": case.slot,
-        "flops": case.flops(shape),
-        "bytes": case.bytes(shape),
-        "backends": [f.row(case, shape, ceilings) for f in found],
+        "tolerance": TOLERANCE[operation.tolerance],
+        "slot": operation.slot,
+        "flops": operation.flops(shape),
+        "bytes": operation.bytes(shape),
+        "backends": [f.row(operation, shape, ceilings) for f in found],
         **_ratios(good),
     }
 
 
-def made(case: Operation, shape: Shape, seed: int, device: torch.device) -> Tensors:
+def made(operation: Operation, shape: Shape, seed: int, device: torch.device) -> Tensors:
     """A set of inputs. The default device is set for this alone: while it is, every call of torch's takes longer."""
     with device:
-        return case.inputs(shape, seed)
+        return operation.inputs(shape, seed)
 
 
-def _checked(case: Operation, implementation: Implementation, machine: Machine) -> Result:
+def _checked(operation: Operation, implementation: Implementation, machine: Machine) -> Result:
     """At the small shape, against float64."""
     if obstacle := implementation.obstacle(machine):
         return Result(implementation, "unavailable", obstacle)
     try:
-        inputs = made(case, case.small, 0, torch.device(machine.kind))
+        inputs = made(operation, operation.small, 0, torch.device(machine.kind))
         wide = [x.detach().double() if x.is_floating_point() else x for x in inputs]
-        expected = as_tensors(case.expected(*wide))
+        expected = as_tensors(operation.expected(*wide))
         found = implementation.read(implementation.prepare(*inputs)())
         error = largest_error(found, expected)
     except Unavailable as fault:
@@ -157,14 +157,14 @@ def _checked(case: Operation, implementation: Implementation, machine: Machine) 
         return Result(implementation, "unavailable", first_line(fault))
     except Exception as fault:  # whatever a library, a compiler or a driver says is a result of this implementation
         return Result(implementation, "failed", first_line(fault))
-    if not error <= (bound := implementation.allowed(case)):
+    if not error <= (bound := implementation.allowed(operation)):
         return Result(implementation, "refused", f"its error is {error:.1e}, and {bound:.0e} is allowed", error)
     return Result(implementation, "checked", error=error)
 
 
-def _agreeing(case: Operation, good: Sequence[Result], device: torch.device) -> list[Result]:
+def _agreeing(operation: Operation, good: Sequence[Result], device: torch.device) -> list[Result]:
     """Those whose results at the timed shape agree with the first one's."""
-    inputs = made(case, case.shape, 0, device)
+    inputs = made(operation, operation.shape, 0, device)
     kept: list[Result] = []
     first: Tensors | None = None
     for each in good:
@@ -176,7 +176,7 @@ def _agreeing(case: Operation, good: Sequence[Result], device: torch.device) -> 
             each.reason = str(fault) if isinstance(fault, Unavailable) else first_line(fault)
             release()
             continue
-        bound = each.implementation.allowed(case) + (kept or [each])[0].implementation.allowed(case)
+        bound = each.implementation.allowed(operation) + (kept or [each])[0].implementation.allowed(operation)
         if first is None:
             first = result
         if error <= bound:
@@ -190,10 +190,10 @@ def _agreeing(case: Operation, good: Sequence[Result], device: torch.device) -> 
     return kept
 
 
-def _time(case: Operation, shape: Shape, good: Sequence[Result], device: torch.device, budget_s: float) -> None:
-    sets = [made(case, shape, 0, device)]
+def _time(operation: Operation, shape: Shape, good: Sequence[Result], device: torch.device, budget_s: float) -> None:
+    sets = [made(operation, shape, 0, device)]
     n = n_sets(sum(t.numel() * t.element_size() for t in sets[0]), device)
-    sets += [made(case, shape, seed, device) for seed in range(1, n)]
+    sets += [made(operation, shape, seed, device) for seed in range(1, n)]
     for each in good:
         try:
             each.prepared = [each.implementation.prepare(*inputs) for inputs in sets]
