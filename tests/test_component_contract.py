@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from ablate.components.controls import CONTROLS
 from ablate.components.listing import card
 from ablate.components.registry import COMPONENTS, NAMES, component
 from ablate.components.variants import Variant
-from ablate.presets import SECTIONS
+from ablate.presets import SECTIONS, preset, preset_file
 from ablate.spec.decoding import canonical, encode
 from ablate.spec.run import Spec
 
@@ -196,3 +198,19 @@ def test_method_card(chosen: Component) -> None:
     assert None not in positions, [w for w, p in zip(HEADINGS, positions, strict=True) if p is None]
     assert positions == sorted(positions)
     assert "arXiv:" in "".join(lines)
+
+
+def test_a_preset_file_of_version_1_means_what_it_meant(tmp_path: Path) -> None:
+    text = (resources.files("ablate.presets") / "nano.toml").read_text(encoding="utf-8")
+    lines = [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("recipe", "eps =", "[norm]", "[optimizer]", "weight_decay"))
+    ]
+    old = (
+        "\n".join(lines)
+        .replace("[model]", "[model]\nnorm_eps = 1e-6")
+        .replace("[trainer]", "[trainer]\nweight_decay = 0.1")
+    )
+    (tmp_path / "nano.toml").write_text(old)
+    assert preset_file(tmp_path / "nano.toml") == preset("nano")

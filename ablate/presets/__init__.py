@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -31,6 +31,7 @@ SECTIONS = (
     "data",
 )
 OPTIONAL_SECTIONS = ("head",)
+OPTIMIZER_FIELDS = ("weight_decay", "beta1", "beta2", "epsilon")
 MODEL_FIELDS = ("dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta")
 
 
@@ -60,6 +61,7 @@ def preset_file(path: Path) -> Preset:
 def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
     components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
+    data = _as_written_now(data, components)
     for section in data:
         known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)
         if section not in known:
@@ -78,6 +80,22 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         recipe=_recipe(name, data),
         settings={key: decode(kind, dict(data[key]), key) for key, kind in components.items() if key in data},
     )
+
+
+def _as_written_now(data: Mapping[str, Any], components: Iterable[str]) -> Mapping[str, Any]:
+    """A preset file of version 1 in today's sections: the norm, the optimizer and the recipe had none of their own."""
+    model, trainer = dict(data.get("model", {})), dict(data.get("trainer", {}))
+    if "norm_eps" not in model or "norm" in data:
+        return data
+    moved = {name: trainer.pop(name) for name in OPTIMIZER_FIELDS if name in trainer}
+    return {
+        "recipe": [name for name in components if name in data],
+        **data,
+        "norm": {"eps": model.pop("norm_eps")},
+        "optimizer": moved,
+        "model": model,
+        "trainer": trainer,
+    }
 
 
 def _recipe(name: str, data: Mapping[str, Any]) -> tuple[str, ...]:
