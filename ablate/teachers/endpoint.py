@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ablate.teachers.teacher import Completion
 
 MAX_ANSWER_BYTES = 8 * 1024**2
+MAX_ERROR_BYTES = 4096
 MAX_PAUSE_S = 30.0
 LOCAL = ("localhost", "127.0.0.1", "::1")
 INSTRUCTION = "Continue the following text in its own style. Answer with the continuation alone.\n\n"
@@ -99,7 +100,7 @@ class EndpointTeacher:
                 return self._ask_once(path, body)
             except urllib.error.HTTPError as error:
                 with error:
-                    fault = f"it answered {error.code} {self._clean(_excerpt(error))}"
+                    fault = f"it answered {error.code} {self._excerpt(error)}"
                 if error.code not in (408, 409, 429) and error.code < 500:
                     break
                 wait = _seconds(error.headers.get("Retry-After"))
@@ -149,6 +150,21 @@ class EndpointTeacher:
         key = self._key()
         return text.replace(key, "[key]") if key else text
 
+    def _excerpt(self, error: urllib.error.HTTPError) -> str:
+        """The beginning of an error's body on one line of printable characters; cleaned before it is cut.
+
+        A cut through a repeated key would leave a part of it that no search for the whole key finds.
+        """
+        try:
+            raw = error.read(MAX_ERROR_BYTES)
+        except (OSError, HTTPException):
+            return ""
+        line = " ".join(self._clean(raw.decode(errors="replace")).split())
+        text = self._clean("".join(c for c in line if c.isprintable()))
+        if len(raw) == MAX_ERROR_BYTES:
+            text = text[: max(0, len(text) - len(self._key()))]
+        return text[:200]
+
 
 def _text(answer: Any, style: str) -> str | None:
     """The text of an answer, or None where it has none that UTF-8 can hold."""
@@ -159,16 +175,6 @@ def _text(answer: Any, style: str) -> str | None:
     except (KeyError, IndexError, TypeError, AttributeError, UnicodeEncodeError):
         return None
     return text.replace("\0", "") if isinstance(text, str) else None
-
-
-def _excerpt(error: urllib.error.HTTPError) -> str:
-    """The beginning of an error's body on one line of printable characters."""
-    try:
-        raw = error.read(4096)
-    except (OSError, HTTPException):
-        return ""
-    text = " ".join(raw.decode(errors="replace").split())[:200]
-    return "".join(c for c in text if c.isprintable())
 
 
 def _seconds(value: str | None) -> float | None:

@@ -369,6 +369,21 @@ class TestEndpoint:
             assert KEY not in str(fault)
             fault = fault.__cause__ or (None if fault.__suppress_context__ else fault.__context__)
 
+    @pytest.mark.parametrize(
+        "before",
+        ["x" * 192, "x" * 199, " " * 4088, " " * 4094, "x" + " " * 4090],
+    )
+    def test_a_message_cut_within_the_key_shows_no_part_of_it(self, server: Server, before: str) -> None:
+        server.answers = [(401, f"{before}{KEY} and more".encode(), {})]
+        with pytest.raises(ValueError, match="it answered 401") as caught:
+            self.ask(self.teacher(server)[0])
+        assert KEY[:2] not in str(caught.value)
+
+    def test_a_key_with_a_control_character_within_is_the_key(self, server: Server) -> None:
+        server.answers = [(401, f"{KEY[:5]}\x1b{KEY[5:]}".encode(), {})]
+        with pytest.raises(ValueError, match=r"it answered 401 \[key\]"):
+            self.ask(self.teacher(server)[0])
+
     def test_a_redirect_is_not_followed(self, server: Server) -> None:
         server.answers = [(302, {}, {"Location": server.url + "/elsewhere"})]
         with pytest.raises(ValueError, match="it answered 302"):
