@@ -48,7 +48,7 @@ elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     echo "error: $PYTHON sees no CUDA device (or has no torch); run this on a machine with a GPU, or with --smoke" >&2
     exit 2
 fi
-slug=$("$PYTHON" -c 'from ablate.machine import this_machine; print(this_machine().slug)')
+slug=$("$PYTHON" -c 'from ablate.spec.machine import this_machine; print(this_machine().slug)')
 OUT=${OUT:-reports/$slug}
 mkdir -p "$OUT"
 
@@ -68,7 +68,7 @@ correctness() {
     logs=$(mktemp -d)
     printf '%s\n' "${files[@]}" | xargs -P "$jobs" -I{} sh -c '
         name=$(basename "$1" .py)
-        timeout "$2" "$3" -m pytest -c /dev/null --rootdir . -p no:cacheprovider -q -x -W error --tb short \
+        timeout "$2" "$3" -m pytest -c /dev/null --rootdir . -m "not slow" -p no:cacheprovider -q -x -W error --tb short \
             -W "ignore::pytest.PytestUnknownMarkWarning" "$1" >"$4/$name.log" 2>&1
         echo $? >"$4/$name.status"' sh {} "$CORRECTNESS_S" "$PYTHON" "$logs"
     {
