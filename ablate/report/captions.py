@@ -40,7 +40,8 @@ def _marks(content: ReportContent) -> str:
 
 
 def _curves(content: ReportContent) -> str:
-    said = "Lines are means over the finished runs; the band spans the lowest and the highest of them. "
+    said = "Lines are means over the finished runs; the band spans the lowest and the highest of them; the "
+    said += "beginning, where losses fall by nats, lies above the panel. "
     line = next((line for line in content.curves if line.points), None)
     if line is not None and line.n_undecayed:
         assert line.decay_start_tokens is not None

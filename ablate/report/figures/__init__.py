@@ -17,6 +17,8 @@ from ablate.report.figures.effects import forest, gap_line, rows
 from ablate.report.figures.variants import AGAINST, cost_marks, loss_lines, relative_costs
 from ablate.report.names import label
 
+BEGINNING = 5  # the first of so many parts of a run, where losses fall by nats, does not set the scale of a panel
+
 
 def all_figures(content: ReportContent) -> dict[str, tuple[Panel, ...]]:
     """Name -> panels of every figure; empty where the content has no data for it."""
@@ -40,16 +42,16 @@ def _losses(lines: dict[str, Curve], result: StudyResult, against: str) -> Itera
     pairs = [(label(c), (c.with_variant, c.without_variant)) for c in result.comparisons]
     pairs = pairs or [(v.name, (v.name,)) for v in result.variants[:1]]
     pairs = [(name, sides) for name, sides in pairs if all(side in lines for side in sides)]
+    top = max((p.high for line in lines.values() for p in line.points[len(line.points) // BEGINNING :]), default=0.0)
     for i, (name, sides) in enumerate(pairs):
         rest = [line for variant, line in lines.items() if variant not in sides]
-        paint = partial(loss_lines, pair=[lines[side] for side in sides], rest=rest, against=against)
+        paint = partial(loss_lines, pair=[lines[side] for side in sides], rest=rest, against=against, top=top)
         yield _panel(f"{against}{i}", clean(name), pairs, 2.9, paint)
 
 
 def _gaps(gaps: Sequence[Gap], result: StudyResult) -> tuple[Panel, ...]:
     names = {c.variant: clean(label(c)) for c in result.comparisons}
-    # The first fifth of the runs, where losses fall by nats, does not set the scale.
-    ends = [end for gap in gaps for p in gap.points[len(gap.points) // 5 :] for end in (p.low, p.high)] + [0.0]
+    ends = [end for gap in gaps for p in gap.points[len(gap.points) // BEGINNING :] for end in (p.low, p.high)] + [0.0]
     air = 0.05 * (max(ends) - min(ends)) or 1.0
     paint = partial(gap_line, margin=result.plan.margin_nats, limits=(min(ends) - air, max(ends) + air))
     return tuple(

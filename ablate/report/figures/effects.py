@@ -72,6 +72,8 @@ def _of_attribution(result: StudyResult) -> Iterator[Row]:
 
 def forest(axes: Axes, shown: Sequence[Row], margin: float, unit: str) -> None:
     """A row for each effect, with its numbers at the right; the margin is a band and long intervals end in arrows."""
+    from matplotlib.ticker import MaxNLocator
+
     limit = SPREAD * max([abs(v) for row in shown for v in row.values] + [2 * margin, 1e-9])
     if margin:
         axes.axvspan(-margin, margin, color=GRID, alpha=0.55, lw=0, zorder=0)
@@ -86,6 +88,7 @@ def forest(axes: Axes, shown: Sequence[Row], margin: float, unit: str) -> None:
     axes.set_title("← gain", loc="left", fontsize=8.5, color=GOOD)
     axes.set_title("harm →", loc="right", fontsize=8.5, color=BAD)
     axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     # Zero stays in view, with air at both ends.
     low, high = axes.get_xlim()
     span = max(high - low, 1e-9)

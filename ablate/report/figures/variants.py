@@ -23,12 +23,12 @@ LABEL = 22  # characters of a name inside a figure
 Costs: TypeAlias = Mapping[str, Mapping[str, tuple[float, bool]]]  # quantity -> variant -> (multiple, emulated)
 
 
-def loss_lines(axes: Axes, pair: Sequence[Curve], rest: Sequence[Curve], against: str) -> None:
+def loss_lines(axes: Axes, pair: Sequence[Curve], rest: Sequence[Curve], against: str, top: float) -> None:
     """Held-out loss of the two sides of one comparison over tokens or FLOPs, before the pale lines of all others.
 
-    Means over seeds with their range. What lies before the decay of the learning rate is faded.
+    Means over seeds with their range, up to the loss `top`. What lies before the decay of the learning rate is faded.
     """
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for line in rest:
         x = _positions(line, against)
@@ -38,7 +38,9 @@ def loss_lines(axes: Axes, pair: Sequence[Curve], rest: Sequence[Curve], against
     axes.set_xlabel(AGAINST[against])
     axes.set_ylabel("held-out loss, nats per token")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlim(left=0)
+    axes.set_ylim(top=top)
 
 
 def _positions(line: Curve, against: str) -> list[float]:
