@@ -66,12 +66,13 @@ def run(
     from ablate.runs.study import Study, question, unavailable
 
     alternatives, preset = _pairs(alternative or []), preset or _default_preset()
+    left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(
-        question=question(disable or [], enable or [], alternatives),
+        question=question(disable or [], enable or [], alternatives, left_out),
         preset=preset,
         disable=tuple(disable or ()),
         enable=tuple(enable or ()),
-        without=tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset)))),
+        without=left_out,
         alternatives=alternatives,
         match=match,
         budget=_number(budget, "--budget") if budget else None,
