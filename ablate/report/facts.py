@@ -57,7 +57,7 @@ def _router(result: StudyResult) -> str:
         return ""
     most = max(shares, key=shares.__getitem__)
     return (
-        f"; the router's product is not counted (the published convention), and is between "
+        f"; the main model's router products are not counted (the published convention), and are between "
         f"{percent(min(shares.values()), 2)} and {percent(shares[most], 2)} of a variant's FLOPs, most in {most}"
     )
 
