@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
+from ablate.attribution.study.gains import ComponentGain, component_gains
 from ablate.report.answer import answer
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
@@ -13,6 +14,7 @@ from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
 from ablate.report.tables.effects import attribution, effects, interactions, noise
+from ablate.report.tables.gain import channels, headline, matches
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
@@ -31,11 +33,14 @@ class ReportContent:
     question: str
     scale: str  # one line: which study this is
     complete: bool  # every planned run has a record
-    answer: tuple[str, str]
+    answer: tuple[str, ...]  # sentences, the headline in compute first where the runs give it
     result: StudyResult
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
+    gains: tuple[ComponentGain, ...]
+    channels: Table
+    matches: Table
     attribution: Table
     interactions: Table
     noise: Table
@@ -64,19 +69,26 @@ def build(folder: Path) -> ReportContent:
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
     lines = curves(result)
+    gains, no_gains = component_gains(result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=answer(result),
+        answer=tuple(filter(None, (headline(gains, result), *answer(result)))),
         result=result,
         variants=variants(result),
         effects=effects(result),
         attribution=attribution(result),
         interactions=interactions(result),
         noise=noise(result),
-        effect_notes=tuple(effect_notes(result)),
+        effect_notes=(
+            *effect_notes(result),
+            *([f"No cost in compute is given: {clean(no_gains)}."] if no_gains else ()),
+        ),
+        gains=gains,
+        channels=channels(gains, result),
+        matches=matches(gains, result),
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),
