@@ -6,7 +6,7 @@ evidence, backends, `runs` by seed, `metrics` by name with mean, interval, media
 `effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
 `differences` by seed, seeds that planning needs); `gains` (per comparison, natural logarithms of the cost without over
 the cost with at `target_loss`: `tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`,
-`log_flops_per_s`, evidence of each channel, and `matched`: nats at equal tokens, FLOPs and seconds); `attribution` (of a
+`log_flops_per_s`, evidence of each channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a
 designed study, as of `attribute --json`, or null); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
 `provenance`; `repeat`. A number that there is not is null.
 """
