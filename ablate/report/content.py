@@ -13,6 +13,7 @@ from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.effects import attribution, effects, interactions, noise
 from ablate.report.tables.gain import channels, headline, matches
 from ablate.report.tables.metrics import other_metrics, routing
@@ -41,6 +42,7 @@ class ReportContent:
     gains: tuple[ComponentGain, ...]
     channels: Table
     matches: Table
+    at_size: Table
     attribution: Table
     interactions: Table
     noise: Table
@@ -63,8 +65,11 @@ class ReportContent:
     study_file: str
 
 
-def build(folder: Path) -> ReportContent:
-    """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended."""
+def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
+    """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended.
+
+    `size`: the preset at whose size the FLOPs per token of each component are set beside this study's.
+    """
     store = Store(folder)
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
@@ -89,6 +94,7 @@ def build(folder: Path) -> ReportContent:
         gains=gains,
         channels=channels(gains, result),
         matches=matches(gains, result),
+        at_size=at_size(result, gains, size),
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),
