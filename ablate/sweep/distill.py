@@ -36,13 +36,16 @@ class Request:
 def distill(request: Request, say: Say) -> Manifest:
     """Write a teacher's text into the new folder `request.out`; ValueError for whatever makes it impossible."""
     from ablate.components.distill.text import check_out
+    from ablate.teachers.checkpoint import CheckpointTeacher
+    from ablate.teachers.default import default_preset
     from ablate.teachers.filters import Filters
     from ablate.teachers.generate import Recipe, write_teacher_text
-    from ablate.teachers.ready import teacher_preset
 
     check_out(request.out)
-    corpus = prepare(request.source, vocab_size=teacher_preset().model.vocab_size, progress=say)
-    teacher = _teacher(request, corpus, say)
+    teacher = _foreign_teacher(request)
+    corpus = prepare(request.source, vocab_size=default_preset().model.vocab_size, progress=say)
+    if teacher is None:
+        teacher = CheckpointTeacher(request.teacher or str(_trained(request, corpus, say)), corpus)
     say("writing")
     return write_teacher_text(
         corpus,
@@ -54,30 +57,44 @@ def distill(request: Request, say: Say) -> Manifest:
     )
 
 
-def _teacher(request: Request, corpus: Corpus, say: Say) -> Any:
+def _foreign_teacher(request: Request) -> Any:
+    """A teacher that knows nothing of this program's corpora, or None for one of its runs."""
     name = request.teacher
-    if name.startswith(("http://", "https://")):
-        from ablate.teachers.endpoint import EndpointTeacher
-
-        if not request.model:
-            raise ValueError(f"the teacher {name} is an endpoint, and --model does not say which of its models writes")
-        return EndpointTeacher(base_url=name, model=request.model, key_variable=request.key_variable)
+    if "://" in name:
+        return _endpoint(request)
+    if "@" in name and not Path(name).exists():
+        raise ValueError(
+            "--teacher, not shown since it may hold a password, is neither a folder nor an address; give the folder of "
+            "a run's weights, hf:NAME, or an endpoint's bare address such as https://host/v1"
+        )
     if name.startswith("hf:"):
         from ablate.teachers.huggingface import HuggingFaceTeacher
 
         return HuggingFaceTeacher(name.removeprefix("hf:"))
-    from ablate.teachers.teacher import CheckpointTeacher
+    return None
 
-    return CheckpointTeacher(name or str(_trained(request, corpus, say)), corpus)
+
+def _endpoint(request: Request) -> Any:
+    try:
+        from ablate.teachers.endpoint import EndpointTeacher
+    except ModuleNotFoundError as error:
+        if error.name not in ("openai", "httpx2"):
+            raise
+        raise ValueError(
+            "an endpoint is asked through the openai client, which is absent: pip install 'dsv3-ablate[endpoint]'"
+        ) from None
+    if not request.model:
+        raise ValueError("--teacher is an endpoint, and --model does not say which of its models writes")
+    return EndpointTeacher(base_url=request.teacher, model=request.model, key_variable=request.key_variable)
 
 
 def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     """Weights of the small dense teacher, trained beside `out` unless they are there already."""
     from ablate.components.variants import Variant
     from ablate.runs.executors.local import execute_all
-    from ablate.teachers.ready import teacher_run
+    from ablate.teachers.default import default_run
 
-    run = teacher_run(corpus.hash, seed=request.seed)
+    run = default_run(corpus.hash, seed=request.seed)
     store = Store(request.out.parent / f"{request.out.name}-teacher")
     store.create()
     say(f"training a teacher on {run.n_tokens:,} tokens in {store.folder}")

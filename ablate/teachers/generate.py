@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablate.components.distill.text import Manifest, TeacherDocument, check_out, compress, write_text
+from ablate.components.distill.text import (
+    Manifest,
+    TeacherDocument,
+    check_out,
+    check_split,
+    compress,
+    write_text,
+)
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.source import Document
 from ablate.data.tokenizer import encode_texts
@@ -99,13 +106,15 @@ def write_teacher_text(
     """Write a teacher's text into the new folder `out` and return its manifest.
 
     ValueError, with nothing left at `out`, if it exists or cannot be written, if the teacher fails, or if the filters
-    leave next to nothing.
+    leave next to nothing or too little to train and evaluate on.
     """
     check_out(out)
+    check_split(f"the corpus {corpus.source}", {document.name for document in train_documents(corpus)})
     writer = _Writer(corpus, teacher, recipe, filters)
     for n_kept in writer.rounds():
         if progress:
             progress(min(n_kept, recipe.n_tokens), recipe.n_tokens)
+    check_split(f"the text for {out}, which is not kept", {document.document for document in writer.documents})
     compressed, text_hash = compress(writer.documents)
     manifest = writer.manifest(text_hash)
     write_text(out, compressed, manifest)
