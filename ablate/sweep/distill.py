@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.data.prepare import prepare
+from ablate.quantities import duration
 from ablate.runs.job import Job
 from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
@@ -21,11 +23,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What `dsv3-ablate distill` was asked for. `teacher`: a run's weights, an endpoint's URL, hf:NAME, or nothing."""
+    """What `dsv3-ablate distill` was asked for.
+
+    `teacher`: the folder of a run's weights, an endpoint's URL, smollm2-135m, hf:NAME, or nothing.
+    """
 
     out: Path
     source: str = "stdlib"
-    teacher: str = ""  # empty: train the small dense one of the ready-made text
+    teacher: str = ""  # empty: train the small dense one of `ablate.teachers.default`
     model: str = ""  # of an endpoint
     key_variable: str = ""  # environment variable that holds an endpoint's key
     n_tokens: int = 250_000
@@ -46,14 +51,14 @@ def distill(request: Request, say: Say) -> Manifest:
     corpus = prepare(request.source, vocab_size=default_preset().model.vocab_size, progress=say)
     if teacher is None:
         teacher = CheckpointTeacher(request.teacher or str(_trained(request, corpus, say)), corpus)
-    say("writing")
+    say(f"writing; until the text is whole its rounds are kept in {request.out}.parts: the same command goes on there")
     return write_teacher_text(
         corpus,
         teacher,
         recipe=Recipe(n_tokens=request.n_tokens, temperature=request.temperature, seed=request.seed),
         filters=Filters(),
         out=request.out,
-        progress=_every_tenth(say),
+        progress=_progress(say),
     )
 
 
@@ -67,10 +72,14 @@ def _foreign_teacher(request: Request) -> Any:
             "--teacher, not shown since it may hold a password, is neither a folder nor an address; give the folder of "
             "a run's weights, hf:NAME, or an endpoint's bare address such as https://host/v1"
         )
-    if name.startswith("hf:"):
-        from ablate.teachers.huggingface import HuggingFaceTeacher
+    if name == "smollm2-135m":
+        from ablate.teachers.smollm2 import load_smollm2
 
-        return HuggingFaceTeacher(name.removeprefix("hf:"))
+        return load_smollm2()
+    if name.startswith("hf:"):
+        from ablate.teachers.huggingface import load_named
+
+        return load_named(name.removeprefix("hf:"))
     return None
 
 
@@ -109,13 +118,14 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     return store.run_folder(run_id(run)) / "weights"
 
 
-def _every_tenth(say: Say) -> Callable[[int, int], None]:
-    told = [-1]
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """Says after each round what is kept, how fast the round was, and how long the rest takes at that speed."""
+    last = [0, time.monotonic()]
 
     def progress(kept: int, wanted: int) -> None:
-        tenth = 10 * kept // wanted
-        if tenth != told[0]:
-            told[0] = tenth
-            say(f"{kept:,} of {wanted:,} tokens")
+        n_new, seconds = kept - last[0], time.monotonic() - last[1]
+        last[:] = [kept, time.monotonic()]
+        rest = f", {duration((wanted - kept) * seconds / n_new)} left" if n_new else ""
+        say(f"{kept:,} of {wanted:,} tokens kept, {n_new / seconds:,.0f} a second{rest}")
 
     return progress

