@@ -58,7 +58,7 @@ def distill(request: Request, say: Say) -> Manifest:
         recipe=Recipe(n_tokens=request.n_tokens, temperature=request.temperature, seed=request.seed),
         filters=Filters(),
         out=request.out,
-        progress=_progress(say),
+        progress=progress_of(say),
     )
 
 
@@ -118,13 +118,15 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     return store.run_folder(run_id(run)) / "weights"
 
 
-def _progress(say: Say) -> Callable[[int, int], None]:
+def progress_of(say: Say) -> Callable[[int, int], None]:
     """Says after each round what is kept, how fast the round was, and how long the rest takes at that speed."""
-    last = [0, time.monotonic()]
+    kept_before, before = 0, time.monotonic()
 
     def progress(kept: int, wanted: int) -> None:
-        n_new, seconds = kept - last[0], time.monotonic() - last[1]
-        last[:] = [kept, time.monotonic()]
+        nonlocal kept_before, before
+        now = time.monotonic()
+        n_new, seconds = kept - kept_before, now - before
+        kept_before, before = kept, now
         rest = f", {duration((wanted - kept) * seconds / n_new)} left" if n_new else ""
         say(f"{kept:,} of {wanted:,} tokens kept, {n_new / seconds:,.0f} a second{rest}")
 

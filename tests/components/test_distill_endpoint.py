@@ -20,6 +20,7 @@ import pytest
 
 from ablate.sweep.distill import Request, distill
 from ablate.teachers.endpoint import MAX_ANSWER_BYTES, EndpointTeacher
+from ablate.teachers.saved import SavedTeacher
 from ablate.teachers.teacher import Completion
 
 KEY = "sk-secret+4711"
@@ -276,10 +277,14 @@ class TestSecrets:
         monkeypatch.setenv("TEACHER_KEY", "none")
         assert ask(server)[0].text == "none the wiser", "a placeholder is no secret, and a word of any text"
 
-    def test_the_key_is_in_no_description(self, server: Server) -> None:
+    def test_the_key_is_stored_nowhere(self, server: Server, tmp_path: Path) -> None:
+        server.answers = [completion(f"Authorization: Bearer {KEY}")]
         found = teacher(server)
-        assert found.describe()["model"] == "some/model"
-        assert KEY not in f"{found!r} {found.describe()}"
+        saved = SavedTeacher(found, tmp_path)
+        saved.complete(["once"], max_tokens=9, temperature=0.8, seed=1)
+        (part,) = tmp_path.iterdir()
+        assert saved.describe()["model"] == "some/model"
+        assert KEY not in f"{found!r} {saved.describe()} {part.name} {part.read_text()}"
 
     @pytest.mark.parametrize(
         "address",

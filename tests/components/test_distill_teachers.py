@@ -21,6 +21,7 @@ from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.prepare import prepare
 from ablate.presets import preset
+from ablate.sweep.distill import progress_of
 from ablate.teachers.checkpoint import CheckpointTeacher, pick
 from ablate.teachers.filters import Filters, Sieve, repeated_share
 from ablate.teachers.generate import Recipe, prompts, whole_lines, write_teacher_text
@@ -326,6 +327,15 @@ def tiny_llama(corpus: Corpus) -> HuggingFaceTeacher:
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=5, **sizes)
         return HuggingFaceTeacher(LlamaForCausalLM(config), tokenizer, {"kind": "tiny"})
+
+
+def test_progress_tells_speed_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = iter([0.0, 10.0, 20.0]), list[str]()
+    monkeypatch.setattr("ablate.sweep.distill.time.monotonic", lambda: next(clock))
+    told = progress_of(said.append)
+    told(500, 2_000)
+    told(500, 2_000)
+    assert said == ["500 of 2,000 tokens kept, 50 a second, 30 s left", "500 of 2,000 tokens kept, 0 a second"]
 
 
 class TestHuggingFace:
