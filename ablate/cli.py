@@ -253,7 +253,10 @@ def distill(
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the text.")],
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "stdlib",
     teacher: Annotated[
-        str, typer.Option(help="A run's weights, an OpenAI-compatible URL, or hf:NAME; default: train a small one.")
+        str,
+        typer.Option(
+            help="A run's weights, smollm2-135m, hf:NAME, or an OpenAI-compatible URL; default: train a small one."
+        ),
     ] = "",
     model: Annotated[str, typer.Option(help="Of an endpoint.")] = "",
     key_variable: Annotated[str, typer.Option(help="Environment variable with an endpoint's key.")] = "",

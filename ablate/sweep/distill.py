@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.data.prepare import prepare
+from ablate.quantities import duration
 from ablate.runs.job import Job
 from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
@@ -21,11 +23,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What `dsv3-ablate distill` was asked for. `teacher`: a run's weights, an endpoint's URL, hf:NAME, or nothing."""
+    """What `dsv3-ablate distill` was asked for.
+
+    `teacher`: the folder of a run's weights, an endpoint's URL, smollm2-135m, hf:NAME, or nothing.
+    """
 
     out: Path
     source: str = "stdlib"
-    teacher: str = ""  # empty: train the small dense one of the ready-made text
+    teacher: str = ""  # empty: train the small dense one of `ablate.teachers.default`
     model: str = ""  # of an endpoint
     key_variable: str = ""  # environment variable that holds an endpoint's key
     n_tokens: int = 250_000
@@ -36,48 +41,69 @@ class Request:
 def distill(request: Request, say: Say) -> Manifest:
     """Write a teacher's text into the new folder `request.out`; ValueError for whatever makes it impossible."""
     from ablate.components.distill.text import check_out
+    from ablate.teachers.checkpoint import CheckpointTeacher
+    from ablate.teachers.default import default_preset
     from ablate.teachers.filters import Filters
     from ablate.teachers.generate import Recipe, write_teacher_text
-    from ablate.teachers.ready import teacher_preset
 
     check_out(request.out)
-    corpus = prepare(request.source, vocab_size=teacher_preset().model.vocab_size, progress=say)
-    teacher = _teacher(request, corpus, say)
-    say("writing")
+    teacher = _foreign_teacher(request)
+    corpus = prepare(request.source, vocab_size=default_preset().model.vocab_size, progress=say)
+    if teacher is None:
+        teacher = CheckpointTeacher(request.teacher or str(_trained(request, corpus, say)), corpus)
+    say(f"writing; until the text is whole its rounds are kept in {request.out}.parts: the same command goes on there")
     return write_teacher_text(
         corpus,
         teacher,
         recipe=Recipe(n_tokens=request.n_tokens, temperature=request.temperature, seed=request.seed),
         filters=Filters(),
         out=request.out,
-        progress=_every_tenth(say),
+        progress=progress_of(say),
     )
 
 
-def _teacher(request: Request, corpus: Corpus, say: Say) -> Any:
+def _foreign_teacher(request: Request) -> Any:
+    """A teacher that knows nothing of this program's corpora, or None for one of its runs."""
     name = request.teacher
-    if name.startswith(("http://", "https://")):
-        from ablate.teachers.endpoint import EndpointTeacher
+    if "://" in name:
+        return _endpoint(request)
+    if "@" in name and not Path(name).exists():
+        raise ValueError(
+            "--teacher, not shown since it may hold a password, is neither a folder nor an address; give the folder of "
+            "a run's weights, hf:NAME, or an endpoint's bare address such as https://host/v1"
+        )
+    if name == "smollm2-135m":
+        from ablate.teachers.smollm2 import load_smollm2
 
-        if not request.model:
-            raise ValueError(f"the teacher {name} is an endpoint, and --model does not say which of its models writes")
-        return EndpointTeacher(base_url=name, model=request.model, key_variable=request.key_variable)
+        return load_smollm2()
     if name.startswith("hf:"):
-        from ablate.teachers.huggingface import HuggingFaceTeacher
+        from ablate.teachers.huggingface import load_named
 
-        return HuggingFaceTeacher(name.removeprefix("hf:"))
-    from ablate.teachers.teacher import CheckpointTeacher
+        return load_named(name.removeprefix("hf:"))
+    return None
 
-    return CheckpointTeacher(name or str(_trained(request, corpus, say)), corpus)
+
+def _endpoint(request: Request) -> Any:
+    try:
+        from ablate.teachers.endpoint import EndpointTeacher
+    except ModuleNotFoundError as error:
+        if error.name not in ("openai", "httpx2"):
+            raise
+        raise ValueError(
+            "an endpoint is asked through the openai client, which is absent: pip install 'dsv3-ablate[endpoint]'"
+        ) from None
+    if not request.model:
+        raise ValueError("--teacher is an endpoint, and --model does not say which of its models writes")
+    return EndpointTeacher(base_url=request.teacher, model=request.model, key_variable=request.key_variable)
 
 
 def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     """Weights of the small dense teacher, trained beside `out` unless they are there already."""
     from ablate.components.variants import Variant
     from ablate.runs.executors.local import execute_all
-    from ablate.teachers.ready import teacher_run
+    from ablate.teachers.default import default_run
 
-    run = teacher_run(corpus.hash, seed=request.seed)
+    run = default_run(corpus.hash, seed=request.seed)
     store = Store(request.out.parent / f"{request.out.name}-teacher")
     store.create()
     say(f"training a teacher on {run.n_tokens:,} tokens in {store.folder}")
@@ -92,13 +118,16 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     return store.run_folder(run_id(run)) / "weights"
 
 
-def _every_tenth(say: Say) -> Callable[[int, int], None]:
-    told = [-1]
+def progress_of(say: Say) -> Callable[[int, int], None]:
+    """Says after each round what is kept, how fast the round was, and how long the rest takes at that speed."""
+    kept_before, before = 0, time.monotonic()
 
     def progress(kept: int, wanted: int) -> None:
-        tenth = 10 * kept // wanted
-        if tenth != told[0]:
-            told[0] = tenth
-            say(f"{kept:,} of {wanted:,} tokens")
+        nonlocal kept_before, before
+        now = time.monotonic()
+        n_new, seconds = kept - kept_before, now - before
+        kept_before, before = kept, now
+        rest = f", {duration((wanted - kept) * seconds / n_new)} left" if n_new else ""
+        say(f"{kept:,} of {wanted:,} tokens kept, {n_new / seconds:,.0f} a second{rest}")
 
     return progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -14,17 +15,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ablate.components.distill.text import Manifest, TeacherDocument, check_out, compress, write_text
+from ablate.components.distill.text import (
+    Manifest,
+    TeacherDocument,
+    check_out,
+    check_split,
+    compress,
+    write_text,
+)
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.source import Document
 from ablate.data.tokenizer import encode_texts
 from ablate.teachers.filters import Filters, Sieve
+from ablate.teachers.saved import SavedTeacher
 from ablate.teachers.teacher import Completion, Teacher, draws
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_PROMPTS, MIN_PROMPTS = 512, 16  # of a round
+MAX_PROMPTS, MIN_PROMPTS = 64, 16  # of a round, whose answers are kept together
 EXPECTED_SHARE = 0.8  # of the tokens that are written, kept
 # A round of which less than this share passes the filters will not get better by being repeated.
 MIN_KEPT_SHARE = 0.02
@@ -98,17 +107,23 @@ def write_teacher_text(
 ) -> Manifest:
     """Write a teacher's text into the new folder `out` and return its manifest.
 
+    What it has written is kept beside `out`, in the folder OUT.parts, until the text is whole: when the writing ends
+    early, the same call goes on from there.
     ValueError, with nothing left at `out`, if it exists or cannot be written, if the teacher fails, or if the filters
-    leave next to nothing.
+    leave next to nothing or too little to train and evaluate on.
     """
     check_out(out)
-    writer = _Writer(corpus, teacher, recipe, filters)
+    check_split(f"the corpus {corpus.source}", {document.name for document in train_documents(corpus)})
+    parts = out.with_name(f"{out.name}.parts")
+    writer = _Writer(corpus, SavedTeacher(teacher, parts), recipe, filters)
     for n_kept in writer.rounds():
         if progress:
             progress(min(n_kept, recipe.n_tokens), recipe.n_tokens)
+    check_split(f"the text for {out}, which is not kept", {document.document for document in writer.documents})
     compressed, text_hash = compress(writer.documents)
     manifest = writer.manifest(text_hash)
     write_text(out, compressed, manifest)
+    shutil.rmtree(parts, ignore_errors=True)
     return manifest
 
 

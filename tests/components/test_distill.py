@@ -48,8 +48,8 @@ from ablate.runs.record import pairing_fault
 from ablate.spec.decoding import canonical, encode, run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec, Spec
+from ablate.teachers.default import default_run
 from ablate.teachers.load import load_model
-from ablate.teachers.ready import teacher_run
 
 NANO = preset("nano")
 WORDS = [
@@ -194,6 +194,14 @@ class TestText:
         share = np.mean([is_held_out(f"document {i}") for i in range(4000)])
         assert abs(share - HELD_OUT_SHARE) < 5 * (HELD_OUT_SHARE / 4000) ** 0.5
 
+    def test_a_text_without_held_out_documents_is_refused(self, tmp_path: Path) -> None:
+        name = next(f"{i}.txt" for i in range(99) if not is_held_out(f"{i}.txt"))
+        compressed, text_hash = compress([TeacherDocument(document=name, text=paragraph(1))])
+        write_text(tmp_path / "text", compressed, manifest(text_hash))
+        for part in (training_texts, held_out_texts):
+            with pytest.raises(ValueError, match=r"0 are held out .* but both kinds are needed"):
+                part(str(tmp_path / "text"))
+
     def test_equal_documents_give_equal_bytes(self) -> None:
         documents = [TeacherDocument(document="a", text="x\n" * 100)]
         assert compress(documents) == compress(list(documents))
@@ -254,7 +262,7 @@ class TestReadyMade:
 
     def test_its_teacher_is_the_run_that_can_be_repeated(self) -> None:
         found = read_manifest("stdlib")
-        then, again = found.teacher["spec"], teacher_run(found.corpus_hash)
+        then, again = found.teacher["spec"], default_run(found.corpus_hash)
         # Written by version 1, whose specification had the norm and the optimizer in other fields.
         sizes = ("dim", "n_layers", "vocab_size", "n_first_layers", "rope_theta")
         assert [then["model"][name] for name in sizes] == [getattr(again.model, name) for name in sizes]

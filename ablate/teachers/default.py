@@ -1,4 +1,4 @@
-"""The teacher of the ready-made text: the run that trains it, so that it can be trained again."""
+"""The teacher if none is named, which also wrote the ready-made text: the run that trains it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ablate.spec.machine import this_machine
 from ablate.spec.run import Preset, RunSpec
 
 
-def teacher_preset() -> Preset:
+def default_preset() -> Preset:
     """Its sizes; the vocabulary is that of the corpus to prepare."""
-    return preset_file(Path(str(resources.files("ablate.teachers"))) / "teacher.toml")
+    return preset_file(Path(str(resources.files("ablate.teachers"))) / "default.toml")
 
 
-def teacher_run(corpus_hash: str, *, seed: int = 0) -> RunSpec:
+def default_run(corpus_hash: str, *, seed: int = 0) -> RunSpec:
     """The run whose weights are the teacher: every component off, on the corpus of that hash."""
-    preset = teacher_preset()
+    preset = default_preset()
     spec = Variant.none().resolve(preset).for_machine(this_machine())
     return RunSpec(
         model=spec.model,
