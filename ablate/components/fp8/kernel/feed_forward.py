@@ -1,7 +1,7 @@
 """Two linear maps in E4M3 with SwiGLU between them as one operator: the hidden activation is quantised, never written.
 
 Dense, and as routed experts whose rows are quantised before they are sorted. The arithmetic is that of the maps and
-the activation one after another (ablate.components.fp8.module with the emulated backend).
+the activation one after another (ablate.components.fp8.emulation).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Linear maps in E4M3 on the GPU: quantisation and three products as one operator with its backward pass.
 
-The arithmetic is that of ablate.components.fp8.module.Fp8Product with blockwise scales, summed in another order.
+The arithmetic is that of ablate.components.fp8.emulation.Fp8Product with blockwise scales, summed in another order.
 """
 
 from __future__ import annotations
