@@ -15,26 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.grouped_weight_gradient import (
+from ablate.kernels.grouped_weight_gradient import choose, grouped_weight_gradient_op
+from ablate.kernels.launch import ceil_div, describe, launch, next_power_of_2, operator
+from ablate.kernels.operands import (
     DTYPES,
+    TMA_ALIGNMENT_BYTES,
+    aligned_rows,
+    check_aligned,
     check_offsets,
     check_row_numbers,
-    choose,
-    grouped_weight_gradient_op,
-    tile_at,
-)
-from ablate.kernels.launch import (
-    TMA_ALIGNMENT_BYTES,
-    ceil_div,
-    check_aligned,
     check_rows,
     check_shape,
-    describe,
-    launch,
-    next_power_of_2,
-    operator,
 )
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles, tile_at
 
 TABLE = Table(Path(__file__).with_name("grouped_product.json"))
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -49,19 +43,13 @@ def find_tile(
     offsets_ptr, n_experts, n_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr
 ):  # fmt: skip
     """Of this program: its expert, first row, the end of the expert's rows (0 where there is no tile), column tile."""
-    expert_E = tl.arange(0, BLOCK_E)
-    end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
-    start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
-    tiles_E = tl.cdiv(end_E - start_E, BLOCK_M)
-    last_E = tl.cumsum(tiles_E, 0)
-    first_E = last_E - tiles_E
-    m_tiles = tl.sum(tiles_E, 0)
+    start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
+    first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
+    m_tiles = tl.max(last_E, 0)
     m_tile, n_tile = tile_at(tl.program_id(0), m_tiles, n_tiles, GROUP_M)
     # Programs beyond the last tile would else repeat rows of a group that is not full, in columns beyond the last.
-    mine_E = (first_E <= m_tile) & (m_tile < last_E) & (tl.program_id(0) < m_tiles * n_tiles)
-    expert = tl.sum(tl.where(mine_E, expert_E, 0), 0)
-    start = tl.sum(tl.where(mine_E, start_E + (m_tile - first_E) * BLOCK_M, 0), 0)
-    end = tl.sum(tl.where(mine_E, end_E, 0), 0)
+    m_tile = tl.where(tl.program_id(0) < m_tiles * n_tiles, m_tile, m_tiles)
+    expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
     return expert, start, end, n_tile
 
 
@@ -277,15 +265,6 @@ def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
     return x_PI.new_empty(x_PI.shape[0], weight_EOI.shape[1])
 
 
-def readable(g: Tensor) -> Tensor:
-    """A gradient, which may have any strides, as rows that the memory accelerator reads."""
-    if not g.numel():
-        return g.new_empty(g.shape)
-    numbers = TMA_ALIGNMENT_BYTES // g.element_size()
-    apart = g.stride(-1) == 1 and g.stride(0) >= g.shape[1]
-    return g if apart and g.stride(0) % numbers == 0 and g.storage_offset() % numbers == 0 else g.contiguous()
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -293,7 +272,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, g_PO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x_PI, weight_EOI, offsets_E = ctx.saved_tensors
     needs_x, needs_weight, _ = ctx.needs_input_grad
-    g_PO = readable(g_PO)
+    g_PO = aligned_rows(g_PO)
     dx = grouped_product_op(g_PO, weight_EOI, offsets_E, None, True) if needs_x else None
     dw = grouped_weight_gradient_op(g_PO, x_PI, offsets_E, None, None, weight_EOI.dtype) if needs_weight else None
     return dx, dw, None

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ablate.kernels.combine import combine_op
-from ablate.kernels.grouped_product import grouped_product_op, grouped_swiglu_backward_op, grouped_swiglu_op, readable
+from ablate.kernels.grouped_product import grouped_product_op, grouped_swiglu_backward_op, grouped_swiglu_op
 from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient_op
-from ablate.kernels.launch import check_rows, check_shape, operator
+from ablate.kernels.launch import operator
+from ablate.kernels.operands import aligned_rows, check_row_numbers, check_shape
 
 
 @operator("routed_experts")
@@ -26,8 +27,7 @@ def routed_experts_op(
 ) -> tuple[Tensor, Tensor]:
     n, a = row_of_choice_NA.shape
     check_shape("x", x_ND, (n, x_ND.shape[-1]))
-    check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
-    check_shape("token_of_row_P", token_of_row_P, (n * a,))
+    check_row_numbers("token_of_row_P", token_of_row_P, n * a)
     check_shape("the weights of the choices", weight_NA, (n, a))
     e, x, d = gate_up_EXD.shape
     check_shape("the experts' down matrices", down_EDF, (e, d, x // 2))
@@ -53,7 +53,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, g_ND: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x_ND, weight_NA, gate_up_EXD, down_EDF, token_of_row_P, row_of_choice_NA, offsets_E, gate_up_PX = ctx.saved_tensors
     needs_x, needs_weight, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
-    g_ND = readable(g_ND)
+    g_ND = aligned_rows(g_ND)
     place_P = row_of_choice_NA.flatten().long()
     weight_P = torch.empty_like(weight_NA.flatten()).scatter(0, place_P, weight_NA.flatten())
     d_gate_up_PX, h_PF, d_weight_P = grouped_swiglu_backward_op(

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.quantise import (
-    DTYPES,
     encode,
     magnitude_bits,
     or_none,
@@ -28,7 +27,8 @@ from ablate.components.fp8.kernel.quantise import (
     store_column_copy,
     tile_scale,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("norm.json"))

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.layout import Columns, Rows
-from ablate.kernels.launch import INTERPRETED, ceil_div, check_rows, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import INTERPRETED, ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_row_numbers, check_rows
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles
 
 TABLE = Table(Path(__file__).with_name("quantise.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"quantise_activation_kernel": (), "quantise_weight_kernel": ()}
 TILE = tl.constexpr(layout.TILE)
 INTERPRETED_KERNEL = tl.constexpr(INTERPRETED)
@@ -88,15 +89,10 @@ def rows_of_tile(tile, offsets_ptr, n, n_experts, SIZE: tl.constexpr, BLOCK_E: t
         start = tile * SIZE
         size = tl.minimum(n - start, SIZE)
     else:
-        expert_E = tl.arange(0, BLOCK_E)
-        end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
-        start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
-        tiles_E = tl.cdiv(end_E - start_E, SIZE)
-        last_E = tl.cumsum(tiles_E, 0)
-        first_E = last_E - tiles_E
-        mine_E = (first_E <= tile) & (tile < last_E)
-        start = tl.sum(tl.where(mine_E, start_E + (tile - first_E) * SIZE, 0), 0)
-        size = tl.minimum(tl.sum(tl.where(mine_E, end_E, 0), 0) - start, SIZE)
+        start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
+        first_E, last_E = expert_tiles(start_E, end_E, SIZE)
+        _, start, end = expert_of_tile(tile, start_E, end_E, first_E, last_E, SIZE, BLOCK_E)
+        size = tl.minimum(end - start, SIZE)
     return start, size
 
 
@@ -193,12 +189,9 @@ def check_copies(rows: bool, columns: bool, offsets_E: Tensor | None) -> None:
     """ValueError where no copy is asked for, or the ends of experts' rows are not what kernels read."""
     if not rows and not columns:
         raise ValueError("neither rows nor columns are asked for: ask for at least one copy")
-    if offsets_E is not None:
-        check_rows("offsets_E", offsets_E, (torch.int32,), 1)
-        if offsets_E.shape[0] == 0:
-            raise ValueError(
-                "offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix"
-            )
+    check_row_numbers("offsets_E", offsets_E)
+    if offsets_E is not None and not offsets_E.shape[0]:
+        raise ValueError("offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix")
 
 
 def choose(table: Table, kernel: str, x: Tensor, *, columns: bool, **sizes: int) -> Configuration:
@@ -240,12 +233,11 @@ def quantise_activation(
     """
     check_rows("what is quantised", x_NK, DTYPES, 2)
     check_copies(rows, columns, offsets_E)
-    if token_of_row_P is not None:
-        check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
-        if rows:
-            raise ValueError(
-                "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
-            )
+    check_row_numbers("token_of_row_P", token_of_row_P)
+    if token_of_row_P is not None and rows:
+        raise ValueError(
+            "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
+        )
     n, k = x_NK.shape[0] if token_of_row_P is None else token_of_row_P.shape[0], x_NK.shape[1]
     by_row, by_column = outputs(x_NK, n, k, rows=rows, columns=columns, offsets_E=offsets_E)
     chosen = choose(TABLE, "quantise", x_NK, columns=columns, K=k)

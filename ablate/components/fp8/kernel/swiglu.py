@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.quantise import (
-    DTYPES,
     check_copies,
     choose,
     or_none,
@@ -23,7 +22,8 @@ from ablate.components.fp8.kernel.quantise import (
     store_row_copy,
     tiling,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, operator
+from ablate.kernels.launch import ceil_div, launch, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("swiglu.json"))

@@ -21,22 +21,11 @@ from ablate.components.mla.kernel.attention_backward import (
     mla_attention_backward_query_kernel,
 )
 from ablate.components.mla.kernel.attention_forward import mla_attention_forward_kernel
-from ablate.kernels.launch import (
-    TMA_ALIGNMENT_BYTES,
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, describe, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, TMA_ALIGNMENT_BYTES, aligned_rows, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Configuration, Table
 
 TABLE = Table(Path(__file__).with_name("attention.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {
     "mla_attention_forward_kernel": ("wgmma", "tma"),
     "mla_attention_backward_delta_kernel": (),
@@ -195,7 +184,7 @@ def mla_attention_backward_op(
     if not q_nope_BTHK.numel():
         dq_nope, dq_rope, dk_nope, dk_rope, dv = (torch.zeros_like(g) for g in _gradients(x))
         return dq_nope, dq_rope, dk_nope, dk_rope, dv
-    do_BTHV = _readable(do_BTHV)
+    do_BTHV = aligned_rows(do_BTHV)
     delta_BHT = _delta(x, o_BTHV, do_BTHV)
     dq_nope, dq_rope = _query_gradients(x, do_BTHV, lse_BHT, delta_BHT, scale)
     dk_nope, dk_rope, dv = _key_gradients(x, do_BTHV, lse_BHT, delta_BHT, scale)
@@ -222,16 +211,6 @@ def _gradients(x: _Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (x.q_nope_BTHK, x.q_rope_BTHP, x.k_nope_BTHK, x.k_rope_BTP, x.v_BTHV)
     dq_nope, dq_rope, dk_nope, dk_rope, dv = (t.new_empty(t.shape) for t in inputs)
     return dq_nope, dq_rope, dk_nope, dk_rope, dv
-
-
-def _readable(do_BTHV: Tensor) -> Tensor:
-    """The gradient where the memory accelerator can read it: a copy if it is transposed, expanded or out of step."""
-    try:
-        check_rows("the gradient", do_BTHV, DTYPES)
-        check_aligned("the gradient", do_BTHV)
-    except ValueError:
-        return do_BTHV.contiguous()
-    return do_BTHV if all(do_BTHV.stride()) else do_BTHV.contiguous()
 
 
 def _delta(x: _Operands, o_BTHV: Tensor, do_BTHV: Tensor) -> Tensor:

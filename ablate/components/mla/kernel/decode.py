@@ -20,21 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, describe, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("decode.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 # With bfloat16 also "wgmma"; the choices for float32 multiply without matrix instructions.
 KERNELS: dict[str, tuple[str, ...]] = {"mla_decode_forward_kernel": ("tma",), "mla_decode_join_kernel": ()}
 LOG2_E = 1.4426950408889634

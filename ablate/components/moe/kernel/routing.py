@@ -19,7 +19,8 @@ from ablate.components.moe.kernel.select import (
     sigmoid,
     within_best_groups,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("routing.json"))
