@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.grouped_weight_gradient import choose, grouped_weight_gradient_op
-from ablate.kernels.launch import ceil_div, describe, launch, next_power_of_2, operator
+from ablate.kernels.grouped_weight_gradient import EXACT, grouped_weight_gradient_op
+from ablate.kernels.launch import ceil_div, choose, describe, launch, next_power_of_2, operator
 from ablate.kernels.operands import (
     DTYPES,
     TMA_ALIGNMENT_BYTES,
@@ -219,7 +219,7 @@ def grouped_product_op(
     if not p:
         return y_PN
     kernel = "grouped_product" if token_of_row_P is None else "gathered_product"
-    chosen = choose(TABLE, kernel, x_PI, ROWS=p // e, N=n, K=k)
+    chosen = choose(TABLE, kernel, x_PI, EXACT, ROWS=p // e, N=n, K=k)
     block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     # Flattened first, one row has the stride of its length: the memory accelerator does not take every other.
     x_desc = (
@@ -307,7 +307,7 @@ def grouped_swiglu_op(
     h_PF, gate_up_PX = _swiglu_outputs(x_ND, gate_up_EXD, token_of_row_P, keep)
     if not p:
         return h_PF, gate_up_PX
-    chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, ROWS=p // e, N=f, K=d)
+    chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, EXACT, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(gate_up_EXD, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"])
     launch(
         grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, token_of_row_P, w_desc, offsets_E,
@@ -347,7 +347,7 @@ def grouped_swiglu_backward_op(
     d_gate_up_PX, h_PF, d_weight_P = _swiglu_gradients(dy_ND, down_EDF, token_of_row_P)
     if not p:
         return d_gate_up_PX, h_PF, d_weight_P
-    chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, ROWS=p // e, N=f, K=d)
+    chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, EXACT, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(down_EDF, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"])
     partial_TP = dy_ND.new_empty(ceil_div(f, chosen.blocks["BLOCK_N"]), p, dtype=torch.float32)
     launch(

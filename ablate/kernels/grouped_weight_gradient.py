@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, launch, machine_of, operator
+from ablate.kernels.launch import ceil_div, choose, launch, operator
 from ablate.kernels.operands import DTYPES, check_offsets, check_row_numbers, check_rows, check_shape
 from ablate.kernels.table import Configuration, Table
 from ablate.kernels.tiles import tile_at
 
 TABLE = Table(Path(__file__).with_name("grouped_weight_gradient.json"))
 KERNELS: dict[str, tuple[str, ...]] = {"grouped_weight_gradient_kernel": ("wgmma",)}
-# On a device float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
+# Of float32 on a device: see launch.choose.
 EXACT = Configuration(
     blocks={"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 4}, num_warps=4, num_stages=1
 )  # fmt: skip
@@ -57,14 +57,6 @@ def grouped_weight_gradient_kernel(
     tl.store(to_OI, acc_OI.to(dw_ptr.dtype.element_ty), (column_O < o)[:, None] & (column_I < i)[None, :])
 
 
-def choose(table: Table, kernel: str, x: Tensor, **sizes: int) -> Configuration:
-    """The table's configuration; of float32 on a device the one that is exact."""
-    machine = machine_of(x.device)
-    if x.dtype == torch.float32 and not machine.interpreted:
-        return EXACT
-    return table.choose(kernel, machine, **sizes)
-
-
 @operator("grouped_weight_gradient")
 def grouped_weight_gradient_op(
     g_PO: Tensor, x_PI: Tensor, offsets_E: Tensor, g_rows_P: Tensor | None, x_rows_P: Tensor | None, dtype: torch.dtype
@@ -85,7 +77,7 @@ def grouped_weight_gradient_op(
         return dw_EOI
     gathered = g_rows_P is not None or x_rows_P is not None
     kernel = "gathered_weight_gradient" if gathered else "grouped_weight_gradient"
-    chosen = choose(TABLE, kernel, g_PO, ROWS=p // e, M=o, N=i)
+    chosen = choose(TABLE, kernel, g_PO, EXACT, ROWS=p // e, M=o, N=i)
     tiles = ceil_div(o, chosen.blocks["BLOCK_M"]) * ceil_div(i, chosen.blocks["BLOCK_N"])
     launch(
         grouped_weight_gradient_kernel, (e * tiles,), g_PO, g_rows_P, x_PI, x_rows_P, offsets_E, dw_EOI, o, i,

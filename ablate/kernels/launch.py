@@ -13,6 +13,7 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ablate.kernels.table import Configuration, Table
 from ablate.spec.machine import HOPPER, Machine, this_machine
 
 INTERPRETED = bool(knobs.runtime.interpret)
@@ -20,6 +21,8 @@ if INTERPRETED:
     from ablate.kernels.interpreter import repair
 
     repair()
+
+MIN_BLOCK = 16  # numbers along every axis of what tl.dot multiplies
 
 # Set while kernels are compiled without a device: takes the place of a launch.
 compiler: Callable[..., None] | None = None
@@ -75,8 +78,24 @@ def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, list(block))
 
 
+def choose(table: Table, kernel: str, x: Tensor, exact: Configuration, **sizes: int) -> Configuration:
+    """The table's configuration of a kernel that multiplies x, for these sizes; `exact` for float32 on a device.
+
+    There float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
+    """
+    machine = machine_of(x.device)
+    if x.dtype == torch.float32 and not machine.interpreted:
+        return exact
+    return table.choose(kernel, machine, **sizes)
+
+
 def next_power_of_2(n: int) -> int:
     return triton.next_power_of_2(n)
+
+
+def block_of(n: int) -> int:
+    """The block of a matrix product that holds n numbers along an axis: a power of two, zeros beyond the edge."""
+    return max(MIN_BLOCK, next_power_of_2(n))
 
 
 def ceil_div(a: int, b: int) -> int:
