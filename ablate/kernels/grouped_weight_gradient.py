@@ -94,14 +94,9 @@ def _(
 
 
 def grouped_weight_gradient(
-    g_PO: Tensor,
-    x_PI: Tensor,
-    offsets_E: Tensor,
-    *,
-    g_rows_P: Tensor | None = None,
-    x_rows_P: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+    g_PO: Tensor, x_PI: Tensor, offsets_E: Tensor, *,
+    g_rows_P: Tensor | None = None, x_rows_P: Tensor | None = None, dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """dw[e] = sum over the rows p of expert e of g[p]^T x[p]: gradient of y[p] = x[p] w[e]^T by the matrices w.
 
     g, x: both float32 or both bfloat16, last axes contiguous. offsets_E: int32 (E,), ends of the experts' rows, the

@@ -16,15 +16,9 @@ from ablate.kernels.operands import aligned_rows, check_row_numbers, check_shape
 
 @operator("routed_experts")
 def routed_experts_op(
-    x_ND: Tensor,
-    weight_NA: Tensor,
-    gate_up_EXD: Tensor,
-    down_EDF: Tensor,
-    token_of_row_P: Tensor,
-    row_of_choice_NA: Tensor,
-    offsets_E: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
+    row_of_choice_NA: Tensor, offsets_E: Tensor, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     n, a = row_of_choice_NA.shape
     check_shape("x", x_ND, (n, x_ND.shape[-1]))
     check_row_numbers("token_of_row_P", token_of_row_P, n * a)
@@ -38,9 +32,9 @@ def routed_experts_op(
 
 @routed_experts_op.register_fake
 def _(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
-    row_of_choice_NA: Tensor, offsets_E: Tensor, keep: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    keep = rest[-1]
     return x_ND.new_empty(x_ND.shape), x_ND.new_empty(token_of_row_P.shape[0] if keep else 0, gate_up_EXD.shape[1])
 
 

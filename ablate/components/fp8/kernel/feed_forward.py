@@ -40,20 +40,10 @@ def _nothing(like: Tensor, n: int) -> list[Tensor]:
 
 def _new_kept(x_NI: Tensor, gate_up: Tensor, down: Tensor, n: int, n_experts: int | None) -> list[Tensor]:
     """Unwritten, in the order of N_KEPT; n rows go through the maps."""
-    x_columns = new_columns(x_NI, n, gate_up.shape[-1], n_experts)
-    h_columns = new_columns(x_NI, n, down.shape[-1], n_experts)
-    first, second = new_weight(gate_up), new_weight(down)
-    return [
-        x_NI.new_empty(n, gate_up.shape[-2]),
-        x_columns.values_KS,
-        x_columns.scales_SK,
-        h_columns.values_KS,
-        h_columns.scales_SK,
-        first.values_EIO,
-        first.scales_EOI,
-        second.values_EIO,
-        second.scales_EOI,
-    ]
+    x_columns, h_columns = (new_columns(x_NI, n, w.shape[-1], n_experts) for w in (gate_up, down))
+    _, *first = new_weight(gate_up)
+    _, *second = new_weight(down)
+    return [x_NI.new_empty(n, gate_up.shape[-2]), *x_columns, *h_columns, *first, *second]
 
 
 def _one_dtype(gate_up: Tensor, down: Tensor) -> torch.dtype:

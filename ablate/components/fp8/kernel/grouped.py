@@ -16,13 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
-from ablate.components.fp8.kernel.product import (
-    TILE,
-    check_output,
-    check_quantised,
-    choose,
-    promote,
-)
+from ablate.components.fp8.kernel.product import TILE, check_output, check_quantised, choose, promote
 from ablate.kernels.launch import ceil_div, describe, launch, next_power_of_2, operator
 from ablate.kernels.operands import DTYPES, check_offsets, check_row_numbers, check_shape
 from ablate.kernels.table import Table

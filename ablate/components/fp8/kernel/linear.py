@@ -22,9 +22,8 @@ def new_kept(x_NI: Tensor, weight: Tensor, n_experts: int | None, columns: bool,
     """Unwritten outputs of the forward operators, with empty tensors for what is not kept."""
     n, i = x_NI.shape
     by_column = layout.new_columns(x_NI, n, i, n_experts) if columns else layout.no_columns(x_NI)
-    like = layout.new_weight(weight)
-    w = (like.values_EIO, like.scales_EOI) if transposed else no_weight(weight)
-    return x_NI.new_empty(n, weight.shape[-2]), by_column.values_KS, by_column.scales_SK, *w
+    w = layout.new_weight(weight)[1:] if transposed else no_weight(weight)
+    return x_NI.new_empty(n, weight.shape[-2]), *by_column, *w
 
 
 def no_weight(like: Tensor) -> tuple[Tensor, Tensor]:

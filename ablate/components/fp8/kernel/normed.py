@@ -82,8 +82,7 @@ def _(
     x_NI: Tensor, values_NI: Tensor, scales_IN: Tensor, values_IS: Tensor, scales_SI: Tensor, weight_OI: Tensor,
     power_of_two: bool, library: bool, keep_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    like = new_weight(weight_OI)
-    kept = (like.values_EIO, like.scales_EOI) if keep_weight else no_weight(weight_OI)
+    kept = new_weight(weight_OI)[1:] if keep_weight else no_weight(weight_OI)
     return x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0]), *kept
 
 

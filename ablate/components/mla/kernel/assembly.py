@@ -162,10 +162,8 @@ def _blocks(nope: int, rope: int, values: int) -> dict[str, int]:
 
 
 @assemble_op.register_fake
-def _(
-    q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, cos_TP: Tensor, sin_TP: Tensor, qk_nope_head_dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(q_BTHK, kv_BTHX, qk_nope_head_dim)
+def _(q_BTHK: Tensor, kv_BTHX: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(q_BTHK, kv_BTHX, rest[-1])
 
 
 def _outputs(q_BTHK: Tensor, kv_BTHX: Tensor, nope: int) -> tuple[Tensor, Tensor, Tensor]:
