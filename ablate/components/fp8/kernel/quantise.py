@@ -83,8 +83,8 @@ def encode(x, scale, POWER_OF_TWO: tl.constexpr):
 def tile_of_program(offsets_ptr, n, k, n_experts, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
     """A program's tile of SIZE rows and block of 128 channels, of k: both numbers, the rows, which of them there are.
 
-    Last, how many there are. Tiles start anew at every expert if there are offsets; a tile that no expert has has no row. Every program adds up
-    the experts' tiles again: E numbers from the cache.
+    Last, how many there are. With offsets tiles start anew at every expert, and one that no expert has has no rows.
+    Every program adds up the experts' tiles again: E numbers from the cache.
     """
     n_blocks = tl.cdiv(k, TILE)
     tile, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
