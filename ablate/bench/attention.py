@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.norms import backward, compiled, expected_backward, forward, random
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
+from ablate.bench.passes import backward, compiled, expected_backward, forward, random
 from ablate.components.mla.attention import attention
 from ablate.model.block import Rotation, rotation_table
 

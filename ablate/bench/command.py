@@ -32,7 +32,7 @@ GROUPS: dict[str, Callable[[], list[Operation]]] = {
     "norm": norms.operations,
 }
 NAMES = ("kernels", *GROUPS, "step")
-BUDGET_S = 0.2  # of measuring, for each implementation of a operation
+BUDGET_S = 0.2  # of measuring, for each implementation of an operation
 SMOKE_BUDGET_S = 0.004
 PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
 SMOKE_PRESET = "nano"
@@ -113,7 +113,7 @@ def _operations(
 ) -> Iterator[str]:
     """A line for each operation as it is done."""
     seen: set[Any] = set()
-    for operation in [c for name, make in GROUPS.items() if group in (name, "kernels") for c in make()]:
+    for operation in [o for name, make in GROUPS.items() if group in (name, "kernels") for o in make()]:
         # A processor knows only the small shapes, which are the same for several operations.
         key = (operation.group, operation.name, tuple(operation.small.items()))
         if machine.kind != "cuda" and key in seen:
@@ -191,7 +191,7 @@ def _steps(
 
 
 def summary(operation: dict[str, Any]) -> str:
-    """One line of a operation: every implementation with its milliseconds, or what became of it."""
+    """One line of an operation: every implementation with its milliseconds, or what became of it."""
     parts = []
     for row in operation["backends"]:
         became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]

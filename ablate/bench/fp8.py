@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,18 @@ from ablate.bench.moe import (
     EXPERTS,
     PRODUCTS,
     composed_experts,
-    ends,
-    exact_gradient,
     exact_product,
     experts_flops,
     experts_inputs,
-    gradient_inputs,
+    gradient_operation,
     library_gradient,
     library_product,
     one_or_both,
+    product_operation,
+    products_flops,
 )
-from ablate.bench.norms import backward, expected_backward, random
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors
+from ablate.bench.passes import backward, expected_backward, random
 
 
 def operations() -> list[Operation]:
@@ -31,8 +32,8 @@ def operations() -> list[Operation]:
     return [
         *map(_dense_operation, dense),
         *map(_linear_operation, dense[1:]),
-        *map(_grouped_operation, PRODUCTS[:2]),
-        *map(_grouped_gradient_operation, PRODUCTS[:2]),
+        *(_grouped_operation(product_operation, library_product, _our_product, shape) for shape in PRODUCTS[:2]),
+        *(_grouped_operation(gradient_operation, library_gradient, _our_gradient, shape) for shape in PRODUCTS[:2]),
         _feed_forward_operation({"N": 16384, "I": 2048, "F": 6912}),
         _experts_operation(EXPERTS[1]),
     ]
@@ -76,7 +77,7 @@ def _dense_operation(shape: Shape) -> Operation:
         small={"N": 256, "I": 384, "O": 256},
         inputs=_linear_inputs,
         expected=lambda x, w, _: x @ w.T,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
+        flops=products_flops,
         tolerance="float8",
         implementations=[
             Implementation(name="bfloat16 library", prepare=bf16),
@@ -163,63 +164,29 @@ def _feed_forward_operation(shape: Shape) -> Operation:
     )
 
 
-def _grouped_operation(shape: Shape) -> Operation:
-    def inputs(s: Shape, seed: int) -> Tensors:
-        weight = random(s["E"], s["O"], s["I"], seed=seed + 1, scale=s["I"] ** -0.5)
-        return random(s["N"], s["I"], seed=seed), weight, ends(s["N"], s["E"], seed)
-
-    def bf16(*inputs: Tensor) -> Prepared:
-        return lambda: library_product(*inputs)
-
-    def ours(x: Tensor, weight: Tensor, offsets: Tensor) -> Prepared:
-        from ablate.components.fp8.kernel.grouped import grouped_product
-
-        operands = _quantised(x, weight)
-        return lambda: grouped_product(*operands, offsets, None, torch.bfloat16)
-
-    return Operation(
-        group="fp8",
-        name="grouped product",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 256, "O": 256},
-        inputs=inputs,
-        expected=exact_product,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
-        implementations=[
-            Implementation(name="bfloat16 library", prepare=bf16),
-            Implementation(name="triton", prepare=ours, needs="triton"),
-        ],
-    )
+def _grouped_operation(make: Callable[..., Operation], library: Any, ours: Any, shape: Shape) -> Operation:
+    implementations = [
+        Implementation(name="bfloat16 library", prepare=lambda *inputs: lambda: library(*inputs)),
+        Implementation(name="triton", prepare=ours, needs="triton"),
+    ]
+    return make("fp8", shape, 256, implementations=implementations, tolerance="float8")
 
 
-def _grouped_gradient_operation(shape: Shape) -> Operation:
-    def bf16(*inputs: Tensor) -> Prepared:
-        return lambda: library_gradient(*inputs)
+def _our_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Prepared:
+    from ablate.components.fp8.kernel.grouped import grouped_product
 
-    def ours(g: Tensor, x: Tensor, offsets: Tensor) -> Prepared:
-        from ablate.components.fp8.kernel.grouped import grouped_weight_gradient
-        from ablate.components.fp8.kernel.quantise import quantise_activation
+    operands = _quantised(x, weight)
+    return lambda: grouped_product(*operands, offsets, None, torch.bfloat16)
 
-        operands = []
-        for matrix in (g, x):
-            operands += quantise_activation(matrix, power_of_two=False, rows=False, columns=True, offsets_E=offsets)[2:]
-        return lambda: grouped_weight_gradient(*operands, offsets, torch.float32)
 
-    return Operation(
-        group="fp8",
-        name="grouped weight gradient",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 256, "O": 256},
-        inputs=gradient_inputs,
-        expected=exact_gradient,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
-        implementations=[
-            Implementation(name="bfloat16 library", prepare=bf16),
-            Implementation(name="triton", prepare=ours, needs="triton"),
-        ],
-    )
+def _our_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Prepared:
+    from ablate.components.fp8.kernel.grouped import grouped_weight_gradient
+    from ablate.components.fp8.kernel.quantise import quantise_activation
+
+    operands = []
+    for matrix in (g, x):
+        operands += quantise_activation(matrix, power_of_two=False, rows=False, columns=True, offsets_E=offsets)[2:]
+    return lambda: grouped_weight_gradient(*operands, offsets, torch.float32)
 
 
 def _experts_operation(shape: Shape) -> Operation:

@@ -30,7 +30,7 @@ LENIENCE = 4.0  # what others may be off by, in these: they round more often, an
 
 
 class Unavailable(Exception):
-    """Why a implementation cannot run here, in one sentence."""
+    """Why an implementation cannot run here, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def _checked(operation: Operation, implementation: Implementation, machine: Mach
         return Result(implementation, "unavailable", str(fault))
     except (ImportError, NotImplementedError) as fault:
         return Result(implementation, "unavailable", first_line(fault))
-    except Exception as fault:  # whatever a library, a compiler or a driver says is a result of this implementation
+    except Exception as fault:  # whatever a library, a compiler or a driver says is this one's result
         return Result(implementation, "failed", first_line(fault))
     if not error <= (bound := implementation.allowed(operation)):
         return Result(implementation, "refused", f"its error is {error:.1e}, and {bound:.0e} is allowed", error)

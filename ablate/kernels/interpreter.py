@@ -24,7 +24,7 @@ TORCH = {
     tl.float8e5: torch.float8_e5m2,
 }
 # A device's conversion saturates: finite numbers and infinities beyond become the largest finite number.
-LARGEST = {tl.float8e4nv: 448.0, tl.float8e5: 57344.0}
+MAX_FINITE = {tl.float8e4nv: 448.0, tl.float8e5: 57344.0}
 STORED_AS_BITS = (tl.bfloat16, tl.float8e4nv, tl.float8e5)
 
 _convert_float = interpreter._convert_float
@@ -42,8 +42,8 @@ def convert(data: np.ndarray, source: Any, target: Any, rounding: Any = None) ->
         return _convert_float(data, source, target, rounding)
     bits = torch.from_numpy(np.array(data, order="C", copy=True).reshape(-1).view(np.uint8))
     numbers = bits.view(TORCH[source])
-    if target in LARGEST:
-        numbers = numbers.float().clamp(-LARGEST[target], LARGEST[target])
+    if target in MAX_FINITE:
+        numbers = numbers.float().clamp(-MAX_FINITE[target], MAX_FINITE[target])
     converted = numbers.to(TORCH[target]).view(torch.uint8).numpy()
     return converted.view(f"uint{target.primitive_bitwidth}").reshape(np.shape(data))
 

@@ -27,10 +27,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ablate.components.fp8.quantise import E4M3, TILE
 from ablate.kernels.launch import ceil_div
 
-TILE = 128
-E4M3 = torch.float8_e4m3fn
 ROW_BYTES = 16  # rows start at multiples of this, as the tensor memory accelerator asks
 
 
