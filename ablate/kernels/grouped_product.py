@@ -44,7 +44,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
 
 @triton.jit
 def find_tile(
-    offsets_ptr, n_experts, n_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr
+    offsets_ptr, n_experts, o,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """A program's expert, first row and the end of the expert's rows (both 0 where it has no tile), column tile.
 
@@ -52,13 +53,13 @@ def find_tile(
     """
     start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
     first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
-    m_tiles = tl.max(last_E, 0)
-    m_tile, n_tile = tile_at(tl.program_id(0), m_tiles, n_tiles, GROUP_M)
+    m_tiles, o_tiles = tl.max(last_E, 0), tl.cdiv(o, BLOCK_N)
+    m_tile, o_tile = tile_at(tl.program_id(0), m_tiles, o_tiles, GROUP_M)
     # Programs beyond the last tile would else repeat rows of a group that is not full, in columns beyond the last.
-    m_tile = tl.where(tl.program_id(0) < m_tiles * n_tiles, m_tile, m_tiles)
+    m_tile = tl.where(tl.program_id(0) < m_tiles * o_tiles, m_tile, m_tiles)
     expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
     row_M = start + tl.arange(0, BLOCK_M)
-    return expert, start, end, n_tile, row_M, row_M < end
+    return expert, start, end, o_tile, row_M, row_M < end
 
 
 @triton.jit
@@ -69,8 +70,8 @@ def grouped_product_kernel(
 ):  # fmt: skip
     """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, O)."""
     expert, start, end, o_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, tl.cdiv(o, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
-    )  # fmt: skip
+        offsets_ptr, n_experts, o, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
+    )
     if start >= end:
         return
     column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -102,8 +103,8 @@ def grouped_swiglu_forward_kernel(
 ):  # fmt: skip
     """h[p] = silu(x[rows[p]] gate^T) * x[rows[p]] up^T of p's expert; gate and up are kept where gate_up_ptr is."""
     expert, start, end, f_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
-    )  # fmt: skip
+        offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
+    )
     if start >= end:
         return
     column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -159,8 +160,8 @@ def grouped_swiglu_backward_kernel(
 ):  # fmt: skip
     """Of dh[p] = dy[rows[p]] down and weight[p]: gradients of gate and up, weighted h, and this tile's sum of h dh."""
     expert, start, end, f_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
-    )  # fmt: skip
+        offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
+    )
     if start >= end:
         return
     from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn

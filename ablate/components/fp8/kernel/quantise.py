@@ -6,7 +6,7 @@ or at most 448 where scales are powers of two, and inf or NaN makes the tile's s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +198,31 @@ def choose(table: Table, kernel: str, x: Tensor, *, columns: bool, **sizes: int)
     return table.choose(f"{kernel}_{'tiles' if columns else 'rows'}", machine_of(x.device), **sizes)
 
 
-def tiling(n: int, columns: bool, offsets_E: Tensor | None, block: int) -> tuple[int, int, int]:
-    """Tiles of `block` rows, experts whose ends kernels read, and these rounded up to a power of two.
-
-    Without column copies tiles need not start anew at experts: every row is its own.
-    """
-    if offsets_E is None or not columns:
-        return ceil_div(n, block), 0, 1
-    return layout.token_tiles(n, offsets_E.shape[0]), offsets_E.shape[0], next_power_of_2(offsets_E.shape[0])
-
-
 def or_none(wanted: bool, *tensors: Tensor) -> tuple[Tensor | None, ...]:
     """What a kernel is given: None for pointers that it must not use."""
     return tensors if wanted else (None,) * len(tensors)
+
+
+def launch_copies(
+    kernel: Any, chosen: Configuration, given: Sequence[Tensor | None], strides: Sequence[int],
+    copies: tuple[Rows, Columns], offsets_E: Tensor | None, n: int, k: int,
+    *, power_of_two: bool, rows: bool, columns: bool,
+) -> None:  # fmt: skip
+    """Run a kernel that writes copies of n rows, a program for every tile and block of 128 of k channels.
+
+    given: what it reads or writes besides; strides: from row to row of these. Without column copies tiles need not
+    start anew at experts: every row is its own.
+    """
+    by_row, by_column = copies
+    offsets_E = offsets_E if columns else None
+    n_experts = 0 if offsets_E is None else offsets_E.shape[0]
+    tiles = ceil_div(n, chosen.blocks["BLOCK_N"]) if offsets_E is None else layout.token_tiles(n, n_experts)
+    launch(
+        kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), *given, offsets_E, *or_none(rows, *by_row),
+        *or_none(columns, *by_column), n, k, n_experts, *strides, by_row.values_NK.stride(0),
+        by_column.values_KS.stride(0), POWER_OF_TWO=power_of_two, BLOCK_E=next_power_of_2(n_experts or 1),
+        **chosen.options,
+    )  # fmt: skip
 
 
 @operator("fp8_quantise_activation")
@@ -238,14 +250,11 @@ def quantise_activation(
             "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
         )
     n, k = (x_NK if token_of_row_P is None else token_of_row_P).shape[0], x_NK.shape[1]
-    by_row, by_column = outputs(x_NK, n, k, offsets_E, rows, columns)
+    by_row, by_column = copies = outputs(x_NK, n, k, offsets_E, rows, columns)
     chosen = choose(TABLE, "quantise", x_NK, columns=columns, K=k)
-    tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
-    launch(
-        quantise_activation_kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), x_NK, token_of_row_P,
-        offsets_E if columns else None, *or_none(rows, *by_row), *or_none(columns, *by_column), n, k, n_experts,
-        x_NK.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
-        POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
+    launch_copies(
+        quantise_activation_kernel, chosen, (x_NK, token_of_row_P), (x_NK.stride(0),), copies, offsets_E, n, k,
+        power_of_two=power_of_two, rows=rows, columns=columns,
     )  # fmt: skip
     return *by_row, *by_column
 

@@ -15,14 +15,14 @@ from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.quantise import (
     check_copies,
     choose,
+    launch_copies,
     or_none,
     outputs,
     store_column_copy,
     store_row_copy,
     tile_of_program,
-    tiling,
 )
-from ablate.kernels.launch import ceil_div, launch, operator
+from ablate.kernels.launch import operator
 from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
@@ -99,7 +99,7 @@ def hidden_gradient(
 
 @triton.jit
 def swiglu_quantise_backward_kernel(
-    gate_up_ptr, dh_ptr, offsets_ptr, plain_ptr, values_NK_ptr, scales_KN_ptr, values_KS_ptr, scales_SK_ptr,
+    gate_up_ptr, dh_ptr, plain_ptr, offsets_ptr, values_NK_ptr, scales_KN_ptr, values_KS_ptr, scales_SK_ptr,
     n, f, n_experts, stride_gn, stride_hn, stride_vn, stride_vk,
     POWER_OF_TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def _check_gate_up(gate_up: Tensor, rows: bool, columns: bool, offsets_E: Tensor
 @operator("fp8_swiglu_quantise")
 def swiglu_quantise(
     gate_up: Tensor, offsets_E: Tensor | None = None, *, power_of_two: bool, rows: bool, columns: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> layout.Copies:
     """silu(gate) up in E4M3, as quantise_activation gives it, with silu(gate) and the product rounded to gate's dtype.
 
     gate_up: (N, 2F), channels [0, F) the gate; float32 or bfloat16. offsets_E: int32 ends of experts' rows.
@@ -146,14 +146,11 @@ def swiglu_quantise(
     Raises ValueError for other dtypes or strides, an odd number of channels, or no copy.
     """
     n, f = _check_gate_up(gate_up, rows, columns, offsets_E)
-    by_row, by_column = outputs(gate_up, n, f, offsets_E, rows, columns)
+    by_row, by_column = copies = outputs(gate_up, n, f, offsets_E, rows, columns)
     chosen = choose(TABLE, "swiglu_quantise_forward", gate_up, columns=columns, F=f)
-    tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
-    launch(
-        swiglu_quantise_forward_kernel, (tiles * ceil_div(f, layout.TILE) if n else 0,), gate_up,
-        offsets_E if columns else None, *or_none(rows, *by_row), *or_none(columns, *by_column), n, f, n_experts,
-        gate_up.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
-        POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
+    launch_copies(
+        swiglu_quantise_forward_kernel, chosen, (gate_up,), (gate_up.stride(0),), copies, offsets_E, n, f,
+        power_of_two=power_of_two, rows=rows, columns=columns,
     )  # fmt: skip
     return *by_row, *by_column
 
@@ -186,16 +183,13 @@ def swiglu_backward_quantise(
     n, f = _check_gate_up(gate_up, rows, columns, offsets_E)
     check_rows("the gradient of h", dh_NF, (gate_up.dtype,), 2)
     check_shape("the gradient of h", dh_NF, (n, f))
-    by_row, by_column = outputs(gate_up, n, 2 * f, offsets_E, rows, columns)
+    by_row, by_column = copies = outputs(gate_up, n, 2 * f, offsets_E, rows, columns)
     plain_NK = gate_up.new_empty((n, 2 * f) if plain else (0, 0))
     chosen = choose(TABLE, "swiglu_quantise_backward", gate_up, columns=columns, F=f)
-    tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
-    launch(
-        swiglu_quantise_backward_kernel, (tiles * ceil_div(f, layout.TILE) if n else 0,), gate_up,
-        dh_NF, offsets_E if columns else None, *or_none(plain, plain_NK),
-        *or_none(rows, *by_row), *or_none(columns, *by_column), n, f, n_experts, gate_up.stride(0),
-        dh_NF.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
-        POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
+    given, strides = (gate_up, dh_NF, *or_none(plain, plain_NK)), (gate_up.stride(0), dh_NF.stride(0))
+    launch_copies(
+        swiglu_quantise_backward_kernel, chosen, given, strides, copies, offsets_E, n, f,
+        power_of_two=power_of_two, rows=rows, columns=columns,
     )  # fmt: skip
     return *by_row, *by_column, plain_NK
 
