@@ -159,13 +159,9 @@ def _fills() -> dict[tuple[str, str, str], str]:
 
 
 def _steps(
-    document: dict[str, Any],
-    machine: Machine,
-    limits: Ceilings,
-    name: str,
-    smoke: bool,
-    left_s: Callable[[], float],
+    document: dict[str, Any], machine: Machine, limits: Ceilings, name: str, smoke: bool, left_s: Callable[[], float]
 ) -> Iterator[str]:
+    """A line for each training step as it is measured."""
     try:
         from ablate.bench.step import ladder
         from ablate.presets import preset

@@ -44,6 +44,13 @@ def _linear_inputs(s: Shape, seed: int) -> Tensors:
     return random(s["N"], s["I"], seed=seed), weight, random(s["N"], s["O"], seed=seed + 2)
 
 
+def _of_one_matrix(name: str, shape: Shape, **rest: Any) -> Operation:
+    small = {"N": 256, "I": 384, "O": 256}
+    return Operation(
+        group="fp8", name=name, shape=shape, small=small, inputs=_linear_inputs, tolerance="float8", **rest
+    )  # fmt: skip
+
+
 def _quantised(x: Tensor, weight: Tensor) -> Tensors:
     from ablate.components.fp8.kernel.quantise import quantise_activation, quantise_weight
 
@@ -70,15 +77,11 @@ def _dense_operation(shape: Shape) -> Operation:
         operands = _quantised(x, weight)
         return lambda: product(*operands, torch.bfloat16)
 
-    return Operation(
-        group="fp8",
-        name="product",
-        shape=shape,
-        small={"N": 256, "I": 384, "O": 256},
-        inputs=_linear_inputs,
+    return _of_one_matrix(
+        "product",
+        shape,
         expected=lambda x, w, _: x @ w.T,
         flops=products_flops,
-        tolerance="float8",
         implementations=[
             Implementation(name="bfloat16 library", prepare=bf16),
             Implementation(name="library", prepare=library, needs="cuda"),
@@ -90,38 +93,30 @@ def _dense_operation(shape: Shape) -> Operation:
 def _linear_operation(shape: Shape) -> Operation:
     """A linear map with its quantisation, both passes: what training with FP8 costs against bfloat16."""
 
-    def ours(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def ours(backend: str, needs: str) -> Implementation:
         def function(x: Tensor, weight: Tensor) -> Tensor:
             from ablate.components.fp8.kernel.linear import fp8_linear
 
             return fp8_linear(x, weight, power_of_two=False, backend=backend)
 
-        return function
+        return Implementation(name=backend, prepare=backward(function, 2, both=True), needs=needs, fills=backend)
 
     def emulated(x: Tensor, weight: Tensor) -> Tensor:
         from ablate.components.fp8.emulation import Recipe, fp8_product
 
         return fp8_product(x, weight, None, Recipe("blockwise", False), None)
 
-    return Operation(
-        group="fp8",
-        name="linear map, both passes",
-        shape=shape,
-        small={"N": 256, "I": 384, "O": 256},
-        inputs=_linear_inputs,
+    return _of_one_matrix(
+        "linear map, both passes",
+        shape,
         expected=expected_backward(lambda x, w: x @ w.T, 2),
-        flops=lambda s: 6.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
+        flops=lambda s: 3.0 * products_flops(s),
         slot="linear/fp8",
         implementations=[
             Implementation(name="bfloat16 library", prepare=backward(lambda x, w: x @ w.T, 2, both=True)),
             Implementation(name="emulated", prepare=backward(emulated, 2, both=True), fills="emulated"),
-            Implementation(
-                name="library", prepare=backward(ours("library"), 2, both=True), needs="cuda", fills="library"
-            ),
-            Implementation(
-                name="triton", prepare=backward(ours("triton"), 2, both=True), needs="triton", fills="triton"
-            ),
+            ours("library", needs="cuda"),
+            ours("triton", needs="triton"),
         ],
     )
 

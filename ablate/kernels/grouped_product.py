@@ -43,7 +43,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
 
 
 @triton.jit
-def find_tile(
+def locate(
     offsets_ptr, n_experts, o,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -69,9 +69,7 @@ def grouped_product_kernel(
     BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, O)."""
-    expert, start, end, o_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, o, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
-    )
+    expert, start, end, o_tile, row_M, inside_M = locate(offsets_ptr, n_experts, o, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
     if start >= end:
         return
     column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -102,9 +100,7 @@ def grouped_swiglu_forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """h[p] = silu(x[rows[p]] gate^T) * x[rows[p]] up^T of p's expert; gate and up are kept where gate_up_ptr is."""
-    expert, start, end, f_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
-    )
+    expert, start, end, f_tile, row_M, inside_M = locate(offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
     if start >= end:
         return
     column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -159,9 +155,7 @@ def grouped_swiglu_backward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Of dh[p] = dy[rows[p]] down and weight[p]: gradients of gate and up, weighted h, and this tile's sum of h dh."""
-    expert, start, end, f_tile, row_M, inside_M = find_tile(
-        offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M
-    )
+    expert, start, end, f_tile, row_M, inside_M = locate(offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
     if start >= end:
         return
     from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn

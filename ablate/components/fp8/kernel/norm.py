@@ -19,14 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
-from ablate.components.fp8.kernel.quantise import (
-    encode,
-    magnitude_bits,
-    or_none,
-    outputs,
-    store_column_copy,
-    tile_scale,
-)
+from ablate.components.fp8.kernel.quantise import encode, magnitude_bits, outputs, store_column_copy, tile_scale
 from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
 from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
@@ -112,7 +105,7 @@ def rms_norm_quantise(
     machine, block = machine_of(x_ND.device), max(layout.TILE, next_power_of_2(d))
     chosen = TABLE.choose("norm_quantise_rows", machine, D=d)
     launch(
-        norm_quantise_rows_kernel, (ceil_div(n, chosen.blocks["ROWS"]),), x_ND, weight_D, *or_none(output, y_ND),
+        norm_quantise_rows_kernel, (ceil_div(n, chosen.blocks["ROWS"]),), x_ND, weight_D, y_ND if output else None,
         rstd_N, *by_row, n, d, x_ND.stride(0), by_row.values_NK.stride(0), eps,
         BLOCK_D=block, **shared, **chosen.options,
     )  # fmt: skip
