@@ -196,6 +196,7 @@ def summary(operation: dict[str, Any]) -> str:
 
 
 def save(document: dict[str, Any], out: Path) -> None:
+    """Write <group>.json and <group>.md into `out`, which is made if it is not there."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{document['group']}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (out / f"{document['group']}.md").write_text(render(document), encoding="utf-8")

@@ -28,6 +28,7 @@ from ablate.bench.passes import backward, expected_backward, random
 
 
 def operations() -> list[Operation]:
+    """Products, maps and networks with every matrix in E4M3; quantisation alone is in quantise.py."""
     dense = ({"N": 8192, "I": 8192, "O": 8192}, {"N": 4096, "I": 7168, "O": 4096}, {"N": 16384, "I": 2048, "O": 2048})
     return [
         *map(_dense_operation, dense),

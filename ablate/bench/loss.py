@@ -11,6 +11,7 @@ from ablate.bench.passes import backward, compiled, expected_backward, integers,
 
 
 def operations() -> list[Operation]:
+    """Head and loss at DeepSeek-V3's vocabulary and at a small one."""
     return [_operation(8192, 2048, 129280), _operation(32768, 1024, 32768)]
 
 

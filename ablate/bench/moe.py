@@ -27,6 +27,7 @@ EXPERTS = (
 
 
 def operations() -> list[Operation]:
+    """Products and gradients of experts' matrices, whole experts, router, weighted sum, bias update."""
     products = [_bfloat16(product_operation, library_product, _our_product, shape) for shape in PRODUCTS]
     gradients = [_bfloat16(gradient_operation, library_gradient, _our_gradient, shape) for shape in PRODUCTS]
     experts = [_experts_operation(shape, both) for shape in EXPERTS for both in (False, True)]
@@ -46,6 +47,7 @@ def ends(n: int, n_experts: int, seed: int) -> Tensor:
 
 
 def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Permutation:
+    """Where rows of a random choice of `n_activated` of the experts stand, int32."""
     device = torch.get_default_device()
     generator = torch.Generator(device).manual_seed(seed)
     expert_NA = torch.rand(n, n_experts, generator=generator, device=device).topk(n_activated).indices
@@ -54,6 +56,7 @@ def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Permutatio
 
 
 def by_expert(offsets: Tensor) -> list[slice]:
+    """The rows of each expert, from their ends."""
     found = offsets.tolist()
     return [slice(start, end) for start, end in zip([0, *found[:-1]], found, strict=True)]
 
@@ -64,10 +67,12 @@ def _product_inputs(s: Shape, seed: int) -> Tensors:
 
 
 def exact_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """y[p] = x[p] w[expert of p]^T by a loop over the experts, in the dtype of x. -> (N, O)"""
     return torch.cat([x[rows] @ w.T for rows, w in zip(by_expert(offsets), weight, strict=True)])
 
 
 def library_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """`exact_product` by torch's grouped product."""
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
 
 
@@ -86,6 +91,7 @@ def _exact_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def library_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
+    """dw[e] = g^T x over the rows of expert e, by torch's grouped product. -> (E, O, I)"""
     return F.grouped_mm(g.T, x, offs=offsets)
 
 
@@ -148,6 +154,7 @@ def composed_experts(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def experts_flops(both: bool) -> Callable[[Shape], float]:
+    """Of a SwiGLU network for each (token, choice) pair: three products forward, six more backward."""
     return lambda s: (3.0 if both else 1.0) * 2 * s["N"] * s["A"] * 3 * s["D"] * s["F"]
 
 

@@ -17,6 +17,7 @@ EPS = 1e-6
 
 
 def operations() -> list[Operation]:
+    """The norm at two shapes, both passes; the assembly of attention's heads."""
     return [*_norm_operations(), _assembly_operation()]
 
 

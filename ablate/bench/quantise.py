@@ -16,6 +16,7 @@ from ablate.components.fp8.quantise import E4M3, MAX_E4M3, MIN_SCALE, TILE
 
 
 def operations() -> list[Operation]:
+    """Activations alone, behind SwiGLU and behind a norm; weights."""
     return [
         _activation_operation("activations quantised", _activations, lambda x: x, _plain, read=2.0),
         _activation_operation("SwiGLU quantised", _gate_up, _swiglu, _with_swiglu, read=4.0),

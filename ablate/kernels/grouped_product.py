@@ -206,14 +206,11 @@ def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, tok
     check_row_numbers("token_of_row_P", token_of_row_P)
 
 
-def described_weight(weight_EOI: Tensor, block_o: int, block_i: int) -> Any:
-    return describe(weight_EOI, (1, block_o, block_i))
-
-
 @operator("grouped_product")
 def grouped_product_op(
     x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None, transposed: bool
 ) -> Tensor:
+    """The operator behind `grouped_product`, with its arguments, result and errors."""
     e, o, k = weight_EOI.shape if weight_EOI.ndim == 3 else (0, 0, 0)
     if transposed:
         o, k = k, o
@@ -229,7 +226,7 @@ def grouped_product_op(
     x_desc = (
         describe(x_PI.flatten().view(1, k) if p == 1 else x_PI, (block_m, block_k)) if token_of_row_P is None else None
     )
-    w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
+    w_desc = describe(weight_EOI, (1, block_k, block_n) if transposed else (1, block_n, block_k))
     launch(
         grouped_product_kernel, grid_of(p, e, o, chosen), x_desc, None if token_of_row_P is None else x_PI,
         token_of_row_P, w_desc, offsets_E, y_PO, o, k, e, x_PI.stride(0), TRANSPOSED=transposed,
@@ -261,6 +258,7 @@ def grouped_product(
 
 @operator("grouped_linear")
 def grouped_linear_op(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    """The operator behind `grouped_linear`, with its arguments, result and errors."""
     return grouped_product_op.launched(x_PI, weight_EOI, offsets_E, None, False)
 
 
@@ -312,7 +310,7 @@ def grouped_swiglu_op(
     if not p:
         return h_PF, gate_up_PX
     chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, EXACT, ROWS=p // e, N=f, K=d)
-    w_desc = described_weight(gate_up_EXD, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"])
+    w_desc = describe(gate_up_EXD, (1, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"]))
     launch(
         grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, token_of_row_P, w_desc, offsets_E,
         gate_up_PX if keep else None, h_PF, f, d, e, x_ND.stride(0), BLOCK_E=next_power_of_2(e), **chosen.options,
@@ -352,7 +350,7 @@ def grouped_swiglu_backward_op(
     if not p:
         return d_gate_up_PX, h_PF, d_weight_P
     chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, EXACT, ROWS=p // e, N=f, K=d)
-    w_desc = described_weight(down_EDF, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"])
+    w_desc = describe(down_EDF, (1, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"]))
     partial_TP = dy_ND.new_empty(ceil_div(f, chosen.blocks["BLOCK_N"]), p, dtype=torch.float32)
     launch(
         grouped_swiglu_backward_kernel, grid_of(p, e, f, chosen), dy_ND, token_of_row_P, w_desc, offsets_E,

@@ -1,4 +1,8 @@
-"""Gradients of the matrices of experts, whose rows are sorted by expert: one product along the rows of each expert."""
+"""Gradients of the matrices of experts, whose rows are sorted by expert: one product along the rows of each expert.
+
+Letters: P rows sorted by expert, E experts, O outputs and I inputs; a tile has BLOCK_M outputs and BLOCK_N inputs and
+sums BLOCK_K rows at once.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +65,7 @@ def grouped_weight_gradient_kernel(
 def grouped_weight_gradient_op(
     g_PO: Tensor, x_PI: Tensor, offsets_E: Tensor, g_rows_P: Tensor | None, x_rows_P: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
+    """The operator behind `grouped_weight_gradient`, with its arguments, result and errors."""
     check_rows("the output's gradient", g_PO, DTYPES, 2)
     check_rows("the input", x_PI, (g_PO.dtype,), 2)
     check_offsets(offsets_E, offsets_E.shape[0])

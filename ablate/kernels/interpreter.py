@@ -63,24 +63,28 @@ def _handle(numbers: np.ndarray, dtype: Any) -> Any:
 
 
 def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+    """Arithmetic of two operands, in float32 where their format is stored as bits."""
     if lhs.dtype.scalar not in STORED_AS_BITS:
         return _binary_op(self, lhs, rhs, op)
     return _handle(op(_float32(lhs), _float32(rhs)), lhs.dtype)
 
 
 def ternary_op(self: Any, lhs: Any, rhs: Any, other: Any, op: Any) -> Any:
+    """Arithmetic of three operands, in float32 where the last one's format is stored as bits."""
     if other.dtype.scalar not in STORED_AS_BITS or op is np.where:
         return _ternary_op(self, lhs, rhs, other, op)
     return _handle(op(_float32(lhs), _float32(rhs), _float32(other)), other.dtype)
 
 
 def unary_op(self: Any, argument: Any, op: Any) -> Any:
+    """A function of one operand, in float32 where its format is stored as bits."""
     if argument.dtype.scalar not in STORED_AS_BITS:
         return _unary_op(self, argument, op)
     return _handle(op(_float32(argument)), argument.dtype)
 
 
 def cast(self: Any, source: Any, target: Any) -> Any:
+    """Conversion between formats, by torch between two formats of floating point."""
     was, becomes = source.dtype.scalar, target.scalar
     if was in TORCH and becomes in TORCH:
         data = convert(source.data, was, becomes).view(interpreter._get_np_dtype(target))

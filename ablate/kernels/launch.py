@@ -90,6 +90,7 @@ def choose(table: Table, kernel: str, x: Tensor, exact: Configuration, **sizes: 
 
 
 def next_power_of_2(n: int) -> int:
+    """The least power of two that is not below n, which is at least 1."""
     return triton.next_power_of_2(n)
 
 
@@ -99,4 +100,5 @@ def block_of(n: int) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up; b is positive."""
     return -(-a // b)

@@ -1,4 +1,7 @@
-"""Routed experts whole: SwiGLU networks over rows sorted by expert, without a copy of the rows or of their outputs."""
+"""Routed experts whole: SwiGLU networks over rows sorted by expert, without a copy of the rows or of their outputs.
+
+Letters: N tokens, A choices of a token, P = N A rows sorted by expert, E experts, D model, F hidden, X = 2 F.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def routed_experts_op(
     x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
     row_of_choice_NA: Tensor, offsets_E: Tensor, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The operator behind `routed_experts`. -> y (N, D); and gate and up, (P, 2 F) if `keep`, else (0, 2 F)."""
     n, a = row_of_choice_NA.shape
     check_shape("x", x_ND, (n, x_ND.shape[-1]))
     check_row_numbers("token_of_row_P", token_of_row_P, n * a)

@@ -213,10 +213,10 @@ def test_the_operators_are_ones_that_compile() -> None:
     logits_NE, bias_E = random(10, 8).requires_grad_(), random(8, seed=1)
     for bias in (bias_E, None):
         torch.library.opcheck(route_op, (logits_NE, bias, 2, 1, 1, 2, 2.5, 2))
-    weight_NA, affinity_BE, expert_NA, _, offsets_E, rank_NA, before_GE, start_CE = route_op(
+    weight_NA, affinity_BE, expert_NA, _, offsets_E, rank_NA, before_LE, start_CE = route_op(
         logits_NE.detach(), bias_E, 2, 1, 1, 2, 2.5, 2
     )
-    torch.library.opcheck(place_op, (expert_NA, rank_NA, offsets_E, before_GE, start_CE, 2))
+    torch.library.opcheck(place_op, (expert_NA, rank_NA, offsets_E, before_LE, start_CE, 2))
     torch.library.opcheck(route_backward_op, (logits_NE.detach(), expert_NA, weight_NA, affinity_BE, 2.5))
 
     def loss(logits: Tensor) -> Tensor:

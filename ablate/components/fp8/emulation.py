@@ -34,6 +34,7 @@ class Recipe:
 
     @property
     def weight(self) -> Tiling:
+        """Of weights: blocks of 128 x 128, or one for each matrix."""
         return Blocks(TILE if self.name == "blockwise" else 0)
 
     def columns(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
@@ -43,6 +44,7 @@ class Recipe:
         return Strips(-2) if sizes is None else _segment_strips(sizes, device)
 
     def quantise(self, x: Tensor, tiling: Tiling) -> Quantised:
+        """x in E4M3 with these tiles, its scales rounded up to powers of two where the recipe says so."""
         return quantise(x, tiling, power_of_two_scales=self.power_of_two_scales)
 
     def again(self, x: Tensor, quantised: Quantised, tiling: Tiling) -> Quantised:

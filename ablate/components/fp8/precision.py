@@ -37,6 +37,7 @@ class Fp8Precision(Precision):
         self.recipe = recipe
 
     def convert_module(self, module: nn.Module) -> nn.Module:
+        """The model as it is, in float32. ValueError as `check` raises it."""
         check(module, self.recipe)
         return super().convert_module(module)
 
@@ -49,5 +50,6 @@ class Fp8MixedPrecision(MixedPrecision):
         self.recipe = recipe
 
     def convert_module(self, module: nn.Module) -> Any:
+        """The model as Lightning prepares it for autocast. ValueError as `check` raises it."""
         check(module, self.recipe)
         return super().convert_module(module)

@@ -56,6 +56,7 @@ def _one_dtype(gate_up: Tensor, down: Tensor) -> torch.dtype:
 def fp8_feed_forward_op(
     x_NI: Tensor, gate_up_XI: Tensor, down_OF: Tensor, power_of_two: bool, library: bool, keep: bool
 ) -> list[Tensor]:
+    """The operator behind `fp8_feed_forward`. -> y_NO, then what N_KEPT names, or empty tensors unless `keep`."""
     multiply, how = _products(library)[0], {"power_of_two": power_of_two}
     x_NI, gate_up_XI, down_OF = (contiguous_rows(t) for t in (x_NI, gate_up_XI, down_OF))
     x, x_scales, *x_columns = quantise_activation(x_NI, **how, rows=True, columns=keep)
@@ -133,6 +134,7 @@ def fp8_routed_experts_op(
     x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
     row_of_choice_NA: Tensor, offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
+    """The operator behind `fp8_routed_experts`. -> y_ND, what N_KEPT names, experts' outputs; empty unless `keep`."""
     how: dict[str, Any] = {"power_of_two": power_of_two}
     x_ND, gate_up_EXD, down_EDF = (contiguous_rows(t) for t in (x_ND, gate_up_EXD, down_EDF))
     x, x_scales, *_ = quantise_activation(x_ND, **how, rows=True, columns=False)

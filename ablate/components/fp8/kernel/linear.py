@@ -41,6 +41,7 @@ def new_gradients(g_NO: Tensor, n_inputs: int, matrices: tuple[int, ...], dtype:
 def fp8_linear_op(
     x_NI: Tensor, weight_OI: Tensor, power_of_two: bool, library: bool, keep_columns: bool, keep_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator of `fp8_linear`. -> y_NO; the input's column copy and the transposed weight, empty unless kept."""
     _check(x_NI, weight_OI, 2)
     x_NI, weight_OI = contiguous_rows(x_NI), contiguous_rows(weight_OI)
     values, scales, *columns = quantise.quantise_activation(
@@ -143,6 +144,7 @@ def _check(x: Tensor, weight: Tensor, n_dims: int) -> None:
 def fp8_grouped_linear_op(
     x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, power_of_two: bool, keep_columns: bool, keep_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator behind `fp8_grouped_linear`; results as of `fp8_linear_op`."""
     _check(x_PI, weight_EOI, 3)
     check_offsets(offsets_E, weight_EOI.shape[0])
     x_PI, weight_EOI = contiguous_rows(x_PI), contiguous_rows(weight_EOI)
@@ -166,6 +168,7 @@ def fp8_grouped_linear_backward_op(
     g_PO: Tensor, x_IS: Tensor, x_scales_SI: Tensor, w_EIO: Tensor, w_scales_EOI: Tensor, offsets_E: Tensor,
     n_inputs: int, dtype: torch.dtype, power_of_two: bool, need_x: bool, need_weight: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients as of `fp8_linear_backward_op`, of rows sorted by expert and their experts' matrices."""
     dx_PI, dw_EOI = new_gradients(g_PO, 0, (), dtype, False, False)
     g_rows, g_scales_OP, g_OS, g_scales_SO = quantise.quantise_activation(
         contiguous_rows(g_PO), offsets_E, power_of_two=power_of_two, rows=need_x, columns=need_weight

@@ -34,6 +34,7 @@ class Normed:
 
     @property
     def shape(self) -> torch.Size:
+        """(..., D): that of the norm's output."""
         return self.value.shape
 
 

@@ -1,6 +1,8 @@
 """Causal attention of latent attention in training: queries and keys of two parts, one key part for all heads.
 
 Nothing is joined, expanded or transposed in memory: the kernels read slices of the projections' outputs.
+
+Letters: B sequences, T tokens, H heads, K position-free, P rotated and V value channels; D any of the three widths.
 """
 
 from __future__ import annotations
@@ -120,6 +122,7 @@ def mla_attention_op(
     q_nope_BTHK: Tensor, q_rope_BTHP: Tensor, k_nope_BTHK: Tensor, k_rope_BTP: Tensor, v_BTHV: Tensor,
     scale: float, document_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The operator behind `mla_attention`, with its arguments, result and errors."""
     x = _Operands(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, document_BT)
     x.check()
     if not scale > 0:
@@ -156,6 +159,7 @@ def mla_attention_backward_op(
     do_BTHV: Tensor, q_nope_BTHK: Tensor, q_rope_BTHP: Tensor, k_nope_BTHK: Tensor, k_rope_BTP: Tensor, v_BTHV: Tensor,
     o_BTHV: Tensor, lse_BHT: Tensor, scale: float, document_BT: Tensor | None,
 ) -> Gradients:  # fmt: skip
+    """Gradients of the five inputs, contiguous, from that of the output, do, and from what the forward pass gave."""
     x = _Operands(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, document_BT)
     if not q_nope_BTHK.numel():
         inputs = (q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV)

@@ -1,6 +1,7 @@
 """Latent attention's backward kernels: one for queries, one for keys and values, and the sums both start from.
 
 Weights are computed anew from the logarithms that the forward pass kept (FlashAttention, arXiv:2205.14135).
+Letters as in attention_blocks.py.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ which leaves a maximum, a sum and an unscaled product in float32; a second launc
 Products are transposed, positions by rows and R by rows: the long extents fill the 64 lines of a warpgroup's matrix
 instruction, so that 16 heads are no more work than 16. With 8 warps and blocks of 64 positions Triton would have both
 warpgroups compute the same scores; four warps hold at most 512 by 32 sums, hence at most 32 rows a block.
+
+Letters: B sequences, T new tokens, H heads, N = T H rows, S positions, R latent and P rotated channels, G splits.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ def mla_decode_join_kernel(
 def latent_decode_op(
     q_latent_BTHR: Tensor, q_rope_BTHP: Tensor, latent_BSR: Tensor, key_BSP: Tensor, start: int, scale: float
 ) -> Tensor:
+    """The operator behind `latent_decode`, with its arguments, result and errors."""
     _check(q_latent_BTHR, q_rope_BTHP, latent_BSR, key_BSP, start)
     (b, t, h, r), p = q_latent_BTHR.shape, q_rope_BTHP.shape[3]
     y_BTHR = q_latent_BTHR.new_empty(b, t, h, r)
