@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.norms import backward, compiled, expected_backward, forward, random
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
+from ablate.bench.passes import backward, compiled, expected_backward, forward, random
 from ablate.components.mla.attention import attention
 from ablate.model.block import Rotation, rotation_table
 
@@ -19,6 +19,7 @@ HEAD = {"K": 128, "P": 64, "V": 128}  # position-free, rotated, value
 
 
 def operations() -> list[Operation]:
+    """Training at three shapes, both passes; decoding at two."""
     shapes = ({"B": 8, "T": 2048, "H": 8}, {"B": 8, "T": 4096, "H": 16}, {"B": 1, "T": 4096, "H": 128})
     training = [_training_operation(shape, pass_) for shape in shapes for pass_ in ("forward", "backward")]
     return [*training, *(_decode_operation(b, heads) for b, heads in ((32, 128), (128, 16)))]

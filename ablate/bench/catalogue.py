@@ -62,7 +62,7 @@ def unused(module: Any) -> list[str]:
     """Configurations that the module ships and its example_launches have not chosen: they would stay uncompiled."""
     table: Table = module.TABLE
     return [
-        f"{table.path.name}: {kernel} {choice} is compiled by no specimen"
+        f"{table.path.name}: {kernel} {choice} is compiled by none of the example_launches"
         for kernel in table.kernels("sm_90")
         for choice in table.shipped(kernel, "sm_90")
         if choice not in table.used.get(kernel, [])

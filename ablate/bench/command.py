@@ -32,7 +32,7 @@ GROUPS: dict[str, Callable[[], list[Operation]]] = {
     "norm": norms.operations,
 }
 NAMES = ("kernels", *GROUPS, "step")
-BUDGET_S = 0.2  # of measuring, for each implementation of a operation
+BUDGET_S = 0.2  # of measuring, for each implementation of an operation
 SMOKE_BUDGET_S = 0.004
 PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
 SMOKE_PRESET = "nano"
@@ -113,7 +113,7 @@ def _operations(
 ) -> Iterator[str]:
     """A line for each operation as it is done."""
     seen: set[Any] = set()
-    for operation in [c for name, make in GROUPS.items() if group in (name, "kernels") for c in make()]:
+    for operation in [o for name, make in GROUPS.items() if group in (name, "kernels") for o in make()]:
         # A processor knows only the small shapes, which are the same for several operations.
         key = (operation.group, operation.name, tuple(operation.small.items()))
         if machine.kind != "cuda" and key in seen:
@@ -159,13 +159,9 @@ def _fills() -> dict[tuple[str, str, str], str]:
 
 
 def _steps(
-    document: dict[str, Any],
-    machine: Machine,
-    limits: Ceilings,
-    name: str,
-    smoke: bool,
-    left_s: Callable[[], float],
+    document: dict[str, Any], machine: Machine, limits: Ceilings, name: str, smoke: bool, left_s: Callable[[], float]
 ) -> Iterator[str]:
+    """A line for each training step as it is measured."""
     try:
         from ablate.bench.step import ladder
         from ablate.presets import preset
@@ -191,7 +187,7 @@ def _steps(
 
 
 def summary(operation: dict[str, Any]) -> str:
-    """One line of a operation: every implementation with its milliseconds, or what became of it."""
+    """One line of an operation: every implementation with its milliseconds, or what became of it."""
     parts = []
     for row in operation["backends"]:
         became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]
@@ -200,6 +196,7 @@ def summary(operation: dict[str, Any]) -> str:
 
 
 def save(document: dict[str, Any], out: Path) -> None:
+    """Write <group>.json and <group>.md into `out`, which is made if it is not there."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{document['group']}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (out / f"{document['group']}.md").write_text(render(document), encoding="utf-8")

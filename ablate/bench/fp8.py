@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +13,28 @@ from ablate.bench.moe import (
     EXPERTS,
     PRODUCTS,
     composed_experts,
-    ends,
-    exact_gradient,
     exact_product,
     experts_flops,
     experts_inputs,
-    gradient_inputs,
+    gradient_operation,
     library_gradient,
     library_product,
     one_or_both,
+    product_operation,
+    products_flops,
 )
-from ablate.bench.norms import backward, expected_backward, random
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors
+from ablate.bench.passes import backward, expected_backward, random
 
 
 def operations() -> list[Operation]:
+    """Products, maps and networks with every matrix in E4M3; quantisation alone is in quantise.py."""
     dense = ({"N": 8192, "I": 8192, "O": 8192}, {"N": 4096, "I": 7168, "O": 4096}, {"N": 16384, "I": 2048, "O": 2048})
     return [
         *map(_dense_operation, dense),
         *map(_linear_operation, dense[1:]),
-        *map(_grouped_operation, PRODUCTS[:2]),
-        *map(_grouped_gradient_operation, PRODUCTS[:2]),
+        *(_grouped_operation(product_operation, library_product, _our_product, shape) for shape in PRODUCTS[:2]),
+        *(_grouped_operation(gradient_operation, library_gradient, _our_gradient, shape) for shape in PRODUCTS[:2]),
         _feed_forward_operation({"N": 16384, "I": 2048, "F": 6912}),
         _experts_operation(EXPERTS[1]),
     ]
@@ -41,6 +43,13 @@ def operations() -> list[Operation]:
 def _linear_inputs(s: Shape, seed: int) -> Tensors:
     weight = random(s["O"], s["I"], seed=seed + 1, scale=s["I"] ** -0.5)
     return random(s["N"], s["I"], seed=seed), weight, random(s["N"], s["O"], seed=seed + 2)
+
+
+def _of_one_matrix(name: str, shape: Shape, **rest: Any) -> Operation:
+    small = {"N": 256, "I": 384, "O": 256}
+    return Operation(
+        group="fp8", name=name, shape=shape, small=small, inputs=_linear_inputs, tolerance="float8", **rest
+    )  # fmt: skip
 
 
 def _quantised(x: Tensor, weight: Tensor) -> Tensors:
@@ -69,15 +78,11 @@ def _dense_operation(shape: Shape) -> Operation:
         operands = _quantised(x, weight)
         return lambda: product(*operands, torch.bfloat16)
 
-    return Operation(
-        group="fp8",
-        name="product",
-        shape=shape,
-        small={"N": 256, "I": 384, "O": 256},
-        inputs=_linear_inputs,
+    return _of_one_matrix(
+        "product",
+        shape,
         expected=lambda x, w, _: x @ w.T,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
+        flops=products_flops,
         implementations=[
             Implementation(name="bfloat16 library", prepare=bf16),
             Implementation(name="library", prepare=library, needs="cuda"),
@@ -89,38 +94,30 @@ def _dense_operation(shape: Shape) -> Operation:
 def _linear_operation(shape: Shape) -> Operation:
     """A linear map with its quantisation, both passes: what training with FP8 costs against bfloat16."""
 
-    def ours(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def ours(backend: str, needs: str) -> Implementation:
         def function(x: Tensor, weight: Tensor) -> Tensor:
             from ablate.components.fp8.kernel.linear import fp8_linear
 
             return fp8_linear(x, weight, power_of_two=False, backend=backend)
 
-        return function
+        return Implementation(name=backend, prepare=backward(function, 2, both=True), needs=needs, fills=backend)
 
     def emulated(x: Tensor, weight: Tensor) -> Tensor:
-        from ablate.components.fp8.module import Recipe, fp8_product
+        from ablate.components.fp8.emulation import Recipe, fp8_product
 
         return fp8_product(x, weight, None, Recipe("blockwise", False), None)
 
-    return Operation(
-        group="fp8",
-        name="linear map, both passes",
-        shape=shape,
-        small={"N": 256, "I": 384, "O": 256},
-        inputs=_linear_inputs,
+    return _of_one_matrix(
+        "linear map, both passes",
+        shape,
         expected=expected_backward(lambda x, w: x @ w.T, 2),
-        flops=lambda s: 6.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
+        flops=lambda s: 3.0 * products_flops(s),
         slot="linear/fp8",
         implementations=[
             Implementation(name="bfloat16 library", prepare=backward(lambda x, w: x @ w.T, 2, both=True)),
             Implementation(name="emulated", prepare=backward(emulated, 2, both=True), fills="emulated"),
-            Implementation(
-                name="library", prepare=backward(ours("library"), 2, both=True), needs="cuda", fills="library"
-            ),
-            Implementation(
-                name="triton", prepare=backward(ours("triton"), 2, both=True), needs="triton", fills="triton"
-            ),
+            ours("library", needs="cuda"),
+            ours("triton", needs="triton"),
         ],
     )
 
@@ -163,63 +160,29 @@ def _feed_forward_operation(shape: Shape) -> Operation:
     )
 
 
-def _grouped_operation(shape: Shape) -> Operation:
-    def inputs(s: Shape, seed: int) -> Tensors:
-        weight = random(s["E"], s["O"], s["I"], seed=seed + 1, scale=s["I"] ** -0.5)
-        return random(s["N"], s["I"], seed=seed), weight, ends(s["N"], s["E"], seed)
-
-    def bf16(*inputs: Tensor) -> Prepared:
-        return lambda: library_product(*inputs)
-
-    def ours(x: Tensor, weight: Tensor, offsets: Tensor) -> Prepared:
-        from ablate.components.fp8.kernel.grouped import grouped_product
-
-        operands = _quantised(x, weight)
-        return lambda: grouped_product(*operands, offsets, None, torch.bfloat16)
-
-    return Operation(
-        group="fp8",
-        name="grouped product",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 256, "O": 256},
-        inputs=inputs,
-        expected=exact_product,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
-        implementations=[
-            Implementation(name="bfloat16 library", prepare=bf16),
-            Implementation(name="triton", prepare=ours, needs="triton"),
-        ],
-    )
+def _grouped_operation(make: Callable[..., Operation], library: Any, ours: Any, shape: Shape) -> Operation:
+    implementations = [
+        Implementation(name="bfloat16 library", prepare=lambda *inputs: lambda: library(*inputs)),
+        Implementation(name="triton", prepare=ours, needs="triton"),
+    ]
+    return make("fp8", shape, 256, implementations=implementations, tolerance="float8")
 
 
-def _grouped_gradient_operation(shape: Shape) -> Operation:
-    def bf16(*inputs: Tensor) -> Prepared:
-        return lambda: library_gradient(*inputs)
+def _our_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Prepared:
+    from ablate.components.fp8.kernel.grouped import grouped_product
 
-    def ours(g: Tensor, x: Tensor, offsets: Tensor) -> Prepared:
-        from ablate.components.fp8.kernel.grouped import grouped_weight_gradient
-        from ablate.components.fp8.kernel.quantise import quantise_activation
+    operands = _quantised(x, weight)
+    return lambda: grouped_product(*operands, offsets, None, torch.bfloat16)
 
-        operands = []
-        for matrix in (g, x):
-            operands += quantise_activation(matrix, power_of_two=False, rows=False, columns=True, offsets_E=offsets)[2:]
-        return lambda: grouped_weight_gradient(*operands, offsets, torch.float32)
 
-    return Operation(
-        group="fp8",
-        name="grouped weight gradient",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 256, "O": 256},
-        inputs=gradient_inputs,
-        expected=exact_gradient,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        tolerance="float8",
-        implementations=[
-            Implementation(name="bfloat16 library", prepare=bf16),
-            Implementation(name="triton", prepare=ours, needs="triton"),
-        ],
-    )
+def _our_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Prepared:
+    from ablate.components.fp8.kernel.grouped import grouped_weight_gradient
+    from ablate.components.fp8.kernel.quantise import quantise_activation
+
+    operands = []
+    for matrix in (g, x):
+        operands += quantise_activation(matrix, power_of_two=False, rows=False, columns=True, offsets_E=offsets)[2:]
+    return lambda: grouped_weight_gradient(*operands, offsets, torch.float32)
 
 
 def _experts_operation(shape: Shape) -> Operation:

@@ -6,21 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.norms import backward, compiled, expected_backward, random
 from ablate.bench.operation import Implementation, Operation, Shape, Tensors, Unavailable
+from ablate.bench.passes import backward, compiled, expected_backward, integers, random
 
 
 def operations() -> list[Operation]:
-    return [_case(8192, 2048, 129280), _case(32768, 1024, 32768)]
+    """Head and loss at DeepSeek-V3's vocabulary and at a small one."""
+    return [_operation(8192, 2048, 129280), _operation(32768, 1024, 32768)]
 
 
-def _case(n: int, d: int, c: int) -> Operation:
+def _operation(n: int, d: int, c: int) -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
-        generator = torch.Generator(torch.get_default_device()).manual_seed(seed + 9)
-        device = torch.get_default_device()
-        targets = torch.randint(s["C"], (s["N"],), generator=generator, device=device)
         hidden, weight = random(s["N"], s["D"], seed=seed), random(s["C"], s["D"], seed=seed + 1, scale=0.02)
-        return hidden, weight, targets, torch.ones((), device=device)
+        return hidden, weight, integers(s["C"], s["N"], seed=seed + 9), torch.ones((), device=hidden.device)
 
     return Operation(
         group="loss",

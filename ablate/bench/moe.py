@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.norms import backward, compiled, expected_backward, forward, random
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
+from ablate.bench.passes import backward, compiled, expected_backward, forward, integers, random
 from ablate.components.moe.module import Permutation, place
 
 # An expert's products in DeepSeek-V3 with 8 experts on a device, and in models of one device.
@@ -26,8 +27,9 @@ EXPERTS = (
 
 
 def operations() -> list[Operation]:
-    products = [_product_operation(shape) for shape in PRODUCTS]
-    gradients = [_gradient_operation(shape) for shape in PRODUCTS]
+    """Products and gradients of experts' matrices, whole experts, router, weighted sum, bias update."""
+    products = [_bfloat16(product_operation, library_product, _our_product, shape) for shape in PRODUCTS]
+    gradients = [_bfloat16(gradient_operation, library_gradient, _our_gradient, shape) for shape in PRODUCTS]
     experts = [_experts_operation(shape, both) for shape in EXPERTS for both in (False, True)]
     return [
         *products,
@@ -41,13 +43,11 @@ def operations() -> list[Operation]:
 
 def ends(n: int, n_experts: int, seed: int) -> Tensor:
     """Ends of the experts' rows, int32, of a random choice that is nearly even."""
-    device = torch.get_default_device()
-    generator = torch.Generator(device).manual_seed(seed)
-    chosen = torch.randint(n_experts, (n,), generator=generator, device=device)
-    return torch.bincount(chosen, minlength=n_experts).cumsum(0).to(torch.int32)
+    return torch.bincount(integers(n_experts, n, seed=seed), minlength=n_experts).cumsum(0).to(torch.int32)
 
 
 def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Permutation:
+    """Where rows of a random choice of `n_activated` of the experts stand, int32."""
     device = torch.get_default_device()
     generator = torch.Generator(device).manual_seed(seed)
     expert_NA = torch.rand(n, n_experts, generator=generator, device=device).topk(n_activated).indices
@@ -56,6 +56,7 @@ def placement(n: int, n_experts: int, n_activated: int, seed: int) -> Permutatio
 
 
 def by_expert(offsets: Tensor) -> list[slice]:
+    """The rows of each expert, from their ends."""
     found = offsets.tolist()
     return [slice(start, end) for start, end in zip([0, *found[:-1]], found, strict=True)]
 
@@ -66,67 +67,67 @@ def _product_inputs(s: Shape, seed: int) -> Tensors:
 
 
 def exact_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """y[p] = x[p] w[expert of p]^T by a loop over the experts, in the dtype of x. -> (N, O)"""
     return torch.cat([x[rows] @ w.T for rows, w in zip(by_expert(offsets), weight, strict=True)])
 
 
 def library_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """`exact_product` by torch's grouped product."""
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
 
 
-def _product_operation(shape: Shape) -> Operation:
-    def ours(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-        from ablate.kernels.grouped_product import grouped_linear
+def _our_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    from ablate.kernels.grouped_product import grouped_linear
 
-        return grouped_linear(x, weight, offsets)
-
-    return Operation(
-        group="moe",
-        name="grouped product",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 128, "O": 256},
-        inputs=_product_inputs,
-        expected=exact_product,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        slot="linear/standard" if shape["E"] == 64 else "",
-        implementations=[
-            Implementation(name="library", prepare=forward(library_product), fills="library"),
-            Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
-        ],
-    )
+    return grouped_linear(x, weight, offsets)
 
 
-def gradient_inputs(s: Shape, seed: int) -> Tensors:
+def _gradient_inputs(s: Shape, seed: int) -> Tensors:
     return random(s["N"], s["O"], seed=seed), random(s["N"], s["I"], seed=seed + 1), ends(s["N"], s["E"], seed)
 
 
-def exact_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
+def _exact_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
     return torch.stack([g[rows].T @ x[rows] for rows in by_expert(offsets)])
 
 
 def library_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
+    """dw[e] = g^T x over the rows of expert e, by torch's grouped product. -> (E, O, I)"""
     return F.grouped_mm(g.T, x, offs=offsets)
 
 
-def _gradient_operation(shape: Shape) -> Operation:
-    def ours(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
-        from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient
+def _our_gradient(g: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
+    from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient
 
-        return grouped_weight_gradient(g, x, offsets)
+    return grouped_weight_gradient(g, x, offsets)
 
+
+def products_flops(s: Shape) -> float:
+    """Of one product of N rows; each row meets one matrix, however many there are."""
+    return 2.0 * s["N"] * s["I"] * s["O"]
+
+
+def product_operation(group: str, shape: Shape, small_inputs: int, **rest: Any) -> Operation:
+    """Rows times their experts' matrices; `rest`: implementations, and what else the operation has."""
+    small = {"E": 4, "N": 300, "I": small_inputs, "O": 256}
     return Operation(
-        group="moe",
-        name="grouped weight gradient",
-        shape=shape,
-        small={"E": 4, "N": 300, "I": 128, "O": 256},
-        inputs=gradient_inputs,
-        expected=exact_gradient,
-        flops=lambda s: 2.0 * s["N"] * s["I"] * s["O"],
-        slot="linear/standard" if shape["E"] == 64 else "",
-        implementations=[
-            Implementation(name="library", prepare=forward(library_gradient), fills="library"),
-            Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
-        ],
-    )
+        group=group, name="grouped product", shape=shape, small=small, inputs=_product_inputs,
+        expected=exact_product, flops=products_flops, **rest,
+    )  # fmt: skip
+
+
+def gradient_operation(group: str, shape: Shape, small_inputs: int, **rest: Any) -> Operation:
+    """The gradients of the experts' matrices; arguments as of `product_operation`."""
+    product = product_operation(group, shape, small_inputs, **rest)
+    return replace(product, name="grouped weight gradient", inputs=_gradient_inputs, expected=_exact_gradient)
+
+
+def _bfloat16(make: Callable[..., Operation], library: Any, ours: Any, shape: Shape) -> Operation:
+    implementations = [
+        Implementation(name="library", prepare=forward(library), fills="library"),
+        Implementation(name="triton", prepare=forward(ours), needs="triton", fills="triton"),
+    ]
+    slot = "linear/standard" if shape["E"] == 64 else ""
+    return make("moe", shape, 128, implementations=implementations, slot=slot)
 
 
 def experts_inputs(s: Shape, seed: int) -> Tensors:
@@ -153,11 +154,12 @@ def composed_experts(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def experts_flops(both: bool) -> Callable[[Shape], float]:
+    """Of a SwiGLU network for each (token, choice) pair: three products forward, six more backward."""
     return lambda s: (3.0 if both else 1.0) * 2 * s["N"] * s["A"] * 3 * s["D"] * s["F"]
 
 
 def one_or_both(both: bool) -> Callable[[Callable[..., Any]], Callable[..., Prepared]]:
-    """A implementation's `prepare` of experts: gradients by x, weights and both matrices where `both`."""
+    """The `prepare` of an implementation of experts: gradients by x, weights and both matrices where `both`."""
     if both:
         return lambda function: backward(function, 4, both=True)
     return lambda function: forward(lambda *inputs: function(*inputs[:-1]))
@@ -291,10 +293,7 @@ def _combine_operation() -> Operation:
 
 def _bias_operation() -> Operation:
     def inputs(s: Shape, seed: int) -> Tensors:
-        device = torch.get_default_device()
-        generator = torch.Generator(device).manual_seed(seed)
-        counts = torch.randint(1000, (s["E"],), generator=generator, device=device)
-        return random(s["E"], seed=seed, dtype=torch.float32), counts
+        return random(s["E"], seed=seed, dtype=torch.float32), integers(1000, s["E"], seed=seed)
 
     def library(bias: Tensor, counts: Tensor) -> Tensor:
         return bias + 0.001 * torch.sign(counts.sum() - counts * counts.numel())

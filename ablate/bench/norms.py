@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,75 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
+from ablate.bench.passes import PASSES, backward, compiled, expected_backward, forward, random
 from ablate.model.block import Rotation, rotation_table
 
 EPS = 1e-6
-PASSES = ("forward", "backward")
-
-
-def random(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Tensor:
-    """Normal numbers on the default device; the same everywhere but for the device's generator."""
-    device = torch.get_default_device()
-    generator = torch.Generator(device).manual_seed(seed)
-    return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
-
-
-def forward(function: Callable[..., Any]) -> Callable[..., Prepared]:
-    """A implementation's `prepare` of a function's forward pass alone."""
-
-    def prepare(*inputs: Tensor) -> Prepared:
-        def run() -> Any:
-            with torch.no_grad():
-                return function(*inputs)
-
-        return run
-
-    return prepare
-
-
-def backward(function: Callable[..., Any], n_gradients: int, *, both: bool = False) -> Callable[..., Prepared]:
-    """The `prepare` of an implementation that is a function's backward pass by its first `n_gradients` inputs.
-
-    `both`: with the forward pass.
-
-    The last input is the gradient of the result.
-    """
-
-    def prepare(*inputs: Tensor) -> Prepared:
-        *given, gradient = inputs
-        wanted = [x.detach().requires_grad_() for x in given[:n_gradients]]
-        arguments = [*wanted, *given[n_gradients:]]
-        if both:
-            return lambda: torch.autograd.grad(function(*arguments), wanted, gradient)
-        result = function(*arguments)
-        return lambda: torch.autograd.grad(result, wanted, gradient, retain_graph=True)
-
-    return prepare
-
-
-def expected_backward(function: Callable[..., Tensor], n_gradients: int) -> Callable[..., Tensors]:
-    return lambda *wide: backward(function, n_gradients)(*wide)()
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By torch.compile, when it is first called (importing the compiler takes seconds); one graph for each shape."""
-
-    @cache
-    def made() -> Callable[..., Any]:
-        from torch._functorch import config
-
-        # Else a compiled backward pass may use what was kept for it as scratch, and cannot be timed twice.
-        config.donated_buffer = False
-        return torch.compile(function, dynamic=False)
-
-    return lambda *arguments, **options: made()(*arguments, **options)
 
 
 def operations() -> list[Operation]:
-    return [*_norm_cases(), _assembly_operation()]
+    """The norm at two shapes, both passes; the assembly of attention's heads."""
+    return [*_norm_operations(), _assembly_operation()]
 
 
-def _norm_cases() -> list[Operation]:
+def _norm_operations() -> list[Operation]:
     def inputs(shape: Shape, seed: int) -> Tensors:
         n, d = shape["N"], shape["D"]
         return random(n, d, seed=seed), random(d, seed=seed + 1, dtype=torch.float32), random(n, d, seed=seed + 2)

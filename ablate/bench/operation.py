@@ -30,7 +30,7 @@ LENIENCE = 4.0  # what others may be off by, in these: they round more often, an
 
 
 class Unavailable(Exception):
-    """Why a implementation cannot run here, in one sentence."""
+    """Why an implementation cannot run here, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +49,7 @@ class Implementation:
         return TOLERANCE[self.tolerance or operation.tolerance] * (1.0 if self.needs == "triton" else LENIENCE)
 
     def obstacle(self, machine: Machine) -> str:
+        """Why it cannot run on a machine; "" if it can."""
         return {"": lambda _: "", "cuda": without_cuda, "triton": without_triton}[self.needs](machine)
 
 
@@ -73,6 +74,7 @@ class Operation:
 
     @property
     def title(self) -> str:
+        """Name and timed shape, as in the lines that people read."""
         return f"{self.name} {' '.join(f'{k}{v}' for k, v in self.shape.items())}"
 
 
@@ -91,6 +93,7 @@ class Result:
     prepared: list[Prepared] = field(default_factory=list)
 
     def row(self, operation: Operation, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
+        """As a document holds it: seconds, FLOP and bytes a second, share of the ceilings where there is a sample."""
         row: dict[str, Any] = {"backend": self.implementation.name, "status": self.status}
         row |= {"reason": self.reason} if self.reason else {}
         row |= {"relative_error": self.error} if self.error is not None else {}
@@ -155,7 +158,7 @@ def _checked(operation: Operation, implementation: Implementation, machine: Mach
         return Result(implementation, "unavailable", str(fault))
     except (ImportError, NotImplementedError) as fault:
         return Result(implementation, "unavailable", first_line(fault))
-    except Exception as fault:  # whatever a library, a compiler or a driver says is a result of this implementation
+    except Exception as fault:  # whatever a library, a compiler or a driver says is this one's result
         return Result(implementation, "failed", first_line(fault))
     if not error <= (bound := implementation.allowed(operation)):
         return Result(implementation, "refused", f"its error is {error:.1e}, and {bound:.0e} is allowed", error)
@@ -226,6 +229,7 @@ def _ratios(good: Sequence[Result]) -> dict[str, Any]:
 
 
 def as_tensors(result: Any) -> Tensors:
+    """A result as a tuple, of one where it is a tensor."""
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -250,11 +254,13 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def release() -> None:
+    """Give memory that nobody refers to back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def first_line(fault: BaseException) -> str:
+    """Type and first line of a fault, 200 characters at most."""
     text = str(fault).strip()
     return f"{type(fault).__name__}: {text.splitlines()[0][:200]}" if text else type(fault).__name__

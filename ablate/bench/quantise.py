@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.bench.norms import EPS, compiled, forward, random
+from ablate.bench.norms import EPS
 from ablate.bench.operation import Implementation, Operation, Shape, Tensors
-
-LARGEST = 448.0  # of E4M3
-MIN_SCALE = 2.0**-126
-TILE = 128
+from ablate.bench.passes import compiled, forward, random
+from ablate.components.fp8.quantise import E4M3, MAX_E4M3, MIN_SCALE, TILE
 
 
 def operations() -> list[Operation]:
+    """Activations alone, behind SwiGLU and behind a norm; weights."""
     return [
         _activation_operation("activations quantised", _activations, lambda x: x, _plain, read=2.0),
         _activation_operation("SwiGLU quantised", _gate_up, _swiglu, _with_swiglu, read=4.0),
@@ -29,8 +28,8 @@ def operations() -> list[Operation]:
 def rows_of(x: Tensor) -> Tensors:
     """Values and scales of tiles of 1 x 128, by torch."""
     tiles = x.float().unflatten(-1, (-1, TILE))
-    scale = (tiles.abs().amax(-1) / LARGEST).clamp_min(MIN_SCALE)
-    return (tiles / scale[..., None]).to(torch.float8_e4m3fn).flatten(-2), scale.T.contiguous()
+    scale = (tiles.abs().amax(-1) / MAX_E4M3).clamp_min(MIN_SCALE)
+    return (tiles / scale[..., None]).to(E4M3).flatten(-2), scale.T.contiguous()
 
 
 def spread(values: Tensor, scales: Tensor) -> Tensor:
@@ -116,8 +115,8 @@ def _weight_operation() -> Operation:
     def library(w: Tensor) -> Tensors:
         e, o, i = w.shape
         tiles = w.float().view(e, o // TILE, TILE, i // TILE, TILE)
-        scale = (tiles.abs().amax((2, 4), keepdim=True) / LARGEST).clamp_min(MIN_SCALE)
-        values = (tiles / scale).to(torch.float8_e4m3fn).view(e, o, i)
+        scale = (tiles.abs().amax((2, 4), keepdim=True) / MAX_E4M3).clamp_min(MIN_SCALE)
+        values = (tiles / scale).to(E4M3).view(e, o, i)
         return values, values.transpose(1, 2).contiguous(), scale[:, :, 0, :, 0]
 
     def ours(w: Tensor) -> Any:

@@ -9,6 +9,7 @@ from ablate.quantities import memory, milliseconds, percent, scaled, whole
 
 
 def render(document: Mapping[str, Any]) -> str:
+    """The document as Markdown: machine and ceilings, a table for each part that it has, then what has no figure."""
     lines = [*_heading(document)]
     if document["operations"]:
         lines += ["", *_operations(document["operations"])]

@@ -25,9 +25,11 @@ class Sample:
 
     @property
     def median(self) -> float:
+        """The median call, in seconds."""
         return statistics.median(self.seconds)
 
     def summary(self) -> dict[str, float | int]:
+        """Median and quartiles in seconds, and the number of calls."""
         if len(self.seconds) == 1:
             low = high = self.seconds[0]
         else:
@@ -110,6 +112,7 @@ class Ceilings:
         return max(flops / self.flops_per_s, bytes_ / self.bytes_per_s)
 
     def summary(self) -> dict[str, Any]:
+        """Both rates, and the samples that they were measured by."""
         return {"bytes_per_s": self.bytes_per_s, "flops_per_s": self.flops_per_s, **self.samples}
 
 

@@ -117,6 +117,7 @@ def _with(kernel: str, candidate: Configuration, run: Prepared) -> Callable[[], 
 
 
 def encode(c: Configuration) -> dict[str, Any]:
+    """A configuration as the tables' files have it."""
     return {"blocks": dict(c.blocks), "num_warps": c.num_warps, "num_stages": c.num_stages}
 
 

@@ -1,4 +1,7 @@
-"""Rows of sorted (token, choice) pairs back to their tokens, weighed and summed; and the way back, in one read."""
+"""Rows of sorted (token, choice) pairs back to their tokens, weighed and summed; and the way back, in one read.
+
+Letters: N tokens, A choices of a token, P = N A rows or choices, D channels.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_contiguous, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("combine.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"combine_forward_kernel": (), "combine_backward_kernel": ()}
 
 
 @triton.jit
 def combine_forward_kernel(
-    y_ptr, weight_ptr, place_ptr, out_ptr, n_tokens, dim, stride_yp,
+    y_ptr, weight_ptr, row_of_choice_ptr, out_ptr, n_tokens, dim, stride_yp,
     A: tl.constexpr, WEIGHED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Sums of BLOCK_N tokens over BLOCK_D channels; weight_ptr is read where WEIGHED."""
     row_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     wide_N = row_N.to(tl.int64)
@@ -31,8 +35,8 @@ def combine_forward_kernel(
     sum_ND = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     # Unrolled, so that the reads of all choices are in flight together.
     for a in tl.static_range(A):
-        place_N = tl.load(place_ptr + wide_N * A + a, row_N < n_tokens, other=0).to(tl.int64)
-        y_ND = tl.load(y_ptr + place_N[:, None] * stride_yp + column_D[None, :], inside_ND, other=0.0).to(tl.float32)
+        from_N = tl.load(row_of_choice_ptr + wide_N * A + a, row_N < n_tokens, other=0).to(tl.int64)
+        y_ND = tl.load(y_ptr + from_N[:, None] * stride_yp + column_D[None, :], inside_ND, other=0.0).to(tl.float32)
         if WEIGHED:
             y_ND *= tl.load(weight_ptr + wide_N * A + a, row_N < n_tokens, other=0.0)[:, None]
         sum_ND += y_ND
@@ -41,33 +45,37 @@ def combine_forward_kernel(
 
 @triton.jit
 def combine_backward_kernel(
-    y_ptr, weight_ptr, place_ptr, g_ptr, dy_ptr, dweight_ptr, n_pairs, dim, stride_yp, stride_gn,
+    y_ptr, weight_ptr, row_of_choice_ptr, g_ptr, dy_ptr, dweight_ptr, n_pairs, dim, stride_yp, stride_gn,
     A: tl.constexpr, WEIGHED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of BLOCK_P pairs in the order of their tokens: the row's gradient, and the inner product that is the weight's."""
-    pair_P = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside_P = pair_P < n_pairs
-    place_P = tl.load(place_ptr + pair_P, inside_P, other=0).to(tl.int64)
-    from_P = g_ptr + pair_P // A * stride_gn
+    """Gradients of BLOCK_P choices, in the order of their tokens: of the row that each stands in, and of its weight.
+
+    The weight's gradient is the inner product of the row and the sum's gradient.
+    """
+    choice_P = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside_P = choice_P < n_pairs
+    row_P = tl.load(row_of_choice_ptr + choice_P, inside_P, other=0).to(tl.int64)
+    g_P = g_ptr + choice_P // A * stride_gn
     if WEIGHED:
-        weight_P = tl.load(weight_ptr + pair_P, inside_P, other=0.0)
+        weight_P = tl.load(weight_ptr + choice_P, inside_P, other=0.0)
         along_PD = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     for start in range(0, dim, BLOCK_D):
         column_D = start + tl.arange(0, BLOCK_D)
         inside_PD = inside_P[:, None] & (column_D < dim)[None, :]
-        g_PD = tl.load(from_P[:, None] + column_D[None, :], inside_PD, other=0.0).to(tl.float32)
+        g_PD = tl.load(g_P[:, None] + column_D[None, :], inside_PD, other=0.0).to(tl.float32)
         if WEIGHED:
-            y_PD = tl.load(y_ptr + place_P[:, None] * stride_yp + column_D[None, :], inside_PD, other=0.0)
+            y_PD = tl.load(y_ptr + row_P[:, None] * stride_yp + column_D[None, :], inside_PD, other=0.0)
             along_PD += y_PD.to(tl.float32) * g_PD
             g_PD *= weight_P[:, None]
-        to_PD = dy_ptr + place_P[:, None] * dim + column_D[None, :]
+        to_PD = dy_ptr + row_P[:, None] * dim + column_D[None, :]
         tl.store(to_PD, g_PD.to(dy_ptr.dtype.element_ty), inside_PD)
     if WEIGHED:
-        tl.store(dweight_ptr + pair_P, tl.sum(along_PD, 1), inside_P)
+        tl.store(dweight_ptr + choice_P, tl.sum(along_PD, 1), inside_P)
 
 
 @operator("combine")
 def combine_op(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
+    """The operator behind `combine`, with its arguments, result and errors."""
     _check(y_PD, weight_NA, row_of_choice_NA)
     (n, a), d = row_of_choice_NA.shape, y_PD.shape[1]
     out_ND = y_PD.new_empty(n, d)
@@ -93,7 +101,7 @@ def combine_backward_op(
     _check(y_PD, weight_NA, row_of_choice_NA)
     (n, a), d = row_of_choice_NA.shape, y_PD.shape[1]
     check_shape("the sums' gradient", g_ND, (n, d))
-    g_ND = g_ND if g_ND.stride(-1) == 1 else g_ND.contiguous()
+    g_ND = contiguous_rows(g_ND)
     dy_PD, dweight_NA = _gradients(y_PD, weight_NA)
     chosen = TABLE.choose("combine_backward", machine_of(y_PD.device), D=d)
     launch(
@@ -116,14 +124,13 @@ def _gradients(y_PD: Tensor, weight_NA: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _check(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> None:
     check_rows("the rows to combine", y_PD, DTYPES, 2)
-    check_rows("the places of the choices", row_of_choice_NA, (torch.int32,), 2)
+    check_rows("the rows of the choices", row_of_choice_NA, (torch.int32,), 2)
+    check_contiguous("the rows of the choices", row_of_choice_NA)
     check_shape("the rows to combine", y_PD, (row_of_choice_NA.numel(), y_PD.shape[1]))
     if weight_NA is not None:
         check_rows("the weights of the choices", weight_NA, (torch.float32,), 2)
         check_shape("the weights of the choices", weight_NA, row_of_choice_NA.shape)
-    for name, x in (("places", row_of_choice_NA), ("weights", weight_NA)):
-        if x is not None and not x.is_contiguous():
-            raise ValueError(f"the {name} of the choices have strides {x.stride()}: call contiguous() first")
+        check_contiguous("the weights of the choices", weight_NA)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,10 +147,10 @@ combine_op.register_autograd(_backward, setup_context=_keep)
 
 
 def combine(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> Tensor:
-    """sum_a weight[n, a] y[place[n, a]], the sum of arXiv:2412.19437, eq. 12, over rows that stand sorted by expert.
+    """sum_a weight[n, a] y[row_of_choice[n, a]], the sum of arXiv:2412.19437, eq. 12, of rows sorted by expert.
 
-    y: (P, D), float32 or bfloat16; weight: (N, A) float32, or None for ones; place: (N, A) int32, a permutation of the
-    P = N A rows (not checked). Summed in float32, in the order of a. -> (N, D) of y's dtype; differentiable with
+    y: (P, D), float32 or bfloat16; weight: (N, A) float32, or None for ones; row_of_choice: (N, A) int32, a permutation
+    of the P = N A rows (not checked). Summed in float32, in the order of a. -> (N, D) of y's dtype; differentiable with
     respect to y and weight, whose gradients are bit for bit the same from run to run. Raises ValueError for other
     dtypes, shapes or strides.
     """

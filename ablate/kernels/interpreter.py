@@ -24,7 +24,7 @@ TORCH = {
     tl.float8e5: torch.float8_e5m2,
 }
 # A device's conversion saturates: finite numbers and infinities beyond become the largest finite number.
-LARGEST = {tl.float8e4nv: 448.0, tl.float8e5: 57344.0}
+MAX_FINITE = {tl.float8e4nv: 448.0, tl.float8e5: 57344.0}
 STORED_AS_BITS = (tl.bfloat16, tl.float8e4nv, tl.float8e5)
 
 _convert_float = interpreter._convert_float
@@ -42,8 +42,8 @@ def convert(data: np.ndarray, source: Any, target: Any, rounding: Any = None) ->
         return _convert_float(data, source, target, rounding)
     bits = torch.from_numpy(np.array(data, order="C", copy=True).reshape(-1).view(np.uint8))
     numbers = bits.view(TORCH[source])
-    if target in LARGEST:
-        numbers = numbers.float().clamp(-LARGEST[target], LARGEST[target])
+    if target in MAX_FINITE:
+        numbers = numbers.float().clamp(-MAX_FINITE[target], MAX_FINITE[target])
     converted = numbers.to(TORCH[target]).view(torch.uint8).numpy()
     return converted.view(f"uint{target.primitive_bitwidth}").reshape(np.shape(data))
 
@@ -63,24 +63,28 @@ def _handle(numbers: np.ndarray, dtype: Any) -> Any:
 
 
 def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+    """Arithmetic of two operands, in float32 where their format is stored as bits."""
     if lhs.dtype.scalar not in STORED_AS_BITS:
         return _binary_op(self, lhs, rhs, op)
     return _handle(op(_float32(lhs), _float32(rhs)), lhs.dtype)
 
 
 def ternary_op(self: Any, lhs: Any, rhs: Any, other: Any, op: Any) -> Any:
+    """Arithmetic of three operands, in float32 where the last one's format is stored as bits."""
     if other.dtype.scalar not in STORED_AS_BITS or op is np.where:
         return _ternary_op(self, lhs, rhs, other, op)
     return _handle(op(_float32(lhs), _float32(rhs), _float32(other)), other.dtype)
 
 
 def unary_op(self: Any, argument: Any, op: Any) -> Any:
+    """A function of one operand, in float32 where its format is stored as bits."""
     if argument.dtype.scalar not in STORED_AS_BITS:
         return _unary_op(self, argument, op)
     return _handle(op(_float32(argument)), argument.dtype)
 
 
 def cast(self: Any, source: Any, target: Any) -> Any:
+    """Conversion between formats, by torch between two formats of floating point."""
     was, becomes = source.dtype.scalar, target.scalar
     if was in TORCH and becomes in TORCH:
         data = convert(source.data, was, becomes).view(interpreter._get_np_dtype(target))

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rms_norm.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"rms_norm_forward_kernel": (), "rms_norm_backward_kernel": ()}
 PARTIAL_SUMS = 264  # programs of the backward pass, two for each multiprocessor of a Hopper chip
 
@@ -24,6 +24,7 @@ PARTIAL_SUMS = 264  # programs of the backward pass, two for each multiprocessor
 def rms_norm_forward_kernel(
     x_ptr, weight_ptr, y_ptr, rstd_ptr, n_rows, dim, stride_xn, eps, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
+    """The norm of ROWS whole rows, and their factors 1 / sqrt(mean(x^2) + eps), float32."""
     row_N = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column_D = tl.arange(0, BLOCK_D)
     inside_ND = (row_N[:, None] < n_rows) & (column_D[None, :] < dim)
@@ -64,6 +65,7 @@ def rms_norm_backward_kernel(
 
 @operator("rms_norm")
 def rms_norm_op(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The operator behind `rms_norm`, for x of shape (N, D). -> y (N, D), and the rows' float32 factors (N,)."""
     n, d = x_ND.shape
     check_rows("the norm's input", x_ND, DTYPES, 2)
     check_rows("the norm's weight", weight_D, DTYPES, 1)
@@ -89,8 +91,9 @@ def _outputs(x_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 @operator("rms_norm_backward")
 def rms_norm_backward_op(x_ND: Tensor, weight_D: Tensor, rstd_N: Tensor, g_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x (N, D) and of the weight (D,) from the factors that the forward pass kept, and dy (N, D)."""
     n, d = x_ND.shape
-    g_ND = g_ND if g_ND.stride(-1) == 1 else g_ND.contiguous()
+    g_ND = contiguous_rows(g_ND)
     chosen = TABLE.choose("rms_norm_backward", machine_of(x_ND.device), D=d)
     rows, block = chosen.blocks["ROWS"], next_power_of_2(d)
     n_programs = min(PARTIAL_SUMS, ceil_div(n, rows))

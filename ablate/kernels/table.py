@@ -31,6 +31,7 @@ class Configuration:
     when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether every bound of `when` holds for these sizes; KeyError where one of them is not given."""
         return all(
             (low is None or sizes[name] >= low) and (high is None or sizes[name] <= high)
             for name, (low, high) in self.when.items()
@@ -86,6 +87,7 @@ class Table:
         return found
 
     def kernels(self, architecture: str) -> tuple[str, ...]:
+        """Names of the kernels that have configurations for an architecture."""
         return tuple(read_json(self.path).get(architecture, {}))
 
     def shipped(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ablate.bench import command, step, timing, tune
-from ablate.bench.norms import forward
 from ablate.bench.operation import Implementation, Operation, Result, Unavailable, _agreeing, run_operation
+from ablate.bench.passes import forward
 from ablate.bench.render import render
 from ablate.components.variants import Variant
 from ablate.kernels import rms_norm, table

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
-from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, Recipe
+from ablate.components.fp8.emulation import Recipe
+from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear
 
 # Matrices that stay in the run's dtype or float32 (arXiv:2412.19437, section 3.3.1), by the name of their module.
 KEPT = ("embedding", "head", "router")
@@ -36,6 +37,7 @@ class Fp8Precision(Precision):
         self.recipe = recipe
 
     def convert_module(self, module: nn.Module) -> nn.Module:
+        """The model as it is, in float32. ValueError as `check` raises it."""
         check(module, self.recipe)
         return super().convert_module(module)
 
@@ -48,5 +50,6 @@ class Fp8MixedPrecision(MixedPrecision):
         self.recipe = recipe
 
     def convert_module(self, module: nn.Module) -> Any:
+        """The model as Lightning prepares it for autocast. ValueError as `check` raises it."""
         check(module, self.recipe)
         return super().convert_module(module)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # of E4M3
+MAX_E4M3 = 448.0  # the largest finite number
 TILE = 128
 # Smallest normal float32: a tile of zeros gets this scale, and x / scale cannot overflow to inf.
 MIN_SCALE = 2.0**-126
@@ -129,11 +129,11 @@ def quantise(x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Quantis
     for source, target, scale in zip(tiling.views(x), tiling.views(work), scales, strict=True):
         torch.div(source, tiling.spread(scale), out=target)
     # Casts of numbers beyond 448 differ between torch versions: NaN in some, 448 in others.
-    return Quantised(work.clamp_(-LARGEST, LARGEST).to(E4M3), scales, tiling)
+    return Quantised(work.clamp_(-MAX_E4M3, MAX_E4M3).to(E4M3), scales, tiling)
 
 
 def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
-    scale = largest.div_(LARGEST).clamp_min_(MIN_SCALE)
+    scale = largest.div_(MAX_E4M3).clamp_min_(MIN_SCALE)
     if not power_of_two:
         return scale
     # Rounds the bit pattern up to an empty mantissa. Adding 0 * scale keeps inf and NaN non-finite.

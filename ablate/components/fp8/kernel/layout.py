@@ -1,17 +1,21 @@
 """How quantised matrices lie in memory: what quantisation writes and products read.
 
+Letters: N rows of a matrix, K its columns, S positions of its rows in whole tiles; of weights E experts, O outputs and
+I inputs. In the name of scales a letter counts the tiles along its axis, where these are longer than one element.
+
 A number is its E4M3 value times the scale of its tile (arXiv:2412.19437, section 3.3.2). All scales are float32.
 
 Rows, tiles of 1 x 128, of x (N, K), which is multiplied along its last axis:
     values_NK  E4M3 (N, K), last axis contiguous, row stride padded to a multiple of 16
     scales_KN  (ceil(K/128), N) contiguous: row n, channels from 128 kb on, has scales_KN[kb, n]
 Columns, tiles of 128 x 1, of x (N, K), which is multiplied along its rows (the tokens), transposed:
-    values_KS  E4M3 (K, S 128) contiguous; tile s of the tokens fills positions [128 s, 128 s + 128), beyond the
+    values_KS  E4M3 (K, S) contiguous; tile s of the tokens fills positions [128 s, 128 s + 128), beyond the
                tile's own tokens with zeros (NaN where the tile's scale is not finite)
-    scales_SK  (S, K) contiguous
-  Of one matrix S = ceil(N/128). Of rows sorted by expert, with offsets_E (int32, ends of the experts' rows), tiles
+    scales_SK  (S/128, K) contiguous
+  Of one matrix S/128 = ceil(N/128). Of rows sorted by expert, with offsets_E (int32, ends of the experts' rows), tiles
   start anew at every expert: expert e has ceil(size_e/128) of them, after those of the experts before it. As sizes are
-  known only on the device, S = N // 128 + E, which always suffices; tiles at the end that no expert has are unwritten.
+  known only on the device, S/128 = N // 128 + E, which always suffices; tiles at the end that no expert has are not
+  written.
   With token_of_row_P (int32) row p of what is quantised is x[token_of_row_P[p]], and N is the number of these.
 Weights, tiles of 128 x 128, of (E, O, I), or (O, I) without the E of everything:
     values_EOI  E4M3, row stride padded to a multiple of 16
@@ -22,36 +26,35 @@ What pads a row is zero, but nothing may depend on that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ablate.components.fp8.quantise import E4M3, TILE
 from ablate.kernels.launch import ceil_div
 
-TILE = 128
-E4M3 = torch.float8_e4m3fn
 ROW_BYTES = 16  # rows start at multiples of this, as the tensor memory accelerator asks
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+Copies = tuple[Tensor, Tensor, Tensor, Tensor]  # Rows and Columns, as operators return them
+
+
+class Rows(NamedTuple):
     """A matrix in tiles of 1 x 128."""
 
     values_NK: Tensor
     scales_KN: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(NamedTuple):
     """A matrix in tiles of 128 x 1, transposed."""
 
     values_KS: Tensor
     scales_SK: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """Matrices in tiles of 128 x 128, and the same numbers transposed."""
 
     values_EOI: Tensor
@@ -65,7 +68,7 @@ def padded(width: int) -> int:
 
 
 def token_tiles(n: int, n_experts: int | None) -> int:
-    """S: tiles of 128 tokens of one matrix, or the most that n rows of several experts can need."""
+    """S/128: tiles of 128 tokens of one matrix, or the most that n rows of several experts can need."""
     return ceil_div(n, TILE) if n_experts is None else n // TILE + n_experts
 
 

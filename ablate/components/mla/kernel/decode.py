@@ -7,6 +7,8 @@ which leaves a maximum, a sum and an unscaled product in float32; a second launc
 Products are transposed, positions by rows and R by rows: the long extents fill the 64 lines of a warpgroup's matrix
 instruction, so that 16 heads are no more work than 16. With 8 warps and blocks of 64 positions Triton would have both
 warpgroups compute the same scores; four warps hold at most 512 by 32 sums, hence at most 32 rows a block.
+
+Letters: B sequences, T new tokens, H heads, N = T H rows, S positions, R latent and P rotated channels, G splits.
 """
 
 from __future__ import annotations
@@ -20,25 +22,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import block_of, ceil_div, describe, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("decode.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 # With bfloat16 also "wgmma"; the choices for float32 multiply without matrix instructions.
 KERNELS: dict[str, tuple[str, ...]] = {"mla_decode_forward_kernel": ("tma",), "mla_decode_join_kernel": ()}
 LOG2_E = 1.4426950408889634
-SMALLEST = 16  # extent of a matrix product
 
 
 @triton.jit(do_not_specialize=["start", "blocks_a_split"])
@@ -123,6 +114,7 @@ def mla_decode_join_kernel(
 def latent_decode_op(
     q_latent_BTHR: Tensor, q_rope_BTHP: Tensor, latent_BSR: Tensor, key_BSP: Tensor, start: int, scale: float
 ) -> Tensor:
+    """The operator behind `latent_decode`, with its arguments, result and errors."""
     _check(q_latent_BTHR, q_rope_BTHP, latent_BSR, key_BSP, start)
     (b, t, h, r), p = q_latent_BTHR.shape, q_rope_BTHP.shape[3]
     y_BTHR = q_latent_BTHR.new_empty(b, t, h, r)
@@ -135,7 +127,7 @@ def latent_decode_op(
     splits, blocks_a_split = cut(ceil_div(start + t, block_s), n_programs // (b * ceil_div(rows, block_rows)))
     whole = splits == 1
     parts, most, sums = (y_BTHR, None, None) if whole else _parts(y_BTHR, splits)
-    block_r, block_p = (max(SMALLEST, next_power_of_2(n)) for n in (r, p))
+    block_r, block_p = block_of(r), block_of(p)
     latent_desc = describe(latent_BSR[:, : start + t], (1, block_s, block_r))
     key_desc = describe(key_BSP[:, : start + t], (1, block_s, block_p))
     launch(

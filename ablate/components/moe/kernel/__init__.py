@@ -50,10 +50,10 @@ def route(
     lower expert's is chosen, and NaN is the largest. Results are bit for bit the same from run to run. Raises
     ValueError for other dtypes or strides, and for sizes that do not fit.
     """
-    weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_GE, start_CE = route_op(
+    weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_LE, start_CE = route_op(
         logits_NE, bias_E, n_groups, n_limited_groups, n_group_scores, n_activated, route_scale, n_sequences
     )
-    token_of_row_P, row_of_choice_NA = place_op(expert_NA, rank_NA, offsets_E, before_GE, start_CE, n_sequences)
+    token_of_row_P, row_of_choice_NA = place_op(expert_NA, rank_NA, offsets_E, before_LE, start_CE, n_sequences)
     return Routed(expert_NA, weight_NA, counts_BE, affinity_BE, offsets_E, token_of_row_P, row_of_choice_NA)
 
 
@@ -71,6 +71,6 @@ def example_launches() -> Iterator[Any]:
         logits_NE = torch.empty(32768, experts, device="meta")
         for bias_E in (torch.empty(experts, device="meta"), None):
             made = route_op.launched(logits_NE, bias_E, groups, limited, scores, activated, 2.5, 8)
-        weight_NA, affinity_BE, expert_NA, _, offsets_E, rank_NA, before_GE, start_CE = made
-        yield place_op.launched(expert_NA, rank_NA, offsets_E, before_GE, start_CE, 8)
+        weight_NA, affinity_BE, expert_NA, _, offsets_E, rank_NA, before_LE, start_CE = made
+        yield place_op.launched(expert_NA, rank_NA, offsets_E, before_LE, start_CE, 8)
         yield route_backward_op.launched(logits_NE, expert_NA, weight_NA, affinity_BE, 2.5)

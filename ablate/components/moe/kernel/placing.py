@@ -1,4 +1,7 @@
-"""Where routed (token, choice) pairs stand when sorted by expert: the rows' tokens, and the pairs' rows."""
+"""Where routed (token, choice) pairs stand when sorted by expert: the rows' tokens, and the pairs' rows.
+
+Letters as in routing.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ def place_forward_kernel(
     expert_ptr, rank_ptr, offsets_ptr, before_ptr, start_ptr, rows_ptr, place_ptr, n_pairs, n_tokens, n_splits,
     E: tl.constexpr, A: tl.constexpr, TOKENS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Of pairs in the order of their tokens. n_tokens: of a sequence, which n_splits routing programs shared."""
+    """Rows of BLOCK_P (token, choice) pairs, which stand in the order of their tokens, and the tokens of these rows.
+
+    n_tokens: of a sequence, which n_splits routing programs shared.
+    """
     pair_P = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside_P = pair_P < n_pairs
     expert_P = tl.load(expert_ptr + pair_P, inside_P, other=0)
@@ -32,14 +38,14 @@ def place_forward_kernel(
 
 @operator("place")
 def place_op(
-    expert_NA: Tensor, rank_NA: Tensor, offsets_E: Tensor, before_GE: Tensor, start_CE: Tensor, n_sequences: int
+    expert_NA: Tensor, rank_NA: Tensor, offsets_E: Tensor, before_LE: Tensor, start_CE: Tensor, n_sequences: int
 ) -> tuple[Tensor, Tensor]:
     """Token of each sorted row, (P,), and sorted row of each choice, (N, A), from what `route` gave."""
     (n, a), e = expert_NA.shape, offsets_E.shape[0]
     token_of_row_P, row_of_choice_NA = _outputs(expert_NA)
     chosen = TABLE.choose("place_forward", machine_of(expert_NA.device))
     launch(
-        place_forward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), expert_NA, rank_NA, offsets_E, before_GE,
+        place_forward_kernel, (ceil_div(n * a, chosen.blocks["BLOCK_P"]),), expert_NA, rank_NA, offsets_E, before_LE,
         start_CE, token_of_row_P, row_of_choice_NA, n * a, n // n_sequences, partition(n, n_sequences)[0],
         E=e, A=a, TOKENS=TOKENS, CHUNK=CHUNK, **chosen.options,
     )  # fmt: skip
@@ -48,7 +54,7 @@ def place_op(
 
 @place_op.register_fake
 def _(
-    expert_NA: Tensor, rank_NA: Tensor, offsets_E: Tensor, before_GE: Tensor, start_CE: Tensor, n_sequences: int
+    expert_NA: Tensor, rank_NA: Tensor, offsets_E: Tensor, before_LE: Tensor, start_CE: Tensor, n_sequences: int
 ) -> tuple[Tensor, Tensor]:
     return _outputs(expert_NA)
 

@@ -1,4 +1,8 @@
-"""Routing of tokens to experts in one launch: choice, weights, loads, and where every program's pairs begin."""
+"""Routing of tokens to experts in one launch: choice, weights, loads, and where every program's pairs begin.
+
+Letters: B sequences, N tokens, E experts, A choices of a token, P = N A pairs, G groups of experts, X experts of a
+group; L programs of the launch, C chunks of programs, R programs or chunks that are summed at once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ from ablate.components.moe.kernel.select import (
     sigmoid,
     within_best_groups,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("routing.json"))
@@ -126,40 +131,34 @@ def sums_before(
 
 @operator("route")
 def route_op(
-    logits_NE: Tensor,
-    bias_E: Tensor | None,
-    n_groups: int,
-    n_limited_groups: int,
-    n_group_scores: int,
-    n_activated: int,
-    route_scale: float,
-    n_sequences: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits_NE: Tensor, bias_E: Tensor | None, n_groups: int, n_limited_groups: int, n_group_scores: int,
+    n_activated: int, route_scale: float, n_sequences: int,
+) -> Outputs:  # fmt: skip
     """Weights (N, A) and affinities (B, E), which are differentiable; experts (N, A), counts (B, E), ends of the
     experts' rows (E,); and for `place` the rank of each pair of an expert in its program, and the expert's pairs in
     the programs of a chunk before each, and in the chunks before each."""
     _check(logits_NE, bias_E, n_groups, n_limited_groups, n_group_scores, n_activated, n_sequences)
     n, e = logits_NE.shape
     n_splits, n_programs, n_chunks = partition(n, n_sequences)
-    weight_NA, _, expert_NA, _, offsets_E, rank_NA, before_GE, start_CE = _outputs(logits_NE, n_activated, n_sequences)
+    weight_NA, _, expert_NA, _, offsets_E, rank_NA, before_LE, start_CE = _outputs(logits_NE, n_activated, n_sequences)
     # One filling of zeros: counts first, then the counters of programs that have arrived.
     zeros = logits_NE.new_zeros(n_sequences * e + 1 + n_chunks, dtype=torch.int64)
     counts_BE, arrived = zeros[: n_sequences * e].view(n_sequences, e), zeros[n_sequences * e :]
-    share_GE = logits_NE.new_empty(n_programs, e)
+    share_LE = logits_NE.new_empty(n_programs, e)
     groups = n_groups if n_limited_groups < n_groups else 1  # without a limit no group is looked at
     blocks = {"BLOCK_G": next_power_of_2(groups), "BLOCK_X": next_power_of_2(e // groups)}
     chosen = TABLE.choose("route_forward", machine_of(logits_NE.device), E=blocks["BLOCK_G"] * blocks["BLOCK_X"])
     if not n:
         offsets_E.zero_()
     launch(
-        route_forward_kernel, (n_programs,), logits_NE, bias_E, expert_NA, weight_NA, rank_NA, share_GE, counts_BE,
-        torch.empty_like(before_GE), before_GE, torch.empty_like(start_CE), start_CE, offsets_E, arrived,
+        route_forward_kernel, (n_programs,), logits_NE, bias_E, expert_NA, weight_NA, rank_NA, share_LE, counts_BE,
+        torch.empty_like(before_LE), before_LE, torch.empty_like(start_CE), start_CE, offsets_E, arrived,
         n // n_sequences, n_splits, n_programs, logits_NE.stride(0), route_scale,
         GROUPS=groups, IN_GROUP=e // groups, LIMITED=min(n_limited_groups, groups), SCORES=n_group_scores,
         A=n_activated, BLOCK_A=next_power_of_2(n_activated), TOKENS=TOKENS, CHUNK=CHUNK, **blocks, **chosen.options,
     )  # fmt: skip
-    affinity_BE = share_GE.view(n_sequences, n_splits, e).sum(1) / (n // n_sequences)
-    return weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_GE, start_CE
+    affinity_BE = share_LE.view(n_sequences, n_splits, e).sum(1) / (n // n_sequences)
+    return weight_NA, affinity_BE, expert_NA, counts_BE, offsets_E, rank_NA, before_LE, start_CE
 
 
 def partition(n_tokens: int, n_sequences: int) -> tuple[int, int, int]:
@@ -172,7 +171,7 @@ def _outputs(logits_NE: Tensor, n_activated: int, n_sequences: int) -> Outputs:
     n, e = logits_NE.shape
     _, n_programs, n_chunks = partition(n, n_sequences)
     shapes = ((n, n_activated), (n_programs, e), (n_chunks, e))
-    expert_NA, before_GE, start_CE = (logits_NE.new_empty(shape, dtype=torch.int32) for shape in shapes)
+    expert_NA, before_LE, start_CE = (logits_NE.new_empty(shape, dtype=torch.int32) for shape in shapes)
     return (
         logits_NE.new_empty(shapes[0]),
         logits_NE.new_empty(n_sequences, e),
@@ -180,23 +179,14 @@ def _outputs(logits_NE: Tensor, n_activated: int, n_sequences: int) -> Outputs:
         logits_NE.new_empty(n_sequences, e, dtype=torch.int64),
         logits_NE.new_empty(e, dtype=torch.int32),
         torch.empty_like(expert_NA),
-        before_GE,
+        before_LE,
         start_CE,
     )
 
 
 @route_op.register_fake
-def _(
-    logits_NE: Tensor,
-    bias_E: Tensor | None,
-    n_groups: int,
-    n_limited_groups: int,
-    n_group_scores: int,
-    n_activated: int,
-    route_scale: float,
-    n_sequences: int,
-) -> Outputs:
-    return _outputs(logits_NE, n_activated, n_sequences)
+def _(logits_NE: Tensor, *settings: Any) -> Outputs:
+    return _outputs(logits_NE, settings[4], settings[6])
 
 
 def _check(
@@ -266,6 +256,7 @@ def route_backward_kernel(
 def route_backward_op(
     logits_NE: Tensor, expert_NA: Tensor, dweight_NA: Tensor, daffinity_BE: Tensor, route_scale: float
 ) -> Tensor:
+    """The logits' gradient (N, E) from those of the weights (N, A) and of the affinities (B, E)."""
     (n, e), a = logits_NE.shape, expert_NA.shape[1]
     dlogits_NE = logits_NE.new_empty(n, e)
     block = next_power_of_2(e)

@@ -8,7 +8,7 @@ import triton.language as tl
 # Below every key of a score. The key that is taken a-th becomes TAKEN + a.
 OUT_OF_REACH = tl.constexpr(-(2**63))
 TAKEN = tl.constexpr(-(2**63) + 1)
-LARGEST = tl.constexpr(2**31 - 1)
+INT32_MAX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -22,14 +22,15 @@ def sigmoid(x):
 def key_of(score, position, WIDTH: tl.constexpr):
     """An int64 that orders float32 scores, NaN above all as in torch.topk, and equal ones by the lower position."""
     bits = score.to(tl.int32, bitcast=True)
-    ordered = tl.where(score != score, LARGEST, bits ^ ((bits >> 31) & LARGEST))
+    ordered = tl.where(score != score, INT32_MAX, bits ^ ((bits >> 31) & INT32_MAX))
     return (ordered.to(tl.int64) << 32) | (WIDTH - 1 - position).to(tl.int64)
 
 
 @triton.jit
 def score_of(key):
+    """The float32 score of a key: what `key_of` was given."""
     ordered = (key >> 32).to(tl.int32)
-    return (ordered ^ ((ordered >> 31) & LARGEST)).to(tl.float32, bitcast=True)
+    return (ordered ^ ((ordered >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
