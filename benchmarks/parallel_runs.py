@@ -22,7 +22,6 @@ from ablate.runs.executors.local import execute_all
 from ablate.runs.job import Job
 from ablate.runs.store import Store
 from ablate.spec.machine import this_machine
-from ablate.spec.run import RunSpec
 
 
 def main() -> None:
@@ -39,17 +38,7 @@ def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) 
     variant = Variant.full(base)
     spec = variant.resolve(base).for_machine(this_machine())
     corpus = prepare(base.data.source, vocab_size=base.model.vocab_size)
-    runs = [
-        RunSpec(
-            model=spec.model,
-            text=spec.data.text,
-            trainer=spec.trainer,
-            corpus_hash=corpus.hash,
-            seed=seed,
-            n_steps=n_steps,
-        )
-        for seed in range(n_runs)
-    ]
+    runs = [spec.run(corpus_hash=corpus.hash, seed=seed, n_steps=n_steps) for seed in range(n_runs)]
     jobs = [
         Job(run=run, variant=variant.levels, corpus=corpus, n_threads=n_threads, keep_weights=False) for run in runs
     ]

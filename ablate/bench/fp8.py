@@ -98,7 +98,7 @@ def _linear_operation(shape: Shape) -> Operation:
         return function
 
     def emulated(x: Tensor, weight: Tensor) -> Tensor:
-        from ablate.components.fp8.module import Recipe, fp8_product
+        from ablate.components.fp8.emulation import Recipe, fp8_product
 
         return fp8_product(x, weight, None, Recipe("blockwise", False), None)
 

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_contiguous, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("combine.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"combine_forward_kernel": (), "combine_backward_kernel": ()}
 
 
@@ -93,7 +93,7 @@ def combine_backward_op(
     _check(y_PD, weight_NA, row_of_choice_NA)
     (n, a), d = row_of_choice_NA.shape, y_PD.shape[1]
     check_shape("the sums' gradient", g_ND, (n, d))
-    g_ND = g_ND if g_ND.stride(-1) == 1 else g_ND.contiguous()
+    g_ND = contiguous_rows(g_ND)
     dy_PD, dweight_NA = _gradients(y_PD, weight_NA)
     chosen = TABLE.choose("combine_backward", machine_of(y_PD.device), D=d)
     launch(
@@ -116,14 +116,13 @@ def _gradients(y_PD: Tensor, weight_NA: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _check(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor) -> None:
     check_rows("the rows to combine", y_PD, DTYPES, 2)
-    check_rows("the places of the choices", row_of_choice_NA, (torch.int32,), 2)
+    check_rows("the rows of the choices", row_of_choice_NA, (torch.int32,), 2)
+    check_contiguous("the rows of the choices", row_of_choice_NA)
     check_shape("the rows to combine", y_PD, (row_of_choice_NA.numel(), y_PD.shape[1]))
     if weight_NA is not None:
         check_rows("the weights of the choices", weight_NA, (torch.float32,), 2)
         check_shape("the weights of the choices", weight_NA, row_of_choice_NA.shape)
-    for name, x in (("places", row_of_choice_NA), ("weights", weight_NA)):
-        if x is not None and not x.is_contiguous():
-            raise ValueError(f"the {name} of the choices have strides {x.stride()}: call contiguous() first")
+        check_contiguous("the weights of the choices", weight_NA)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

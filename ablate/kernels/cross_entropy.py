@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("cross_entropy.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"cross_entropy_forward_kernel": ()}
 
 # A chunk reads and writes the weight's float32 gradient once: at 4.3 TB/s and 700 TFLOP/s that is 217 / n of the time

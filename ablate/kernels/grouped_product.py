@@ -2,6 +2,10 @@
 
 Which rows an expert has is known on the device only (offsets_E, int32 ends of the experts' rows): a number of programs
 that is enough for every routing finds its tiles from there, and those without one return.
+
+Letters: N tokens; P rows sorted by expert, or (token, choice) pairs; E experts; D model, F hidden, X = 2 F gate and up;
+I and O inputs and outputs of a weight as stored; of one product M rows, O outputs and K inputs of a tile, whose sizes
+are BLOCK_M, BLOCK_N and BLOCK_K.
 """
 
 from __future__ import annotations
@@ -15,26 +19,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.grouped_weight_gradient import (
+from ablate.kernels.grouped_weight_gradient import EXACT, grouped_weight_gradient_op
+from ablate.kernels.launch import ceil_div, choose, describe, launch, next_power_of_2, operator
+from ablate.kernels.operands import (
     DTYPES,
+    TMA_ALIGNMENT_BYTES,
+    aligned_rows,
+    check_aligned,
     check_offsets,
     check_row_numbers,
-    choose,
-    grouped_weight_gradient_op,
-    tile_at,
-)
-from ablate.kernels.launch import (
-    TMA_ALIGNMENT_BYTES,
-    ceil_div,
-    check_aligned,
     check_rows,
     check_shape,
-    describe,
-    launch,
-    next_power_of_2,
-    operator,
 )
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles, tile_at
 
 TABLE = Table(Path(__file__).with_name("grouped_product.json"))
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -48,40 +46,38 @@ KERNELS: dict[str, tuple[str, ...]] = {
 def find_tile(
     offsets_ptr, n_experts, n_tiles, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr
 ):  # fmt: skip
-    """Of this program: its expert, first row, the end of the expert's rows (0 where there is no tile), column tile."""
-    expert_E = tl.arange(0, BLOCK_E)
-    end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
-    start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
-    tiles_E = tl.cdiv(end_E - start_E, BLOCK_M)
-    last_E = tl.cumsum(tiles_E, 0)
-    first_E = last_E - tiles_E
-    m_tiles = tl.sum(tiles_E, 0)
+    """A program's expert, first row and the end of the expert's rows (both 0 where it has no tile), column tile.
+
+    Last the tile's rows, and which of them are the expert's.
+    """
+    start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
+    first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
+    m_tiles = tl.max(last_E, 0)
     m_tile, n_tile = tile_at(tl.program_id(0), m_tiles, n_tiles, GROUP_M)
     # Programs beyond the last tile would else repeat rows of a group that is not full, in columns beyond the last.
-    mine_E = (first_E <= m_tile) & (m_tile < last_E) & (tl.program_id(0) < m_tiles * n_tiles)
-    expert = tl.sum(tl.where(mine_E, expert_E, 0), 0)
-    start = tl.sum(tl.where(mine_E, start_E + (m_tile - first_E) * BLOCK_M, 0), 0)
-    end = tl.sum(tl.where(mine_E, end_E, 0), 0)
-    return expert, start, end, n_tile
+    m_tile = tl.where(tl.program_id(0) < m_tiles * n_tiles, m_tile, m_tiles)
+    expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
+    row_M = start + tl.arange(0, BLOCK_M)
+    return expert, start, end, n_tile, row_M, row_M < end
 
 
 @triton.jit
 def grouped_product_kernel(
-    x_desc, x_ptr, rows_ptr, w_desc, offsets_ptr, y_ptr, n, k, n_experts, stride_xp,
+    x_desc, x_ptr, rows_ptr, w_desc, offsets_ptr, y_ptr, o, k, n_experts, stride_xp,
     TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, N)."""
-    expert, start, end, n_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(n, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, O)."""
+    expert, start, end, o_tile, row_M, inside_M = find_tile(
+        offsets_ptr, n_experts, tl.cdiv(o, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
+    )  # fmt: skip
     if start >= end:
         return
-    row_M = start + tl.arange(0, BLOCK_M)
-    inside_M = row_M < end
-    column_N = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     source_M = row_M
     if rows_ptr is not None:
         source_M = tl.load(rows_ptr + row_M, inside_M, other=0)
-    acc_MN = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc_MO = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, k, BLOCK_K):
         if rows_ptr is None:
             # Rows beyond the expert's are its neighbour's; they are summed like others and not stored.
@@ -91,12 +87,12 @@ def grouped_product_kernel(
             from_MK = x_ptr + source_M[:, None].to(tl.int64) * stride_xp + column_K[None, :]
             x_MK = tl.load(from_MK, inside_M[:, None] & (column_K < k)[None, :], other=0.0)
         if TRANSPOSED:
-            w_KN = w_desc.load([expert, first, n_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+            w_KO = w_desc.load([expert, first, o_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
         else:
-            w_KN = w_desc.load([expert, n_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K).T
-        acc_MN = tl.dot(x_MK, w_KN, acc_MN, input_precision="ieee")
-    to_MN = y_ptr + row_M[:, None].to(tl.int64) * n + column_N[None, :]
-    tl.store(to_MN, acc_MN.to(y_ptr.dtype.element_ty), inside_M[:, None] & (column_N < n)[None, :])
+            w_KO = w_desc.load([expert, o_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K).T
+        acc_MO = tl.dot(x_MK, w_KO, acc_MO, input_precision="ieee")
+    to_MO = y_ptr + row_M[:, None].to(tl.int64) * o + column_O[None, :]
+    tl.store(to_MO, acc_MO.to(y_ptr.dtype.element_ty), inside_M[:, None] & (column_O < o)[None, :])
 
 
 @triton.jit
@@ -105,11 +101,11 @@ def grouped_swiglu_forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """h[p] = silu(x[rows[p]] gate^T) * x[rows[p]] up^T of p's expert; gate and up are kept where gate_up_ptr is."""
-    expert, start, end, f_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    expert, start, end, f_tile, row_M, inside_M = find_tile(
+        offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
+    )  # fmt: skip
     if start >= end:
         return
-    row_M = start + tl.arange(0, BLOCK_M)
-    inside_M = row_M < end
     column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_MF = inside_M[:, None] & (column_F < f)[None, :]
     from_M = x_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_xn
@@ -162,11 +158,11 @@ def grouped_swiglu_backward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Of dh[p] = dy[rows[p]] down and weight[p]: gradients of gate and up, weighted h, and this tile's sum of h dh."""
-    expert, start, end, f_tile = find_tile(offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M)
+    expert, start, end, f_tile, row_M, inside_M = find_tile(
+        offsets_ptr, n_experts, tl.cdiv(f, BLOCK_N), BLOCK_M, BLOCK_E, GROUP_M
+    )  # fmt: skip
     if start >= end:
         return
-    row_M = start + tl.arange(0, BLOCK_M)
-    inside_M = row_M < end
     from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn
     dh_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, k, BLOCK_K):
@@ -191,9 +187,9 @@ def grouped_swiglu_backward_kernel(
     tl.store(partial_ptr + f_tile.to(tl.int64) * n_pairs + row_M, along_M, inside_M)
 
 
-def grid_of(p: int, e: int, n: int, chosen: Configuration) -> tuple[int]:
+def grid_of(p: int, e: int, o: int, chosen: Configuration) -> tuple[int]:
     """Programs enough for any routing: of E experts min(E, P) have rows, each at most one tile that is not full."""
-    return ((p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(n, chosen.blocks["BLOCK_N"]),)
+    return ((p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(o, chosen.blocks["BLOCK_N"]),)
 
 
 def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None) -> None:
@@ -223,15 +219,16 @@ def described_weight(weight_EOI: Tensor, block_o: int, block_i: int) -> Any:
 def grouped_product_op(
     x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None, transposed: bool
 ) -> Tensor:
-    e, o, i = weight_EOI.shape if weight_EOI.ndim == 3 else (0, 0, 0)
-    n, k = (i, o) if transposed else (o, i)
+    e, o, k = weight_EOI.shape if weight_EOI.ndim == 3 else (0, 0, 0)
+    if transposed:
+        o, k = k, o
     check_operands(x_PI, k, weight_EOI, offsets_E, token_of_row_P)
     p = (x_PI if token_of_row_P is None else token_of_row_P).shape[0]
-    y_PN = x_PI.new_empty(p, n)
+    y_PO = x_PI.new_empty(p, o)
     if not p:
-        return y_PN
+        return y_PO
     kernel = "grouped_product" if token_of_row_P is None else "gathered_product"
-    chosen = choose(TABLE, kernel, x_PI, ROWS=p // e, N=n, K=k)
+    chosen = choose(TABLE, kernel, x_PI, EXACT, ROWS=p // e, N=o, K=k)
     block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     # Flattened first, one row has the stride of its length: the memory accelerator does not take every other.
     x_desc = (
@@ -239,11 +236,11 @@ def grouped_product_op(
     )
     w_desc = described_weight(weight_EOI, *((block_k, block_n) if transposed else (block_n, block_k)))
     launch(
-        grouped_product_kernel, grid_of(p, e, n, chosen), x_desc, None if token_of_row_P is None else x_PI,
-        token_of_row_P, w_desc, offsets_E, y_PN, n, k, e, x_PI.stride(0), TRANSPOSED=transposed,
+        grouped_product_kernel, grid_of(p, e, o, chosen), x_desc, None if token_of_row_P is None else x_PI,
+        token_of_row_P, w_desc, offsets_E, y_PO, o, k, e, x_PI.stride(0), TRANSPOSED=transposed,
         BLOCK_E=next_power_of_2(e), **chosen.options,
     )  # fmt: skip
-    return y_PN
+    return y_PO
 
 
 @grouped_product_op.register_fake
@@ -277,15 +274,6 @@ def _(x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
     return x_PI.new_empty(x_PI.shape[0], weight_EOI.shape[1])
 
 
-def readable(g: Tensor) -> Tensor:
-    """A gradient, which may have any strides, as rows that the memory accelerator reads."""
-    if not g.numel():
-        return g.new_empty(g.shape)
-    numbers = TMA_ALIGNMENT_BYTES // g.element_size()
-    apart = g.stride(-1) == 1 and g.stride(0) >= g.shape[1]
-    return g if apart and g.stride(0) % numbers == 0 and g.storage_offset() % numbers == 0 else g.contiguous()
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -293,7 +281,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, g_PO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     x_PI, weight_EOI, offsets_E = ctx.saved_tensors
     needs_x, needs_weight, _ = ctx.needs_input_grad
-    g_PO = readable(g_PO)
+    g_PO = aligned_rows(g_PO)
     dx = grouped_product_op(g_PO, weight_EOI, offsets_E, None, True) if needs_x else None
     dw = grouped_weight_gradient_op(g_PO, x_PI, offsets_E, None, None, weight_EOI.dtype) if needs_weight else None
     return dx, dw, None
@@ -328,7 +316,7 @@ def grouped_swiglu_op(
     h_PF, gate_up_PX = _swiglu_outputs(x_ND, gate_up_EXD, token_of_row_P, keep)
     if not p:
         return h_PF, gate_up_PX
-    chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, ROWS=p // e, N=f, K=d)
+    chosen = choose(TABLE, "grouped_swiglu_forward", x_ND, EXACT, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(gate_up_EXD, chosen.blocks["BLOCK_N"], chosen.blocks["BLOCK_K"])
     launch(
         grouped_swiglu_forward_kernel, grid_of(p, e, f, chosen), x_ND, token_of_row_P, w_desc, offsets_E,
@@ -368,7 +356,7 @@ def grouped_swiglu_backward_op(
     d_gate_up_PX, h_PF, d_weight_P = _swiglu_gradients(dy_ND, down_EDF, token_of_row_P)
     if not p:
         return d_gate_up_PX, h_PF, d_weight_P
-    chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, ROWS=p // e, N=f, K=d)
+    chosen = choose(TABLE, "grouped_swiglu_backward", dy_ND, EXACT, ROWS=p // e, N=f, K=d)
     w_desc = described_weight(down_EDF, chosen.blocks["BLOCK_K"], chosen.blocks["BLOCK_N"])
     partial_TP = dy_ND.new_empty(ceil_div(f, chosen.blocks["BLOCK_N"]), p, dtype=torch.float32)
     launch(
@@ -380,9 +368,7 @@ def grouped_swiglu_backward_op(
 
 
 @grouped_swiglu_backward_op.register_fake
-def _(
-    dy_ND: Tensor, down_EDF: Tensor, offsets_E: Tensor, token_of_row_P: Tensor, gate_up_PX: Tensor, weight_P: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dy_ND: Tensor, down_EDF: Tensor, _: Tensor, token_of_row_P: Tensor, *__: Tensor) -> tuple[Tensor, ...]:
     return _swiglu_gradients(dy_ND, down_EDF, token_of_row_P)
 
 

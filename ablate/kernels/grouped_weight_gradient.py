@@ -11,26 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, operator
+from ablate.kernels.launch import ceil_div, choose, launch, operator
+from ablate.kernels.operands import DTYPES, check_offsets, check_row_numbers, check_rows, check_shape
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import tile_at
 
 TABLE = Table(Path(__file__).with_name("grouped_weight_gradient.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"grouped_weight_gradient_kernel": ("wgmma",)}
-# On a device float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
+# Of float32 on a device: see launch.choose.
 EXACT = Configuration(
     blocks={"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 4}, num_warps=4, num_stages=1
 )  # fmt: skip
-
-
-@triton.jit
-def tile_at(number, m_tiles, n_tiles, GROUP_M: tl.constexpr):
-    """Tile of a product by its number: columns of GROUP_M tiles in turn, which share what they read in the cache."""
-    group = number // (GROUP_M * n_tiles)
-    in_group = number - group * GROUP_M * n_tiles
-    # At least 1, for a number that no tile has.
-    height = tl.maximum(tl.minimum(m_tiles - group * GROUP_M, GROUP_M), 1)
-    return group * GROUP_M + in_group % height, in_group // height
 
 
 @triton.jit
@@ -66,27 +57,6 @@ def grouped_weight_gradient_kernel(
     tl.store(to_OI, acc_OI.to(dw_ptr.dtype.element_ty), (column_O < o)[:, None] & (column_I < i)[None, :])
 
 
-def check_offsets(offsets_E: Tensor, n_experts: int) -> None:
-    """ValueError unless these are int32 ends of the rows of so many experts."""
-    check_rows("offsets_E", offsets_E, (torch.int32,), 1)
-    check_shape("offsets_E", offsets_E, (n_experts,))
-
-
-def check_row_numbers(name: str, token_of_row_P: Tensor | None, n_rows: int | None = None) -> None:
-    """ValueError unless these are int32 numbers of rows, or None; `n_rows`: how many there must be."""
-    if token_of_row_P is not None:
-        check_rows(name, token_of_row_P, (torch.int32,), 1)
-        check_shape(name, token_of_row_P, (token_of_row_P.shape[0] if n_rows is None else n_rows,))
-
-
-def choose(table: Table, kernel: str, x: Tensor, **sizes: int) -> Configuration:
-    """The table's configuration; of float32 on a device the one that is exact."""
-    machine = machine_of(x.device)
-    if x.dtype == torch.float32 and not machine.interpreted:
-        return EXACT
-    return table.choose(kernel, machine, **sizes)
-
-
 @operator("grouped_weight_gradient")
 def grouped_weight_gradient_op(
     g_PO: Tensor, x_PI: Tensor, offsets_E: Tensor, g_rows_P: Tensor | None, x_rows_P: Tensor | None, dtype: torch.dtype
@@ -107,7 +77,7 @@ def grouped_weight_gradient_op(
         return dw_EOI
     gathered = g_rows_P is not None or x_rows_P is not None
     kernel = "gathered_weight_gradient" if gathered else "grouped_weight_gradient"
-    chosen = choose(TABLE, kernel, g_PO, ROWS=p // e, M=o, N=i)
+    chosen = choose(TABLE, kernel, g_PO, EXACT, ROWS=p // e, M=o, N=i)
     tiles = ceil_div(o, chosen.blocks["BLOCK_M"]) * ceil_div(i, chosen.blocks["BLOCK_N"])
     launch(
         grouped_weight_gradient_kernel, (e * tiles,), g_PO, g_rows_P, x_PI, x_rows_P, offsets_E, dw_EOI, o, i,
@@ -124,14 +94,9 @@ def _(
 
 
 def grouped_weight_gradient(
-    g_PO: Tensor,
-    x_PI: Tensor,
-    offsets_E: Tensor,
-    *,
-    g_rows_P: Tensor | None = None,
-    x_rows_P: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+    g_PO: Tensor, x_PI: Tensor, offsets_E: Tensor, *,
+    g_rows_P: Tensor | None = None, x_rows_P: Tensor | None = None, dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """dw[e] = sum over the rows p of expert e of g[p]^T x[p]: gradient of y[p] = x[p] w[e]^T by the matrices w.
 
     g, x: both float32 or both bfloat16, last axes contiguous. offsets_E: int32 (E,), ends of the experts' rows, the

@@ -1,4 +1,4 @@
-"""Launching kernels: where they may run, with which configuration, and the checks that every operator makes."""
+"""Launching kernels: where they may run, with which configuration, and how they become operators."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ablate.kernels.table import Configuration, Table
 from ablate.spec.machine import HOPPER, Machine, this_machine
 
 INTERPRETED = bool(knobs.runtime.interpret)
@@ -21,7 +22,7 @@ if INTERPRETED:
 
     repair()
 
-TMA_ALIGNMENT_BYTES = 16  # of a tensor's start and of every stride but the last
+MIN_BLOCK = 16  # numbers along every axis of what tl.dot multiplies
 
 # Set while kernels are compiled without a device: takes the place of a launch.
 compiler: Callable[..., None] | None = None
@@ -77,35 +78,24 @@ def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, list(block))
 
 
-def check_rows(name: str, x: Tensor, dtypes: Sequence[torch.dtype], n_dims: int | None = None) -> None:
-    """ValueError unless x has one of the dtypes, the number of axes, and a last axis that is contiguous."""
-    if x.dtype not in dtypes:
-        raise ValueError(f"{name} is {x.dtype}; it must be one of {', '.join(map(str, dtypes))}")
-    if n_dims is not None and x.ndim != n_dims:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {n_dims} axes")
-    if x.ndim and x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise ValueError(f"{name} has strides {x.stride()}; its last axis must be contiguous: call contiguous() first")
+def choose(table: Table, kernel: str, x: Tensor, exact: Configuration, **sizes: int) -> Configuration:
+    """The table's configuration of a kernel that multiplies x, for these sizes; `exact` for float32 on a device.
 
-
-def check_aligned(name: str, x: Tensor) -> None:
-    """ValueError unless the tensor memory accelerator can read x: start and strides in multiples of 16 bytes."""
-    strides = [s * x.element_size() for s, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
-    start = 0 if x.device.type == "meta" else x.data_ptr()
-    if any(s % TMA_ALIGNMENT_BYTES for s in (start, *strides)):
-        raise ValueError(
-            f"{name} starts at byte {start % TMA_ALIGNMENT_BYTES} modulo 16 with strides of {strides} bytes; both must "
-            "be multiples of 16: give its last axis a multiple of 8 numbers of BF16 (16 of FP8)"
-        )
-
-
-def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    """ValueError unless x has exactly this shape."""
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {tuple(shape)}")
+    There float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
+    """
+    machine = machine_of(x.device)
+    if x.dtype == torch.float32 and not machine.interpreted:
+        return exact
+    return table.choose(kernel, machine, **sizes)
 
 
 def next_power_of_2(n: int) -> int:
     return triton.next_power_of_2(n)
+
+
+def block_of(n: int) -> int:
+    """The block of a matrix product that holds n numbers along an axis: a power of two, zeros beyond the edge."""
+    return max(MIN_BLOCK, next_power_of_2(n))
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rms_norm.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"rms_norm_forward_kernel": (), "rms_norm_backward_kernel": ()}
 PARTIAL_SUMS = 264  # programs of the backward pass, two for each multiprocessor of a Hopper chip
 
@@ -90,7 +90,7 @@ def _outputs(x_ND: Tensor) -> tuple[Tensor, Tensor]:
 @operator("rms_norm_backward")
 def rms_norm_backward_op(x_ND: Tensor, weight_D: Tensor, rstd_N: Tensor, g_ND: Tensor) -> tuple[Tensor, Tensor]:
     n, d = x_ND.shape
-    g_ND = g_ND if g_ND.stride(-1) == 1 else g_ND.contiguous()
+    g_ND = contiguous_rows(g_ND)
     chosen = TABLE.choose("rms_norm_backward", machine_of(x_ND.device), D=d)
     rows, block = chosen.blocks["ROWS"], next_power_of_2(d)
     n_programs = min(PARTIAL_SUMS, ceil_div(n, rows))

@@ -8,26 +8,20 @@ import torch
 from torch import Tensor
 
 from ablate.kernels.combine import combine_op
-from ablate.kernels.grouped_product import grouped_product_op, grouped_swiglu_backward_op, grouped_swiglu_op, readable
+from ablate.kernels.grouped_product import grouped_product_op, grouped_swiglu_backward_op, grouped_swiglu_op
 from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient_op
-from ablate.kernels.launch import check_rows, check_shape, operator
+from ablate.kernels.launch import operator
+from ablate.kernels.operands import aligned_rows, check_row_numbers, check_shape
 
 
 @operator("routed_experts")
 def routed_experts_op(
-    x_ND: Tensor,
-    weight_NA: Tensor,
-    gate_up_EXD: Tensor,
-    down_EDF: Tensor,
-    token_of_row_P: Tensor,
-    row_of_choice_NA: Tensor,
-    offsets_E: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
+    row_of_choice_NA: Tensor, offsets_E: Tensor, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     n, a = row_of_choice_NA.shape
     check_shape("x", x_ND, (n, x_ND.shape[-1]))
-    check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
-    check_shape("token_of_row_P", token_of_row_P, (n * a,))
+    check_row_numbers("token_of_row_P", token_of_row_P, n * a)
     check_shape("the weights of the choices", weight_NA, (n, a))
     e, x, d = gate_up_EXD.shape
     check_shape("the experts' down matrices", down_EDF, (e, d, x // 2))
@@ -38,9 +32,9 @@ def routed_experts_op(
 
 @routed_experts_op.register_fake
 def _(
-    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor,
-    row_of_choice_NA: Tensor, offsets_E: Tensor, keep: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x_ND: Tensor, weight_NA: Tensor, gate_up_EXD: Tensor, down_EDF: Tensor, token_of_row_P: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    keep = rest[-1]
     return x_ND.new_empty(x_ND.shape), x_ND.new_empty(token_of_row_P.shape[0] if keep else 0, gate_up_EXD.shape[1])
 
 
@@ -53,7 +47,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, g_ND: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     x_ND, weight_NA, gate_up_EXD, down_EDF, token_of_row_P, row_of_choice_NA, offsets_E, gate_up_PX = ctx.saved_tensors
     needs_x, needs_weight, needs_gate_up, needs_down, *_ = ctx.needs_input_grad
-    g_ND = readable(g_ND)
+    g_ND = aligned_rows(g_ND)
     place_P = row_of_choice_NA.flatten().long()
     weight_P = torch.empty_like(weight_NA.flatten()).scatter(0, place_P, weight_NA.flatten())
     d_gate_up_PX, h_PF, d_weight_P = grouped_swiglu_backward_op(

@@ -7,15 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ablate.attribution.gain import learning_rate
 from ablate.attribution.gain.compute_gain import quadratic_coefficients, solve_descending
-from ablate.attribution.gain.learning_rate import (
-    Trial,
-    fit_surface,
-    levels,
-    missed_optimum_variance,
-    predict_optima,
-    screening_design,
-)
 from ablate.attribution.gain.scale import SizeEffect, fit_trend, predict
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import Floats, Lattice
@@ -67,7 +60,7 @@ def check_learning_rate(rng: np.random.Generator, simulations: int) -> list[Chec
     game = loss_lattice()
     owen = index_weights(game, "owen")
     plan = independent_plan(game, planned_lattice(game), owen)
-    design = screening_design(game, rng=rng)
+    design = learning_rate.screening_design(game, rng=rng)
     out = []
     for label, spread in (("same curvature", 0.0), ("curvature differs by 30 %", 0.3)):
         for kind in TRUTHS:
@@ -85,7 +78,7 @@ def _screened(
     game: Lattice, design: tuple[tuple[int, float], ...], truths: Floats, spread: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Screen every study: excess loss at the predicted optima (S, C), and the variance charged for it (S, k)."""
-    on = levels(game)
+    on = learning_rate.levels(game)
     where = game.index([cell for cell, _ in design])
     rates = np.array([rate for _, rate in design])
     excess, charge = np.zeros_like(truths), np.zeros((len(truths), on.shape[1]))
@@ -94,11 +87,12 @@ def _screened(
         curvature = 0.012 * np.exp(rng.normal(0.0, spread, len(on)))
         loss = truth[where] + curvature[where] * (rates - best[where]) ** 2 + rng.normal(0.0, 0.005, len(design))
         trials = [
-            Trial(cell=cell, log2_lr=rate, seed=0, loss=float(y)) for (cell, rate), y in zip(design, loss, strict=True)
+            learning_rate.Trial(cell=cell, log2_lr=rate, seed=0, loss=float(y))
+            for (cell, rate), y in zip(design, loss, strict=True)
         ]
-        predicted = predict_optima(fit_surface(game, trials))
+        predicted = learning_rate.predict_optima(learning_rate.fit_surface(game, trials))
         excess[s] = curvature * (predicted.log2_lr - best) ** 2
-        charge[s] = missed_optimum_variance(predicted, index_weights(game, "owen"))
+        charge[s] = learning_rate.missed_optimum_variance(predicted, index_weights(game, "owen"))
     return excess, charge
 
 

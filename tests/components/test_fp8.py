@@ -14,7 +14,8 @@ from variants import FULL, NANO, loss_of, spec_of, tokens
 
 from ablate.components.fp8 import reference
 from ablate.components.fp8.callback import UnderflowMonitor, observe
-from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, GroupedLinear, Recipe
+from ablate.components.fp8.emulation import Recipe
+from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, GroupedLinear
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import E4M3, Blocks, SegmentStrips, Strips, quantise
 from ablate.components.fp8.spec import Fp8Linear as Fp8Node
@@ -244,7 +245,7 @@ def test_a_pass_without_gradients_quantises_nothing_for_them(monkeypatch: pytest
         tilings.append(tiling)
         return quantise(x, tiling, **options)
 
-    monkeypatch.setattr("ablate.components.fp8.module.quantise", counted)
+    monkeypatch.setattr("ablate.components.fp8.emulation.quantise", counted)
     with torch.no_grad():
         linear(numbers(10, 6))(numbers(7, 6))
     assert tilings == [ROWS, BLOCKS]

@@ -11,7 +11,7 @@ import torch
 
 import ablate.spec.measured
 from ablate.kernels import table
-from ablate.kernels.launch import check_aligned, check_rows, check_shape, machine_of
+from ablate.kernels.launch import machine_of
 from ablate.kernels.table import Configuration, Table, forced
 from ablate.spec.backends import resolve_backend
 from ablate.spec.machine import Machine
@@ -97,19 +97,3 @@ def test_kernels_run_on_hopper_alone(machine: Machine, expected: tuple[bool, str
 def test_a_tensor_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match=r"on meta; it runs on a CUDA device of compute capability 9\.0"):
         machine_of(torch.device("meta"))
-
-
-def test_checks_say_what_is_wrong() -> None:
-    x = torch.zeros(4, 24, dtype=torch.bfloat16)
-    check_rows("x", x[:, :16], [torch.bfloat16], 2)
-    check_aligned("x", x[:, 8:])
-    for check, sentence in (
-        (lambda: check_rows("x", x.float(), [torch.bfloat16]), "x is torch.float32; it must be one of"),
-        (lambda: check_rows("x", x.T, [torch.bfloat16]), "x has strides.*contiguous"),
-        (lambda: check_rows("x", x[0], [torch.bfloat16], 2), "must have 2 axes"),
-        (lambda: check_aligned("x", x[:, 1:]), "x starts at byte 2 modulo 16"),
-        (lambda: check_aligned("x", torch.zeros(4, 20, dtype=torch.bfloat16)), r"strides of \[40\] bytes"),
-        (lambda: check_shape("x", x, (4, 16)), r"shape \(4, 24\); it must be \(4, 16\)"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            check()

@@ -11,9 +11,9 @@ from numerics import DEVICE, TOLERANCE, assert_compiles, error, poisoned, random
 from torch import Tensor
 from torch.nn import functional as F
 
+from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward, fp8_routed_experts
 from ablate.components.fp8.kernel.normed import fp8_linear_of_normed, fp8_norm
-from ablate.components.fp8.module import Recipe, fp8_product
 from ablate.components.moe.module import place
 from ablate.model.modules import RMSNorm
 

@@ -11,6 +11,7 @@ from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, st
 from torch import Tensor, nn
 
 from ablate.components.fp8 import reference
+from ablate.components.fp8.emulation import Recipe
 from ablate.components.fp8.kernel.linear import (
     fp8_grouped_linear,
     fp8_grouped_linear_op,
@@ -18,7 +19,7 @@ from ablate.components.fp8.kernel.linear import (
     fp8_linear_op,
     kept,
 )
-from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, Recipe
+from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear
 
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = [(1, 63, 100), (129, 100, 257), (257, 129, 63), (128, 128, 128)]  # tokens, inputs, outputs

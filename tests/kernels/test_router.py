@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,26 +14,14 @@ from ablate.components.moe.module import Router, place
 from ablate.components.moe.reference import choose
 from ablate.components.moe.spec import RoutedExperts
 
-NODE = RoutedExperts(
-    n_routed_experts=8,
-    n_shared_experts=0,
-    n_activated_experts=2,
-    expert_hidden_dim=1,
-    n_expert_groups=1,
-    n_limited_groups=1,
-    route_scale=2.5,
-)
 GAP = 1e-6  # between any two scores that a choice compares: more than float32 takes from them
 
 
 def node_of(experts: int, groups: int, limited: int, activated: int) -> RoutedExperts:
-    return replace(
-        NODE,
-        n_routed_experts=experts,
-        n_expert_groups=groups,
-        n_limited_groups=limited,
-        n_activated_experts=activated,
-    )
+    return RoutedExperts(
+        n_routed_experts=experts, n_expert_groups=groups, n_limited_groups=limited, n_activated_experts=activated,
+        n_shared_experts=0, expert_hidden_dim=1, route_scale=2.5,
+    )  # fmt: skip
 
 
 NODES = [
@@ -54,15 +41,10 @@ def names(node: RoutedExperts) -> str:
 
 def routed(node: RoutedExperts, logits_NE: Tensor, bias_E: Tensor | None, sequences: int) -> Routed:
     return route(
-        logits_NE,
-        bias_E,
-        n_groups=node.n_expert_groups,
-        n_limited_groups=node.n_limited_groups,
-        n_group_scores=node.n_group_scores,
-        n_activated=node.n_activated_experts,
-        route_scale=node.route_scale,
+        logits_NE, bias_E, n_groups=node.n_expert_groups, n_limited_groups=node.n_limited_groups,
+        n_group_scores=node.n_group_scores, n_activated=node.n_activated_experts, route_scale=node.route_scale,
         n_sequences=sequences,
-    )
+    )  # fmt: skip
 
 
 def check_choice(node: RoutedExperts, logits_NE: Tensor, bias_E: Tensor | None, found: Routed) -> None:

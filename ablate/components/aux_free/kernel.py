@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("kernel.json"))

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 
-from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear, Recipe
+from ablate.components.fp8.emulation import Recipe
+from ablate.components.fp8.module import Fp8GroupedLinear, Fp8Linear
 
 # Matrices that stay in the run's dtype or float32 (arXiv:2412.19437, section 3.3.1), by the name of their module.
 KEPT = ("embedding", "head", "router")

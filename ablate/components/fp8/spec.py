@@ -16,7 +16,7 @@ from ablate.spec.run import Spec
 if TYPE_CHECKING:
     from torch import nn
 
-    from ablate.components.fp8.module import Recipe
+    from ablate.components.fp8.emulation import Recipe
 
 Fp8Backend = Literal["auto", "emulated", "library", "triton"]
 
@@ -120,7 +120,7 @@ class Fp8Linear:
         return "emulated" if self.backend == "emulated" else "measured"
 
     def _recipe(self) -> Recipe:
-        from ablate.components.fp8.module import Recipe
+        from ablate.components.fp8.emulation import Recipe
 
         return Recipe(self.recipe, self.power_of_two_scales)
 

@@ -1,7 +1,7 @@
 """Two linear maps in E4M3 with SwiGLU between them as one operator: the hidden activation is quantised, never written.
 
 Dense, and as routed experts whose rows are quantised before they are sorted. The arithmetic is that of the maps and
-the activation one after another (ablate.components.fp8.module with the emulated backend).
+the activation one after another (ablate.components.fp8.emulation).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import grouped, product
 from ablate.components.fp8.kernel.layout import new_columns, new_weight
-from ablate.components.fp8.kernel.linear import rows_contiguous
 from ablate.components.fp8.kernel.quantise import quantise_activation, quantise_weight
 from ablate.components.fp8.kernel.swiglu import swiglu_backward_quantise, swiglu_quantise
 from ablate.kernels.combine import combine_backward_op, combine_op
 from ablate.kernels.launch import operator
+from ablate.kernels.operands import contiguous_rows
 
 Multiply = Callable[..., Tensor]
 # What the backward pass needs: gate and up; columns of the input and of the hidden activation, each with its scales;
@@ -40,20 +40,10 @@ def _nothing(like: Tensor, n: int) -> list[Tensor]:
 
 def _new_kept(x_NI: Tensor, gate_up: Tensor, down: Tensor, n: int, n_experts: int | None) -> list[Tensor]:
     """Unwritten, in the order of N_KEPT; n rows go through the maps."""
-    x_columns = new_columns(x_NI, n, gate_up.shape[-1], n_experts)
-    h_columns = new_columns(x_NI, n, down.shape[-1], n_experts)
-    first, second = new_weight(gate_up), new_weight(down)
-    return [
-        x_NI.new_empty(n, gate_up.shape[-2]),
-        x_columns.values_KS,
-        x_columns.scales_SK,
-        h_columns.values_KS,
-        h_columns.scales_SK,
-        first.values_EIO,
-        first.scales_EOI,
-        second.values_EIO,
-        second.scales_EOI,
-    ]
+    x_columns, h_columns = (new_columns(x_NI, n, w.shape[-1], n_experts) for w in (gate_up, down))
+    _, *first = new_weight(gate_up)
+    _, *second = new_weight(down)
+    return [x_NI.new_empty(n, gate_up.shape[-2]), *x_columns, *h_columns, *first, *second]
 
 
 def _one_dtype(gate_up: Tensor, down: Tensor) -> torch.dtype:
@@ -67,7 +57,7 @@ def fp8_feed_forward_op(
     x_NI: Tensor, gate_up_XI: Tensor, down_OF: Tensor, power_of_two: bool, library: bool, keep: bool
 ) -> list[Tensor]:
     multiply, how = _products(library)[0], {"power_of_two": power_of_two}
-    x_NI, gate_up_XI, down_OF = (rows_contiguous(t) for t in (x_NI, gate_up_XI, down_OF))
+    x_NI, gate_up_XI, down_OF = (contiguous_rows(t) for t in (x_NI, gate_up_XI, down_OF))
     x, x_scales, *x_columns = quantise_activation(x_NI, **how, rows=True, columns=keep)
     first, first_IX, first_scales = quantise_weight(gate_up_XI, **how)
     gate_up_NX = multiply(x, x_scales, first, first_scales, x_NI.dtype)
@@ -93,7 +83,7 @@ def fp8_feed_forward_backward_op(
     """Gradients of the input and of both weights; `dtype`: that of the weights."""
     gate_up_NX, x_IS, x_scales, h_FS, h_scales, first_IX, first_scales, second_FO, second_scales = kept
     (multiply, along_tokens), how = _products(library), {"power_of_two": power_of_two, "rows": True, "columns": True}
-    g, g_scales, g_OS, g_column_scales = quantise_activation(rows_contiguous(g_NO), **how)
+    g, g_scales, g_OS, g_column_scales = quantise_activation(contiguous_rows(g_NO), **how)
     dh_NF = multiply(g, g_scales, second_FO, second_scales.T, g_NO.dtype)
     d_second = along_tokens(g_OS, g_column_scales, h_FS, h_scales, dtype)
     d, d_scales, d_XS, d_column_scales, _ = swiglu_backward_quantise(gate_up_NX, dh_NF, **how)
@@ -144,7 +134,7 @@ def fp8_routed_experts_op(
     row_of_choice_NA: Tensor, offsets_E: Tensor, power_of_two: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     how: dict[str, Any] = {"power_of_two": power_of_two}
-    x_ND, gate_up_EXD, down_EDF = (rows_contiguous(t) for t in (x_ND, gate_up_EXD, down_EDF))
+    x_ND, gate_up_EXD, down_EDF = (contiguous_rows(t) for t in (x_ND, gate_up_EXD, down_EDF))
     x, x_scales, *_ = quantise_activation(x_ND, **how, rows=True, columns=False)
     first, first_EDX, first_scales = quantise_weight(gate_up_EXD, **how)
     gate_up_PX = grouped.grouped_product(x, x_scales, first, first_scales, offsets_E, token_of_row_P, x_ND.dtype)
@@ -180,7 +170,7 @@ def fp8_routed_experts_backward_op(
     """Gradients of the input, the routing weights and both weights; `dtype`: that of the latter."""
     gate_up_PX, x_DS, x_scales, h_FS, h_scales, first_EDX, first_scales, second_EFD, second_scales, y_PD = kept
     how: dict[str, Any] = {"power_of_two": power_of_two, "rows": True, "columns": True}
-    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, row_of_choice_NA, rows_contiguous(g_ND))
+    dy_PD, dweight_NA = combine_backward_op(y_PD, weight_NA, row_of_choice_NA, contiguous_rows(g_ND))
     g, g_scales, g_DS, g_column_scales = quantise_activation(dy_PD, offsets_E, **how)
     dh_PF = grouped.grouped_product(g, g_scales, second_EFD, second_scales.mT, offsets_E, None, g_ND.dtype)
     d_second = grouped.grouped_weight_gradient(g_DS, g_column_scales, h_FS, h_scales, offsets_E, dtype)

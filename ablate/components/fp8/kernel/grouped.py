@@ -16,32 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
-from ablate.components.fp8.kernel.product import (
-    OUTPUT_DTYPES,
-    TILE,
-    check_output,
-    check_quantised,
-    choose,
-    promote,
-    tile_at,
-)
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, describe, launch, next_power_of_2, operator
+from ablate.components.fp8.kernel.product import TILE, check_output, check_quantised, choose, promote
+from ablate.kernels.launch import ceil_div, describe, launch, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_offsets, check_row_numbers, check_shape
 from ablate.kernels.table import Table
+from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles, tile_at
 
 TABLE = Table(Path(__file__).with_name("grouped.json"))
 KERNELS: dict[str, tuple[str, ...]] = {
     "fp8_grouped_product_kernel": ("qgmma", "tma"),
     "fp8_grouped_gradient_kernel": ("qgmma", "tma"),
 }
-
-
-@triton.jit
-def expert_rows(offsets_ptr, n_experts, BLOCK_E: tl.constexpr):
-    """First row of every expert, and the one after its last; 0 of what is no expert."""
-    expert_E = tl.arange(0, BLOCK_E)
-    end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
-    start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
-    return start_E, end_E
 
 
 @triton.jit
@@ -52,17 +37,13 @@ def fp8_grouped_product_kernel(
 ):  # fmt: skip
     """y[p] = a[p] w[expert of p]^T, or of a[rows[p]] (a_desc is None then). w_desc: (E O, K), the experts in turn."""
     start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
-    tiles_E = tl.cdiv(end_E - start_E, BLOCK_M)
-    last_E = tl.cumsum(tiles_E, 0)
-    first_E = last_E - tiles_E
-    m_tiles, o_tiles = tl.sum(tiles_E, 0), tl.cdiv(o, BLOCK_N)
+    first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
+    m_tiles, o_tiles = tl.max(last_E, 0), tl.cdiv(o, BLOCK_N)
     for number in range(tl.program_id(0), m_tiles * o_tiles, PROGRAMS):
         m_tile, o_tile = tile_at(number, m_tiles, o_tiles, GROUP_M)
-        mine_E = (first_E <= m_tile) & (m_tile < last_E)
-        expert = tl.sum(tl.where(mine_E, tl.arange(0, BLOCK_E), 0), 0)
-        start = tl.sum(tl.where(mine_E, start_E + (m_tile - first_E) * BLOCK_M, 0), 0)
+        expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
         row_M = start + tl.arange(0, BLOCK_M)
-        inside_M = row_M < tl.load(offsets_ptr + expert)
+        inside_M = row_M < end
         column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
         source_M = row_M
         if rows_ptr is not None:
@@ -117,12 +98,6 @@ def fp8_grouped_gradient_kernel(
             x_scale_ptr += stride_xi
         to_OI = dw_ptr + (expert.to(tl.int64) * o + row_O[:, None]) * i + column_I[None, :]
         tl.store(to_OI, acc_OI.to(dw_ptr.dtype.element_ty), (row_O < o)[:, None] & (column_I < i)[None, :])
-
-
-def check_offsets(offsets_E: Tensor, n_experts: int) -> None:
-    """ValueError unless these are int32 ends of the rows of so many experts."""
-    check_rows("offsets_E", offsets_E, (torch.int32,), 1)
-    check_shape("offsets_E", offsets_E, (n_experts,))
 
 
 @operator("fp8_grouped_product")
@@ -183,8 +158,7 @@ def _check_grouped(
     if n > 1 and a_scales.stride(1) != 1:
         raise ValueError(f"scales of rows have strides {a_scales.stride()}; the last axis must be contiguous")
     check_offsets(offsets_E, e)
-    if token_of_row_P is not None:
-        check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
+    check_row_numbers("token_of_row_P", token_of_row_P)
     check_output(dtype)
 
 
@@ -248,7 +222,7 @@ def example_launches() -> Iterator[Any]:
             g.values_NK, g.scales_KN, w.values_EIO, w.scales_EOI.mT, offsets_E, None, torch.bfloat16
         )
         xs, gs = layout.new_columns(like, n, i, e), layout.new_columns(like, n, o, e)
-        for dtype in OUTPUT_DTYPES:
+        for dtype in DTYPES:
             yield grouped_weight_gradient.launched(
                 gs.values_KS, gs.scales_SK, xs.values_KS, xs.scales_SK, offsets_E, dtype
             )

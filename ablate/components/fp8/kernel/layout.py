@@ -22,7 +22,7 @@ What pads a row is zero, but nothing may depend on that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,24 +34,24 @@ E4M3 = torch.float8_e4m3fn
 ROW_BYTES = 16  # rows start at multiples of this, as the tensor memory accelerator asks
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+Copies = tuple[Tensor, Tensor, Tensor, Tensor]  # Rows and Columns, as operators return them
+
+
+class Rows(NamedTuple):
     """A matrix in tiles of 1 x 128."""
 
     values_NK: Tensor
     scales_KN: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(NamedTuple):
     """A matrix in tiles of 128 x 1, transposed."""
 
     values_KS: Tensor
     scales_SK: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """Matrices in tiles of 128 x 128, and the same numbers transposed."""
 
     values_EOI: Tensor

@@ -1,6 +1,6 @@
 """Linear maps in E4M3 on the GPU: quantisation and three products as one operator with its backward pass.
 
-The arithmetic is that of ablate.components.fp8.module.Fp8Product with blockwise scales, summed in another order.
+The arithmetic is that of ablate.components.fp8.emulation.Fp8Product with blockwise scales, summed in another order.
 """
 
 from __future__ import annotations
@@ -12,23 +12,18 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import grouped, layout, product, quantise
 from ablate.kernels.launch import operator
+from ablate.kernels.operands import check_offsets, contiguous_rows
 
 BACKENDS = ("triton", "library")
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # the output, and what the backward pass needs
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    """x, or a copy where its last axis is not contiguous: gradients of sums are such."""
-    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def new_kept(x_NI: Tensor, weight: Tensor, n_experts: int | None, columns: bool, transposed: bool) -> Kept:
     """Unwritten outputs of the forward operators, with empty tensors for what is not kept."""
     n, i = x_NI.shape
     by_column = layout.new_columns(x_NI, n, i, n_experts) if columns else layout.no_columns(x_NI)
-    like = layout.new_weight(weight)
-    w = (like.values_EIO, like.scales_EOI) if transposed else no_weight(weight)
-    return x_NI.new_empty(n, weight.shape[-2]), by_column.values_KS, by_column.scales_SK, *w
+    w = layout.new_weight(weight)[1:] if transposed else no_weight(weight)
+    return x_NI.new_empty(n, weight.shape[-2]), *by_column, *w
 
 
 def no_weight(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +42,7 @@ def fp8_linear_op(
     x_NI: Tensor, weight_OI: Tensor, power_of_two: bool, library: bool, keep_columns: bool, keep_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check(x_NI, weight_OI, 2)
-    x_NI, weight_OI = rows_contiguous(x_NI), rows_contiguous(weight_OI)
+    x_NI, weight_OI = contiguous_rows(x_NI), contiguous_rows(weight_OI)
     values, scales, *columns = quantise.quantise_activation(
         x_NI, power_of_two=power_of_two, rows=True, columns=keep_columns
     )
@@ -72,7 +67,7 @@ def fp8_linear_backward_op(
     """`dtype`: of the weight and its gradient. n_inputs: I, as not every copy may be there."""
     dx_NI, dw_OI = new_gradients(g_NO, 0, (), dtype, False, False)
     g_rows, g_scales_ON, g_OS, g_scales_SO = quantise.quantise_activation(
-        rows_contiguous(g_NO), power_of_two=power_of_two, rows=need_x, columns=need_weight
+        contiguous_rows(g_NO), power_of_two=power_of_two, rows=need_x, columns=need_weight
     )
     if need_x:
         multiply = product.library_product if library else product.product
@@ -149,8 +144,8 @@ def fp8_grouped_linear_op(
     x_PI: Tensor, weight_EOI: Tensor, offsets_E: Tensor, power_of_two: bool, keep_columns: bool, keep_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check(x_PI, weight_EOI, 3)
-    grouped.check_offsets(offsets_E, weight_EOI.shape[0])
-    x_PI, weight_EOI = rows_contiguous(x_PI), rows_contiguous(weight_EOI)
+    check_offsets(offsets_E, weight_EOI.shape[0])
+    x_PI, weight_EOI = contiguous_rows(x_PI), contiguous_rows(weight_EOI)
     values, scales, *columns = quantise.quantise_activation(
         x_PI, offsets_E, power_of_two=power_of_two, rows=True, columns=keep_columns
     )
@@ -173,7 +168,7 @@ def fp8_grouped_linear_backward_op(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dx_PI, dw_EOI = new_gradients(g_PO, 0, (), dtype, False, False)
     g_rows, g_scales_OP, g_OS, g_scales_SO = quantise.quantise_activation(
-        rows_contiguous(g_PO), offsets_E, power_of_two=power_of_two, rows=need_x, columns=need_weight
+        contiguous_rows(g_PO), offsets_E, power_of_two=power_of_two, rows=need_x, columns=need_weight
     )
     if need_x:
         dx_PI = grouped.grouped_product(g_rows, g_scales_OP, w_EIO, w_scales_EOI.mT, offsets_E, None, g_PO.dtype)

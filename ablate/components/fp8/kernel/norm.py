@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.quantise import (
-    DTYPES,
     encode,
     magnitude_bits,
     or_none,
@@ -28,7 +27,8 @@ from ablate.components.fp8.kernel.quantise import (
     store_column_copy,
     tile_scale,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("norm.json"))
@@ -105,7 +105,7 @@ def rms_norm_quantise(
     check_rows("the norm's input", x_ND, DTYPES, 2)
     check_rows("the norm's weight", weight_D, DTYPES, 1)
     check_shape("the norm's weight", weight_D, (d,))
-    y_ND, rstd_N, by_row, by_column = made = _outputs(x_ND, columns, output, dtype)
+    y_ND, rstd_N, by_row, by_column = _outputs(x_ND, columns, output, dtype)
     if y_ND.dtype not in DTYPES:
         raise ValueError(f"the norm's output is asked for as {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
     shared = {"DTYPE": tl.bfloat16 if y_ND.dtype == torch.bfloat16 else tl.float32, "POWER_OF_TWO": power_of_two}
@@ -113,31 +113,26 @@ def rms_norm_quantise(
     chosen = TABLE.choose("norm_quantise_rows", machine, D=d)
     launch(
         norm_quantise_rows_kernel, (ceil_div(n, chosen.blocks["ROWS"]),), x_ND, weight_D, *or_none(output, y_ND),
-        rstd_N, by_row.values_NK, by_row.scales_KN, n, d, x_ND.stride(0), by_row.values_NK.stride(0), eps,
+        rstd_N, *by_row, n, d, x_ND.stride(0), by_row.values_NK.stride(0), eps,
         BLOCK_D=block, **shared, **chosen.options,
     )  # fmt: skip
     if columns:
         chosen = TABLE.choose("norm_quantise_columns", machine, D=d)
         launch(
             norm_quantise_columns_kernel, (by_column.scales_SK.shape[0] * ceil_div(d, layout.TILE),), x_ND, weight_D,
-            rstd_N, by_column.values_KS, by_column.scales_SK, n, d, x_ND.stride(0), by_column.values_KS.stride(0),
+            rstd_N, *by_column, n, d, x_ND.stride(0), by_column.values_KS.stride(0),
             **shared, **chosen.options,
         )  # fmt: skip
-    return _flat(*made)
+    return y_ND, rstd_N, *by_row, *by_column
 
 
 @rms_norm_quantise.register_fake
 def _(
-    x_ND: Tensor,
-    weight_D: Tensor,
-    eps: float,
-    *,
-    power_of_two: bool,
-    columns: bool,
-    output: bool = True,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _flat(*_outputs(x_ND, columns, output, dtype))
+    x_ND: Tensor, weight_D: Tensor, eps: float, *,
+    columns: bool, output: bool = True, dtype: torch.dtype | None = None, **_: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    y_ND, rstd_N, by_row, by_column = _outputs(x_ND, columns, output, dtype)
+    return y_ND, rstd_N, *by_row, *by_column
 
 
 def _outputs(
@@ -145,14 +140,8 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, layout.Rows, layout.Columns]:
     n, d = x_ND.shape
     y_ND = x_ND.new_empty((n, d) if output else (0, 0), dtype=dtype or x_ND.dtype)
-    copies = outputs(x_ND, n, d, rows=True, columns=columns, offsets_E=None)
+    copies = outputs(x_ND, n, d, None, True, columns)
     return y_ND, x_ND.new_empty(n, dtype=torch.float32), *copies
-
-
-def _flat(
-    y_ND: Tensor, rstd_N: Tensor, by_row: layout.Rows, by_column: layout.Columns
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return y_ND, rstd_N, by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
 
 
 def example_launches() -> Iterator[Any]:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import product
 from ablate.components.fp8.kernel.layout import new_weight
-from ablate.components.fp8.kernel.linear import fp8_linear_backward_op, no_weight, rows_contiguous
+from ablate.components.fp8.kernel.linear import fp8_linear_backward_op, no_weight
 from ablate.components.fp8.kernel.norm import rms_norm_quantise
 from ablate.components.fp8.kernel.quantise import quantise_weight
 from ablate.kernels.launch import operator
+from ablate.kernels.operands import contiguous_rows
 from ablate.kernels.rms_norm import rms_norm_backward_op
 
 
@@ -56,7 +57,7 @@ def fp8_norm(x: Tensor, weight_D: Tensor, eps: float, *, power_of_two: bool, dty
 
     x: (..., D), float32 or bfloat16; weight: (D,), either. Raises ValueError for other dtypes or strides.
     """
-    x_ND = rows_contiguous(x.reshape(-1, x.shape[-1]))
+    x_ND = contiguous_rows(x.reshape(-1, x.shape[-1]))
     columns = torch.is_grad_enabled()
     y_ND, _, *copies = rms_norm_quantise(
         x_ND, weight_D, eps, power_of_two=power_of_two, columns=columns, output=True, dtype=dtype
@@ -70,7 +71,7 @@ def fp8_linear_of_normed_op(
     power_of_two: bool, library: bool, keep_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x is there for its gradient and its dtype; its numbers are read from its copies."""
-    w_OI, w_IO, w_scales = quantise_weight(rows_contiguous(weight_OI), power_of_two=power_of_two)
+    w_OI, w_IO, w_scales = quantise_weight(contiguous_rows(weight_OI), power_of_two=power_of_two)
     multiply = product.library_product if library else product.product
     y_NO = multiply(values_NI, scales_IN, w_OI, w_scales, x_NI.dtype)
     return y_NO, *((w_IO, w_scales) if keep_weight else no_weight(weight_OI))
@@ -81,8 +82,7 @@ def _(
     x_NI: Tensor, values_NI: Tensor, scales_IN: Tensor, values_IS: Tensor, scales_SI: Tensor, weight_OI: Tensor,
     power_of_two: bool, library: bool, keep_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    like = new_weight(weight_OI)
-    kept = (like.values_EIO, like.scales_EOI) if keep_weight else no_weight(weight_OI)
+    kept = new_weight(weight_OI)[1:] if keep_weight else no_weight(weight_OI)
     return x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0]), *kept
 
 

@@ -17,32 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.components.fp8.kernel import layout
-from ablate.kernels.launch import (
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    operator,
-)
+from ablate.kernels.launch import ceil_div, describe, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import tile_at
 from ablate.spec.machine import HOPPER, Machine
 
 TABLE = Table(Path(__file__).with_name("product.json"))
 KERNELS: dict[str, tuple[str, ...]] = {"fp8_product_kernel": ("qgmma", "tma")}
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 TILE = tl.constexpr(layout.TILE)
-
-
-@triton.jit
-def tile_at(number, m_tiles, n_tiles, GROUP_M: tl.constexpr):
-    """Row and column of an output tile. Programs run through bands of GROUP_M rows: fewer operands at once in L2."""
-    band = number // (GROUP_M * n_tiles)
-    height = tl.minimum(m_tiles - band * GROUP_M, GROUP_M)
-    within = number - band * GROUP_M * n_tiles
-    return band * GROUP_M + within % height, within // height
 
 
 @triton.jit
@@ -104,8 +87,8 @@ def check_quantised(name: str, values: Tensor, scales: Tensor, shape: tuple[int,
 
 def check_output(dtype: torch.dtype) -> None:
     """ValueError unless products are written in this dtype."""
-    if dtype not in OUTPUT_DTYPES:
-        raise ValueError(f"the output is to be {dtype}; it must be one of {', '.join(map(str, OUTPUT_DTYPES))}")
+    if dtype not in DTYPES:
+        raise ValueError(f"the output is to be {dtype}; it must be one of {', '.join(map(str, DTYPES))}")
 
 
 def _check(
@@ -226,5 +209,5 @@ def example_launches() -> Iterator[Any]:
         yield product.launched(x.values_NK, x.scales_KN, w.values_EOI, w.scales_EOI, torch.bfloat16)
         yield product.launched(g.values_NK, g.scales_KN, w.values_EIO, w.scales_EOI.T, torch.bfloat16)
         xs, gs = layout.new_columns(like, n, i, None), layout.new_columns(like, n, o, None)
-        for dtype in OUTPUT_DTYPES:
+        for dtype in DTYPES:
             yield weight_gradient.launched(gs.values_KS, gs.scales_SK, xs.values_KS, xs.scales_SK, dtype)

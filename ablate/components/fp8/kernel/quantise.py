@@ -16,12 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
-from ablate.components.fp8.kernel.layout import Columns, Rows
-from ablate.kernels.launch import INTERPRETED, ceil_div, check_rows, launch, machine_of, next_power_of_2, operator
+from ablate.components.fp8.kernel.layout import Columns, Copies, Rows
+from ablate.kernels.launch import INTERPRETED, ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_row_numbers, check_rows
 from ablate.kernels.table import Configuration, Table
+from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles
 
 TABLE = Table(Path(__file__).with_name("quantise.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"quantise_activation_kernel": (), "quantise_weight_kernel": ()}
 TILE = tl.constexpr(layout.TILE)
 INTERPRETED_KERNEL = tl.constexpr(INTERPRETED)
@@ -79,25 +80,23 @@ def encode(x, scale, POWER_OF_TWO: tl.constexpr):
 
 
 @triton.jit
-def rows_of_tile(tile, offsets_ptr, n, n_experts, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
-    """First row of a tile and how many it has, at most SIZE; tiles start anew at every expert if there are offsets.
+def tile_of_program(offsets_ptr, n, k, n_experts, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
+    """A program's tile of SIZE rows and block of 128 channels, of k: both numbers, the rows, which of them there are.
 
-    None for tiles that no expert has. Every program adds up the experts' tiles again: E numbers from the cache.
+    Last, how many there are. With offsets tiles start anew at every expert, and one that no expert has has no rows.
+    Every program adds up the experts' tiles again: E numbers from the cache.
     """
+    n_blocks = tl.cdiv(k, TILE)
+    tile, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
     if offsets_ptr is None:
         start = tile * SIZE
         size = tl.minimum(n - start, SIZE)
     else:
-        expert_E = tl.arange(0, BLOCK_E)
-        end_E = tl.load(offsets_ptr + expert_E, expert_E < n_experts, other=0)
-        start_E = tl.load(offsets_ptr + expert_E - 1, (expert_E > 0) & (expert_E < n_experts), other=0)
-        tiles_E = tl.cdiv(end_E - start_E, SIZE)
-        last_E = tl.cumsum(tiles_E, 0)
-        first_E = last_E - tiles_E
-        mine_E = (first_E <= tile) & (tile < last_E)
-        start = tl.sum(tl.where(mine_E, start_E + (tile - first_E) * SIZE, 0), 0)
-        size = tl.minimum(tl.sum(tl.where(mine_E, end_E, 0), 0) - start, SIZE)
-    return start, size
+        start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
+        first_E, last_E = expert_tiles(start_E, end_E, SIZE)
+        _, start, end = expert_of_tile(tile, start_E, end_E, first_E, last_E, SIZE, BLOCK_E)
+        size = tl.minimum(end - start, SIZE)
+    return tile, block, start + tl.arange(0, SIZE), tl.arange(0, SIZE) < size, size
 
 
 @triton.jit
@@ -135,12 +134,8 @@ def quantise_activation_kernel(
     POWER_OF_TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_N rows and 128 channels; pointers are None for what is not there. Columns: BLOCK_N is 128."""
-    n_blocks = tl.cdiv(k, TILE)
-    tile, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
-    start, size = rows_of_tile(tile, offsets_ptr, n, n_experts, BLOCK_N, BLOCK_E)
+    tile, block, row_N, inside_N, size = tile_of_program(offsets_ptr, n, k, n_experts, BLOCK_N, BLOCK_E)
     if size > 0:
-        inside_N = tl.arange(0, BLOCK_N) < size
-        row_N = start + tl.arange(0, BLOCK_N)
         column_K = block * TILE + tl.arange(0, TILE)
         if rows_ptr is None:
             source_N = row_N.to(tl.int64)
@@ -179,7 +174,7 @@ def quantise_weight_kernel(
 
 
 def outputs(
-    like: Tensor, n: int, k: int, *, rows: bool, columns: bool, offsets_E: Tensor | None
+    like: Tensor, n: int, k: int, offsets_E: Tensor | None, rows: bool, columns: bool
 ) -> tuple[Rows, Columns]:  # fmt: skip
     """Unwritten copies of a matrix (n, k), or what stands for them."""
     n_experts = None if offsets_E is None else offsets_E.shape[0]
@@ -193,12 +188,9 @@ def check_copies(rows: bool, columns: bool, offsets_E: Tensor | None) -> None:
     """ValueError where no copy is asked for, or the ends of experts' rows are not what kernels read."""
     if not rows and not columns:
         raise ValueError("neither rows nor columns are asked for: ask for at least one copy")
-    if offsets_E is not None:
-        check_rows("offsets_E", offsets_E, (torch.int32,), 1)
-        if offsets_E.shape[0] == 0:
-            raise ValueError(
-                "offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix"
-            )
+    check_row_numbers("offsets_E", offsets_E)
+    if offsets_E is not None and not offsets_E.shape[0]:
+        raise ValueError("offsets_E is empty; it must have the end of every expert's rows: pass None for one matrix")
 
 
 def choose(table: Table, kernel: str, x: Tensor, *, columns: bool, **sizes: int) -> Configuration:
@@ -230,7 +222,7 @@ def quantise_activation(
     power_of_two: bool,
     rows: bool,
     columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Copies:
     """x in tiles of 1 x 128 (`rows`), of 128 x 1 transposed (`columns`), or both in one read; layouts: layout.py.
 
     x: (N, K), float32 or bfloat16. offsets_E: int32 ends of the experts' rows, where column tiles start anew; every
@@ -240,39 +232,31 @@ def quantise_activation(
     """
     check_rows("what is quantised", x_NK, DTYPES, 2)
     check_copies(rows, columns, offsets_E)
-    if token_of_row_P is not None:
-        check_rows("token_of_row_P", token_of_row_P, (torch.int32,), 1)
-        if rows:
-            raise ValueError(
-                "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
-            )
-    n, k = x_NK.shape[0] if token_of_row_P is None else token_of_row_P.shape[0], x_NK.shape[1]
-    by_row, by_column = outputs(x_NK, n, k, rows=rows, columns=columns, offsets_E=offsets_E)
+    check_row_numbers("token_of_row_P", token_of_row_P)
+    if token_of_row_P is not None and rows:
+        raise ValueError(
+            "token_of_row_P is given and rows are asked for; quantise the rows once, before they are gathered"
+        )
+    n, k = (x_NK if token_of_row_P is None else token_of_row_P).shape[0], x_NK.shape[1]
+    by_row, by_column = outputs(x_NK, n, k, offsets_E, rows, columns)
     chosen = choose(TABLE, "quantise", x_NK, columns=columns, K=k)
     tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
     launch(
         quantise_activation_kernel, (tiles * ceil_div(k, layout.TILE) if n else 0,), x_NK, token_of_row_P,
-        offsets_E if columns else None, *or_none(rows, by_row.values_NK, by_row.scales_KN),
-        *or_none(columns, by_column.values_KS, by_column.scales_SK), n, k, n_experts, x_NK.stride(0),
-        by_row.values_NK.stride(0), by_column.values_KS.stride(0),
+        offsets_E if columns else None, *or_none(rows, *by_row), *or_none(columns, *by_column), n, k, n_experts,
+        x_NK.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
         POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
     )  # fmt: skip
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+    return *by_row, *by_column
 
 
 @quantise_activation.register_fake
 def _(
-    x_NK: Tensor,
-    offsets_E: Tensor | None = None,
-    token_of_row_P: Tensor | None = None,
-    *,
-    power_of_two: bool,
-    rows: bool,
-    columns: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n = x_NK.shape[0] if token_of_row_P is None else token_of_row_P.shape[0]
-    by_row, by_column = outputs(x_NK, n, x_NK.shape[1], rows=rows, columns=columns, offsets_E=offsets_E)
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+    x_NK: Tensor, offsets_E: Tensor | None = None, token_of_row_P: Tensor | None = None, **wanted: bool
+) -> Copies:  # fmt: skip
+    n = (x_NK if token_of_row_P is None else token_of_row_P).shape[0]
+    by_row, by_column = outputs(x_NK, n, x_NK.shape[1], offsets_E, wanted["rows"], wanted["columns"])
+    return *by_row, *by_column
 
 
 @operator("fp8_quantise_weight")
@@ -285,22 +269,19 @@ def quantise_weight(weight: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tens
         raise ValueError(f"the weight has shape {tuple(weight.shape)}; it must be (O, I), or (E, O, I) of experts")
     check_rows("the weight", weight, DTYPES)
     made = layout.new_weight(weight)
-    from_, to, transposed = (
-        t if t.ndim == 3 else t[None] for t in (weight, made.values_EOI, made.values_EIO)
-    )  # fmt: skip
+    given, values, transposed = (t if t.ndim == 3 else t[None] for t in (weight, *made[:2]))
     chosen = TABLE.choose("quantise_weight", machine_of(weight.device), O=weight.shape[-2], I=weight.shape[-1])
     launch(
-        quantise_weight_kernel, (made.scales_EOI.numel(),), weight, made.values_EOI, made.values_EIO, made.scales_EOI,
-        *weight.shape[-2:], *from_.stride()[:2], *to.stride()[:2], *transposed.stride()[:2],
+        quantise_weight_kernel, (made.scales_EOI.numel(),), weight, *made,
+        *weight.shape[-2:], *given.stride()[:2], *values.stride()[:2], *transposed.stride()[:2],
         POWER_OF_TWO=power_of_two, **chosen.options,
     )  # fmt: skip
-    return made.values_EOI, made.values_EIO, made.scales_EOI
+    return made
 
 
 @quantise_weight.register_fake
 def _(weight: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tensor, Tensor]:
-    made = layout.new_weight(weight)
-    return made.values_EOI, made.values_EIO, made.scales_EOI
+    return layout.new_weight(weight)
 
 
 def example_launches() -> Iterator[Any]:
@@ -311,17 +292,10 @@ def example_launches() -> Iterator[Any]:
     for power_of_two in (False, True):
         for rows, columns in ((True, False), (False, True), (True, True)):
             yield quantise_activation.launched(x_NK, power_of_two=power_of_two, rows=rows, columns=columns)
+        yield quantise_activation.launched(x_NK, offsets_E, power_of_two=power_of_two, rows=True, columns=True)
         yield quantise_activation.launched(
-            x_NK, power_of_two=power_of_two, rows=True, columns=True, offsets_E=offsets_E
+            x_NK, offsets_E, token_of_row_P, power_of_two=power_of_two, rows=False, columns=True
         )  # fmt: skip
-        yield quantise_activation.launched(
-            x_NK,
-            power_of_two=power_of_two,
-            rows=False,
-            columns=True,
-            offsets_E=offsets_E,
-            token_of_row_P=token_of_row_P,
-        )
         for dtype in (torch.float32, torch.bfloat16):
             weight = torch.empty(16, 2048, 7168, dtype=dtype, device="meta")
             yield quantise_weight.launched(weight, power_of_two=power_of_two)

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from ablate.components.fp8.kernel import layout
 from ablate.components.fp8.kernel.quantise import (
-    DTYPES,
     check_copies,
     choose,
     or_none,
     outputs,
-    rows_of_tile,
     store_column_copy,
     store_row_copy,
+    tile_of_program,
     tiling,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, operator
+from ablate.kernels.launch import ceil_div, launch, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("swiglu.json"))
@@ -60,12 +60,8 @@ def swiglu_quantise_forward_kernel(
     POWER_OF_TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_N rows and 128 channels; pointers are None for what is not there. Columns: BLOCK_N is 128."""
-    n_blocks = tl.cdiv(f, TILE)
-    tile, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
-    start, size = rows_of_tile(tile, offsets_ptr, n, n_experts, BLOCK_N, BLOCK_E)
+    tile, block, row_N, inside_N, size = tile_of_program(offsets_ptr, n, f, n_experts, BLOCK_N, BLOCK_E)
     if size > 0:
-        inside_N = tl.arange(0, BLOCK_N) < size
-        row_N = start + tl.arange(0, BLOCK_N)
         column_F = block * TILE + tl.arange(0, TILE)
         from_NF = gate_up_ptr + row_N[:, None].to(tl.int64) * stride_gn + column_F[None, :]
         inside_NF = inside_N[:, None] & (column_F < f)[None, :]
@@ -111,12 +107,8 @@ def swiglu_quantise_backward_kernel(
 
     Pointers are None for what is not there. Columns: BLOCK_N is 128.
     """
-    n_blocks = tl.cdiv(2 * f, TILE)
-    n_pairs = tl.cdiv(n_blocks, 2)
-    tile, pair = tl.program_id(0) // n_pairs, tl.program_id(0) % n_pairs
-    start, size = rows_of_tile(tile, offsets_ptr, n, n_experts, BLOCK_N, BLOCK_E)
-    inside_N = tl.arange(0, BLOCK_N) < size
-    row_N = start + tl.arange(0, BLOCK_N)
+    n_blocks, n_pairs = tl.cdiv(2 * f, TILE), tl.cdiv(f, TILE)
+    tile, pair, row_N, inside_N, size = tile_of_program(offsets_ptr, n, f, n_experts, BLOCK_N, BLOCK_E)
     DTYPE: tl.constexpr = gate_up_ptr.dtype.element_ty
     if size > 0:
         for block in range(pair, n_blocks, n_pairs):
@@ -154,26 +146,23 @@ def swiglu_quantise(
     Raises ValueError for other dtypes or strides, an odd number of channels, or no copy.
     """
     n, f = _check_gate_up(gate_up, rows, columns, offsets_E)
-    by_row, by_column = outputs(gate_up, n, f, rows=rows, columns=columns, offsets_E=offsets_E)
+    by_row, by_column = outputs(gate_up, n, f, offsets_E, rows, columns)
     chosen = choose(TABLE, "swiglu_quantise_forward", gate_up, columns=columns, F=f)
     tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
     launch(
         swiglu_quantise_forward_kernel, (tiles * ceil_div(f, layout.TILE) if n else 0,), gate_up,
-        offsets_E if columns else None, *or_none(rows, by_row.values_NK, by_row.scales_KN),
-        *or_none(columns, by_column.values_KS, by_column.scales_SK), n, f, n_experts, gate_up.stride(0),
-        by_row.values_NK.stride(0), by_column.values_KS.stride(0),
+        offsets_E if columns else None, *or_none(rows, *by_row), *or_none(columns, *by_column), n, f, n_experts,
+        gate_up.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
         POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
     )  # fmt: skip
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+    return *by_row, *by_column
 
 
 @swiglu_quantise.register_fake
-def _(
-    gate_up: Tensor, offsets_E: Tensor | None = None, *, power_of_two: bool, rows: bool, columns: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(gate_up: Tensor, offsets_E: Tensor | None = None, **wanted: bool) -> layout.Copies:
     n, f = gate_up.shape[0], gate_up.shape[1] // 2
-    by_row, by_column = outputs(gate_up, n, f, rows=rows, columns=columns, offsets_E=offsets_E)
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK
+    by_row, by_column = outputs(gate_up, n, f, offsets_E, wanted["rows"], wanted["columns"])
+    return *by_row, *by_column
 
 
 @operator("fp8_swiglu_backward_quantise")
@@ -197,36 +186,28 @@ def swiglu_backward_quantise(
     n, f = _check_gate_up(gate_up, rows, columns, offsets_E)
     check_rows("the gradient of h", dh_NF, (gate_up.dtype,), 2)
     check_shape("the gradient of h", dh_NF, (n, f))
-    by_row, by_column = outputs(gate_up, n, 2 * f, rows=rows, columns=columns, offsets_E=offsets_E)
+    by_row, by_column = outputs(gate_up, n, 2 * f, offsets_E, rows, columns)
     plain_NK = gate_up.new_empty((n, 2 * f) if plain else (0, 0))
     chosen = choose(TABLE, "swiglu_quantise_backward", gate_up, columns=columns, F=f)
     tiles, n_experts, block_e = tiling(n, columns, offsets_E, chosen.blocks["BLOCK_N"])
     launch(
-        swiglu_quantise_backward_kernel, (tiles * ceil_div(ceil_div(2 * f, layout.TILE), 2) if n else 0,), gate_up,
+        swiglu_quantise_backward_kernel, (tiles * ceil_div(f, layout.TILE) if n else 0,), gate_up,
         dh_NF, offsets_E if columns else None, *or_none(plain, plain_NK),
-        *or_none(rows, by_row.values_NK, by_row.scales_KN),
-        *or_none(columns, by_column.values_KS, by_column.scales_SK), n, f, n_experts, gate_up.stride(0),
+        *or_none(rows, *by_row), *or_none(columns, *by_column), n, f, n_experts, gate_up.stride(0),
         dh_NF.stride(0), by_row.values_NK.stride(0), by_column.values_KS.stride(0),
         POWER_OF_TWO=power_of_two, BLOCK_E=block_e, **chosen.options,
     )  # fmt: skip
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK, plain_NK
+    return *by_row, *by_column, plain_NK
 
 
 @swiglu_backward_quantise.register_fake
 def _(
-    gate_up: Tensor,
-    dh_NF: Tensor,
-    offsets_E: Tensor | None = None,
-    *,
-    power_of_two: bool,
-    rows: bool,
-    columns: bool,
-    plain: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gate_up: Tensor, dh_NF: Tensor, offsets_E: Tensor | None = None, *, plain: bool = False, **wanted: bool
+) -> tuple[Tensor, ...]:
     n, k = gate_up.shape
-    by_row, by_column = outputs(gate_up, n, k, rows=rows, columns=columns, offsets_E=offsets_E)
+    by_row, by_column = outputs(gate_up, n, k, offsets_E, wanted["rows"], wanted["columns"])
     plain_NK = gate_up.new_empty((n, k) if plain else (0, 0))
-    return by_row.values_NK, by_row.scales_KN, by_column.values_KS, by_column.scales_SK, plain_NK
+    return *by_row, *by_column, plain_NK
 
 
 def example_launches() -> Iterator[Any]:

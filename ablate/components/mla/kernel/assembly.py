@@ -21,12 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.components.mla.kernel.rotate import check_tables, rows_of, turn
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.components.mla.kernel.rotate import check_tables, turn
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("assembly.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"mla_assemble_forward_kernel": (), "mla_assemble_backward_kernel": ()}
 
 
@@ -162,10 +162,8 @@ def _blocks(nope: int, rope: int, values: int) -> dict[str, int]:
 
 
 @assemble_op.register_fake
-def _(
-    q_BTHK: Tensor, kv_BTHX: Tensor, key_BTP: Tensor, cos_TP: Tensor, sin_TP: Tensor, qk_nope_head_dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(q_BTHK, kv_BTHX, qk_nope_head_dim)
+def _(q_BTHK: Tensor, kv_BTHX: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(q_BTHK, kv_BTHX, rest[-1])
 
 
 def _outputs(q_BTHK: Tensor, kv_BTHX: Tensor, nope: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +175,7 @@ def _outputs(q_BTHK: Tensor, kv_BTHX: Tensor, nope: int) -> tuple[Tensor, Tensor
 def assemble_backward_op(
     dq_BTHK: Tensor, dk_BTHK: Tensor, dv_BTHV: Tensor, cos_TP: Tensor, sin_TP: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq_BTHK, dk_BTHK, dv_BTHV = rows_of(dq_BTHK), rows_of(dk_BTHK), rows_of(dv_BTHV)
+    dq_BTHK, dk_BTHK, dv_BTHV = contiguous_rows(dq_BTHK), contiguous_rows(dk_BTHK), contiguous_rows(dv_BTHV)
     (b, t, h, k), v, p = dq_BTHK.shape, dv_BTHV.shape[3], 2 * cos_TP.shape[1]
     outputs = _gradients(dq_BTHK, dv_BTHV, cos_TP)
     chosen = TABLE.choose("mla_assemble_backward", machine_of(dq_BTHK.device), H=h)

@@ -21,31 +21,20 @@ from ablate.components.mla.kernel.attention_backward import (
     mla_attention_backward_query_kernel,
 )
 from ablate.components.mla.kernel.attention_forward import mla_attention_forward_kernel
-from ablate.kernels.launch import (
-    TMA_ALIGNMENT_BYTES,
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import block_of, ceil_div, choose, describe, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, TMA_ALIGNMENT_BYTES, aligned_rows, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Configuration, Table
 
 TABLE = Table(Path(__file__).with_name("attention.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {
     "mla_attention_forward_kernel": ("wgmma", "tma"),
     "mla_attention_backward_delta_kernel": (),
     "mla_attention_backward_query_kernel": ("wgmma", "tma"),
     "mla_attention_backward_key_kernel": ("wgmma", "tma"),
 }
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # of the two parts of queries, of keys, and of values
 MAX_HEADS = 65535  # of all sequences together: programs along a grid's second axis
-MIN_BLOCK = 16  # numbers along a matrix product's inner axis
-# On a device float32 is for comparisons: exact products use no tensor cores, so nothing about them is tuned.
+# Of float32 on a device: see launch.choose.
 EXACT = Configuration(blocks={"BLOCK_M": 16, "BLOCK_N": 16}, num_warps=8, num_stages=1)
 
 
@@ -68,7 +57,7 @@ class _Operands:
     @property
     def widths(self) -> dict[str, int]:
         """Those widths in blocks: powers of two, zeros beyond the edge."""
-        return {name: max(MIN_BLOCK, next_power_of_2(n)) for name, n in self.dims.items()}
+        return {name: block_of(n) for name, n in self.dims.items()}
 
     def check(self) -> None:
         if self.q_nope_BTHK.ndim != 4:
@@ -92,10 +81,7 @@ class _Operands:
             check_rows("document", self.document_BT, (torch.int32,))
 
     def choose(self, kernel: str) -> Configuration:
-        machine = machine_of(self.v_BTHV.device)
-        if self.v_BTHV.dtype == torch.float32 and not machine.interpreted:
-            return EXACT
-        return TABLE.choose(kernel, machine, **self.widths)
+        return choose(TABLE, kernel, self.v_BTHV, EXACT, **self.widths)
 
     def described(self, rows_m: int, rows_n: int) -> tuple[TensorDescriptor, ...]:
         """Blocks of rows_m queries, and of rows_n keys and values."""
@@ -131,14 +117,9 @@ def _describe_heads(x_BTHD: Tensor, rows: int, width: int) -> TensorDescriptor:
 
 @operator("mla_attention")
 def mla_attention_op(
-    q_nope_BTHK: Tensor,
-    q_rope_BTHP: Tensor,
-    k_nope_BTHK: Tensor,
-    k_rope_BTP: Tensor,
-    v_BTHV: Tensor,
-    scale: float,
-    document_BT: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    q_nope_BTHK: Tensor, q_rope_BTHP: Tensor, k_nope_BTHK: Tensor, k_rope_BTP: Tensor, v_BTHV: Tensor,
+    scale: float, document_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     x = _Operands(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, document_BT)
     x.check()
     if not scale > 0:
@@ -157,16 +138,8 @@ def mla_attention_op(
 
 
 @mla_attention_op.register_fake
-def _(
-    q_nope_BTHK: Tensor,
-    q_rope_BTHP: Tensor,
-    k_nope_BTHK: Tensor,
-    k_rope_BTP: Tensor,
-    v_BTHV: Tensor,
-    scale: float,
-    document_BT: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return _outputs(q_nope_BTHK, v_BTHV)
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(inputs[0], inputs[4])
 
 
 def _outputs(q_BTHK: Tensor, v_BTHV: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,22 +153,15 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 @operator("mla_attention_backward")
 def mla_attention_backward_op(
-    do_BTHV: Tensor,
-    q_nope_BTHK: Tensor,
-    q_rope_BTHP: Tensor,
-    k_nope_BTHK: Tensor,
-    k_rope_BTP: Tensor,
-    v_BTHV: Tensor,
-    o_BTHV: Tensor,
-    lse_BHT: Tensor,
-    scale: float,
-    document_BT: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    do_BTHV: Tensor, q_nope_BTHK: Tensor, q_rope_BTHP: Tensor, k_nope_BTHK: Tensor, k_rope_BTP: Tensor, v_BTHV: Tensor,
+    o_BTHV: Tensor, lse_BHT: Tensor, scale: float, document_BT: Tensor | None,
+) -> Gradients:  # fmt: skip
     x = _Operands(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, document_BT)
     if not q_nope_BTHK.numel():
-        dq_nope, dq_rope, dk_nope, dk_rope, dv = (torch.zeros_like(g) for g in _gradients(x))
+        inputs = (q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV)
+        dq_nope, dq_rope, dk_nope, dk_rope, dv = (torch.zeros_like(g) for g in inputs)
         return dq_nope, dq_rope, dk_nope, dk_rope, dv
-    do_BTHV = _readable(do_BTHV)
+    do_BTHV = aligned_rows(do_BTHV)
     delta_BHT = _delta(x, o_BTHV, do_BTHV)
     dq_nope, dq_rope = _query_gradients(x, do_BTHV, lse_BHT, delta_BHT, scale)
     dk_nope, dk_rope, dv = _key_gradients(x, do_BTHV, lse_BHT, delta_BHT, scale)
@@ -203,35 +169,13 @@ def mla_attention_backward_op(
 
 
 @mla_attention_backward_op.register_fake
-def _(
-    do_BTHV: Tensor,
-    q_nope_BTHK: Tensor,
-    q_rope_BTHP: Tensor,
-    k_nope_BTHK: Tensor,
-    k_rope_BTP: Tensor,
-    v_BTHV: Tensor,
-    o_BTHV: Tensor,
-    lse_BHT: Tensor,
-    scale: float,
-    document_BT: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _gradients(_Operands(q_nope_BTHK, q_rope_BTHP, k_nope_BTHK, k_rope_BTP, v_BTHV, document_BT))
+def _(*inputs: Any) -> Gradients:
+    return _gradients(*inputs[1:6])
 
 
-def _gradients(x: _Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (x.q_nope_BTHK, x.q_rope_BTHP, x.k_nope_BTHK, x.k_rope_BTP, x.v_BTHV)
-    dq_nope, dq_rope, dk_nope, dk_rope, dv = (t.new_empty(t.shape) for t in inputs)
+def _gradients(q_nope: Tensor, q_rope: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor) -> Gradients:
+    dq_nope, dq_rope, dk_nope, dk_rope, dv = (x.new_empty(x.shape) for x in (q_nope, q_rope, k_nope, k_rope, v))
     return dq_nope, dq_rope, dk_nope, dk_rope, dv
-
-
-def _readable(do_BTHV: Tensor) -> Tensor:
-    """The gradient where the memory accelerator can read it: a copy if it is transposed, expanded or out of step."""
-    try:
-        check_rows("the gradient", do_BTHV, DTYPES)
-        check_aligned("the gradient", do_BTHV)
-    except ValueError:
-        return do_BTHV.contiguous()
-    return do_BTHV if all(do_BTHV.stride()) else do_BTHV.contiguous()
 
 
 def _delta(x: _Operands, o_BTHV: Tensor, do_BTHV: Tensor) -> Tensor:

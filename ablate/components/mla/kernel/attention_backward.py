@@ -8,11 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ablate.components.mla.kernel.attention_forward import (
+from ablate.components.mla.kernel.attention_blocks import (
     head_rows,
-    hide,
-    key_blocks,
-    rows_documents,
+    keys_and_scores,
+    query_block,
     shared_rows,
     spread,
     store_rows,
@@ -45,12 +44,10 @@ def add_to_queries(
     BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """The queries' gradients, without the scale, with one more block of keys."""
-    k_nope_NK = head_rows(k_nope_desc, batch, head, start_n, BLOCK_N, BLOCK_K)
-    k_rope_NP = shared_rows(k_rope_desc, batch, start_n, BLOCK_N, BLOCK_P)
-    s_MN = tl.dot(q_nope_MK, k_nope_NK.T, input_precision="ieee")
-    s_MN = tl.dot(q_rope_MP, k_rope_NP.T, s_MN, input_precision="ieee")
-    if PARTIAL:
-        s_MN = hide(s_MN, row_M, document_M, start_n, BLOCK_N)
+    k_nope_NK, k_rope_NP, s_MN = keys_and_scores(
+        q_nope_MK, q_rope_MP, k_nope_desc, k_rope_desc, row_M, document_M, batch, head, start_n,
+        PARTIAL, BLOCK_N, BLOCK_K, BLOCK_P,
+    )  # fmt: skip
     p_MN = tl.exp2(s_MN * scale_log2 - lse_M[:, None])
     v_NV = head_rows(v_desc, batch, head, start_n, BLOCK_N, BLOCK_V)
     dp_MN = tl.dot(do_MV, v_NV.T, input_precision="ieee")
@@ -68,13 +65,9 @@ def mla_attention_backward_query_kernel(
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of queries of one head."""
-    start_m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    batch, head = tl.program_id(1) // n_heads, tl.program_id(1) % n_heads
-    row_M = start_m + tl.arange(0, BLOCK_M)
-    first, full, full_end, n_partial = key_blocks(document_ptr, batch, start_m, n_tokens, BLOCK_M, BLOCK_N)
-    document_M = rows_documents(document_ptr, batch, row_M, n_tokens)
-    q_nope_MK = head_rows(q_nope_desc, batch, head, start_m, BLOCK_M, BLOCK_K)
-    q_rope_MP = head_rows(q_rope_desc, batch, head, start_m, BLOCK_M, BLOCK_P)
+    batch, head, start_m, row_M, document_M, q_nope_MK, q_rope_MP, first, full, full_end, n_partial = query_block(
+        q_nope_desc, q_rope_desc, document_ptr, n_tokens, n_heads, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_P
+    )
     do_MV = head_rows(do_desc, batch, head, start_m, BLOCK_M, BLOCK_V)
     place_M = tl.program_id(1).to(tl.int64) * n_tokens + row_M
     # Rows beyond the last weigh nothing.

@@ -20,25 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import (
-    ceil_div,
-    check_aligned,
-    check_rows,
-    check_shape,
-    describe,
-    launch,
-    machine_of,
-    next_power_of_2,
-    operator,
-)
+from ablate.kernels.launch import block_of, ceil_div, describe, launch, machine_of, operator
+from ablate.kernels.operands import DTYPES, check_aligned, check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("decode.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 # With bfloat16 also "wgmma"; the choices for float32 multiply without matrix instructions.
 KERNELS: dict[str, tuple[str, ...]] = {"mla_decode_forward_kernel": ("tma",), "mla_decode_join_kernel": ()}
 LOG2_E = 1.4426950408889634
-SMALLEST = 16  # extent of a matrix product
 
 
 @triton.jit(do_not_specialize=["start", "blocks_a_split"])
@@ -135,7 +124,7 @@ def latent_decode_op(
     splits, blocks_a_split = cut(ceil_div(start + t, block_s), n_programs // (b * ceil_div(rows, block_rows)))
     whole = splits == 1
     parts, most, sums = (y_BTHR, None, None) if whole else _parts(y_BTHR, splits)
-    block_r, block_p = (max(SMALLEST, next_power_of_2(n)) for n in (r, p))
+    block_r, block_p = block_of(r), block_of(p)
     latent_desc = describe(latent_BSR[:, : start + t], (1, block_s, block_r))
     key_desc = describe(key_BSP[:, : start + t], (1, block_s, block_p))
     launch(

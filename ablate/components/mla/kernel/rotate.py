@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import DTYPES, check_contiguous, check_rows, check_shape, contiguous_rows
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rotate.json"))
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS: dict[str, tuple[str, ...]] = {"mla_rotate_forward_kernel": ()}
 
 
@@ -81,13 +81,7 @@ def check_tables(cos_TP: Tensor, sin_TP: Tensor, length: int, rope_dim: int) -> 
     for name, table in (("the table of cosines", cos_TP), ("the table of sines", sin_TP)):
         check_rows(name, table, (torch.float32,), 2)
         check_shape(name, table, (length, rope_dim // 2))
-        if not table.is_contiguous():
-            raise ValueError(f"{name} has strides {table.stride()}; it must be contiguous: call contiguous() first")
-
-
-def rows_of(g: Tensor) -> Tensor:
-    """A gradient as kernels read it, by rows; autograd hands over any strides."""
-    return g if g.shape[-1] == 1 or g.stride(-1) == 1 else g.contiguous()
+        check_contiguous(name, table)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,7 +90,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g_BTHP: Tensor) -> tuple[Tensor, None, None, None]:
-    return rotate_op(rows_of(g_BTHP), *ctx.saved_tensors, not ctx.inverse), None, None, None
+    return rotate_op(contiguous_rows(g_BTHP), *ctx.saved_tensors, not ctx.inverse), None, None, None
 
 
 rotate_op.register_autograd(_backward, setup_context=_keep)

@@ -19,7 +19,8 @@ from ablate.components.moe.kernel.select import (
     sigmoid,
     within_best_groups,
 )
-from ablate.kernels.launch import ceil_div, check_rows, check_shape, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.launch import ceil_div, launch, machine_of, next_power_of_2, operator
+from ablate.kernels.operands import check_rows, check_shape
 from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("routing.json"))
@@ -126,15 +127,9 @@ def sums_before(
 
 @operator("route")
 def route_op(
-    logits_NE: Tensor,
-    bias_E: Tensor | None,
-    n_groups: int,
-    n_limited_groups: int,
-    n_group_scores: int,
-    n_activated: int,
-    route_scale: float,
-    n_sequences: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits_NE: Tensor, bias_E: Tensor | None, n_groups: int, n_limited_groups: int, n_group_scores: int,
+    n_activated: int, route_scale: float, n_sequences: int,
+) -> Outputs:  # fmt: skip
     """Weights (N, A) and affinities (B, E), which are differentiable; experts (N, A), counts (B, E), ends of the
     experts' rows (E,); and for `place` the rank of each pair of an expert in its program, and the expert's pairs in
     the programs of a chunk before each, and in the chunks before each."""
@@ -186,17 +181,8 @@ def _outputs(logits_NE: Tensor, n_activated: int, n_sequences: int) -> Outputs:
 
 
 @route_op.register_fake
-def _(
-    logits_NE: Tensor,
-    bias_E: Tensor | None,
-    n_groups: int,
-    n_limited_groups: int,
-    n_group_scores: int,
-    n_activated: int,
-    route_scale: float,
-    n_sequences: int,
-) -> Outputs:
-    return _outputs(logits_NE, n_activated, n_sequences)
+def _(logits_NE: Tensor, *settings: Any) -> Outputs:
+    return _outputs(logits_NE, settings[4], settings[6])
 
 
 def _check(
