@@ -1,7 +1,7 @@
 """C for the processor: compiled at first use by the machine's own compiler, kept in the cache, called through ctypes.
 
-Such a library takes addresses of contiguous tensors on a CPU; it frees the interpreter's lock while it runs and starts no
-threads. Its callers are the `compiled` backends, which a machine without a compiler does not have.
+Such a library takes addresses of contiguous tensors on a CPU; it frees the interpreter's lock while it runs and starts
+no threads. Its callers are the `compiled` backends, which a machine without a compiler does not have.
 """
 
 from __future__ import annotations
@@ -11,29 +11,17 @@ import hashlib
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ablate.files import cache_folder
+from ablate.spec.machine import c_compiler, cache_folder
 
 # No contraction to fused multiply-adds and no reordering of sums: the bits depend on the source alone. That comparisons
 # do not trap lets them be vectorised.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared")
-COMPILERS = ("cc", "gcc", "clang")
-
-Signature = Mapping[str, Sequence[Any]]  # function -> ctypes of its arguments; all return nothing
-
-
-def compiler() -> list[str]:
-    """The command of the C compiler: $CC, or the first of cc, gcc and clang that is installed; empty without one."""
-    asked = shlex.split(os.environ.get("CC", ""))
-    found = next((path for name in asked[:1] or COMPILERS if (path := shutil.which(name))), None)
-    return [found, *asked[1:]] if found else []
 
 
 @cache
@@ -47,7 +35,7 @@ def load(source: Path, functions: tuple[tuple[str, tuple[Any, ...]], ...]) -> ct
 
 
 def _built(source: Path) -> Path:
-    command = [*compiler(), *FLAGS]
+    command = [*c_compiler(), *FLAGS]
     text = source.read_bytes()
     key = hashlib.sha256(b"\0".join([text, *(part.encode() for part in command), _processor().encode()])).hexdigest()
     target = cache_folder() / "native" / f"{source.stem}-{key[:16]}.so"

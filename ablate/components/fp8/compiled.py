@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate.components.fp8.quantise import TILE, Blocks, SegmentStrips, Strips, Tiling
+from ablate.components.fp8.quantise import E4M3, TILE, Quantised, SegmentStrips, Strips, Tiling
 from ablate.kernels.native import load
 
 _COUNT, _ADDRESS, _FLAG = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
@@ -23,6 +23,7 @@ FUNCTIONS = (
     ("dequantise_tiles", (_ADDRESS, _ADDRESS, *[_COUNT] * 5, _ADDRESS)),
     ("round_trip_tiles", (_ADDRESS, *[_COUNT] * 5, _FLAG, _ADDRESS)),
     ("quantise_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _FLAG, _ADDRESS, _ADDRESS)),
+    ("round_trip_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _FLAG, _ADDRESS)),
     ("dequantise_columns", (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS)),
 )
 
@@ -74,12 +75,26 @@ def _rows_of(tiling: Tiling, x: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CompiledQuantised:
-    """E4M3 codes and their scales, as `Quantised`; `scales` has one tensor."""
+class CompiledQuantised(Quantised):
+    """`Quantised` in one tensor of scales, in the order of the tiles."""
 
-    values: Tensor  # uint8
-    scales: tuple[Tensor]
-    tiling: Tiling
+    @classmethod
+    def of(cls, x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> CompiledQuantised:
+        """As `ablate.components.fp8.quantise.quantise`."""
+        x = x.to(torch.float32).contiguous()
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        if (strips := _rows_of(tiling, x)) is not None:
+            starts, lengths = strips
+            scale = torch.empty(len(starts), x.shape[1])
+            library().quantise_columns(
+                x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), power_of_two_scales,
+                codes.data_ptr(), scale.data_ptr(),
+            )  # fmt: skip
+        else:
+            grid = Grid.of(x, tiling)
+            scale = torch.empty(grid.n_tiles)
+            library().quantise_tiles(x.data_ptr(), *grid.sizes, power_of_two_scales, codes.data_ptr(), scale.data_ptr())
+        return cls(codes.view(E4M3), (scale,), tiling)
 
     def dequantise(self) -> Tensor:
         """In float32."""
@@ -97,29 +112,16 @@ class CompiledQuantised:
         return out
 
 
-def quantise(x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> CompiledQuantised:
-    """As `ablate.components.fp8.quantise.quantise`."""
-    x = x.to(torch.float32).contiguous()
-    codes = torch.empty(x.shape, dtype=torch.uint8)
-    if (strips := _rows_of(tiling, x)) is not None:
-        starts, lengths = strips
-        scale = torch.empty(len(starts), x.shape[1])
-        library().quantise_columns(
-            x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), power_of_two_scales,
-            codes.data_ptr(), scale.data_ptr(),
-        )  # fmt: skip
-    else:
-        grid = Grid.of(x, tiling)
-        scale = torch.empty(grid.n_tiles)
-        library().quantise_tiles(
-            x.data_ptr(), *grid.sizes, power_of_two_scales, codes.data_ptr(), scale.data_ptr()
-        )  # fmt: skip
-    return CompiledQuantised(codes, (scale,), tiling)
-
-
 def round_trip(x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Tensor:
-    """`quantise(x, tiling).dequantise()` without the codes between, for tiles along rows and for blocks."""
+    """Quantised and dequantised, without the codes between; float32."""
     x = x.to(torch.float32).contiguous()
     out = torch.empty_like(x)
-    library().round_trip_tiles(x.data_ptr(), *Grid.of(x, tiling).sizes, power_of_two_scales, out.data_ptr())
+    if (strips := _rows_of(tiling, x)) is not None:
+        starts, lengths = strips
+        library().round_trip_columns(
+            x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), power_of_two_scales,
+            out.data_ptr(),
+        )  # fmt: skip
+    else:
+        library().round_trip_tiles(x.data_ptr(), *Grid.of(x, tiling).sizes, power_of_two_scales, out.data_ptr())
     return out

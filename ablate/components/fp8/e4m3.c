@@ -127,26 +127,47 @@ void round_trip_tiles(const float *x, int64_t n, int64_t rows, int64_t columns, 
             }
 }
 
+// The scales of one strip of rows, for up to MAX_COLUMNS columns from x on.
+static inline void column_scales(const float *x, int64_t columns, int64_t width, int64_t r0, int64_t r1,
+                                 int power_of_two, float *scales) {
+    uint32_t largest[MAX_COLUMNS];
+    memset(largest, 0, sizeof largest);
+    for (int64_t r = r0; r < r1; r++) {
+        const float *row = x + r * columns;
+        for (int64_t c = 0; c < width; c++) {
+            uint32_t a = magnitude(row[c]);
+            largest[c] = a > largest[c] ? a : largest[c];
+        }
+    }
+    for (int64_t c = 0; c < width; c++) scales[c] = scale_of(largest[c], power_of_two);
+}
+
 // x (rows, columns) in tiles of one column: tile t is rows starts[t] .. starts[t] + lengths[t]; scales (n, columns).
 void quantise_columns(const float *x, int64_t columns, int64_t n, const int64_t *starts, const int64_t *lengths,
                       int power_of_two, uint8_t *codes, float *scales) {
-    uint32_t largest[MAX_COLUMNS];
     for (int64_t t = 0; t < n; t++, scales += columns)
         for (int64_t c0 = 0; c0 < columns; c0 += MAX_COLUMNS) {
-            int64_t width = c0 + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c0;
-            memset(largest, 0, sizeof largest);
-            for (int64_t r = starts[t]; r < starts[t] + lengths[t]; r++) {
-                const float *row = x + r * columns + c0;
-                for (int64_t c = 0; c < width; c++) {
-                    uint32_t a = magnitude(row[c]);
-                    largest[c] = a > largest[c] ? a : largest[c];
-                }
-            }
-            for (int64_t c = 0; c < width; c++) scales[c0 + c] = scale_of(largest[c], power_of_two);
-            for (int64_t r = starts[t]; r < starts[t] + lengths[t]; r++) {
+            int64_t width = c0 + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c0, end = starts[t] + lengths[t];
+            column_scales(x + c0, columns, width, starts[t], end, power_of_two, scales + c0);
+            for (int64_t r = starts[t]; r < end; r++) {
                 const float *row = x + r * columns + c0;
                 uint8_t *out = codes + r * columns + c0;
                 for (int64_t c = 0; c < width; c++) out[c] = encode(row[c], scales[c0 + c]);
+            }
+        }
+}
+
+void round_trip_columns(const float *x, int64_t columns, int64_t n, const int64_t *starts, const int64_t *lengths,
+                        int power_of_two, float *out) {
+    float scales[MAX_COLUMNS];
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t c0 = 0; c0 < columns; c0 += MAX_COLUMNS) {
+            int64_t width = c0 + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c0, end = starts[t] + lengths[t];
+            column_scales(x + c0, columns, width, starts[t], end, power_of_two, scales);
+            for (int64_t r = starts[t]; r < end; r++) {
+                const float *row = x + r * columns + c0;
+                float *to = out + r * columns + c0;
+                for (int64_t c = 0; c < width; c++) to[c] = rounded(row[c], scales[c]) * scales[c];
             }
         }
 }

@@ -110,6 +110,11 @@ class Quantised:
     scales: Sequence[Tensor]  # float32
     tiling: Tiling
 
+    @classmethod
+    def of(cls, x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Quantised:
+        """`quantise`."""
+        return quantise(x, tiling, power_of_two_scales=power_of_two_scales)
+
     def dequantise(self) -> Tensor:
         """In float32: exact for power-of-two scales, else each element rounded once to float32."""
         x = _decode(self.values)
