@@ -8,7 +8,6 @@
 #define LARGEST 448.0f          // of E4M3
 #define MIN_SCALE 0x1p-126f     // smallest normal float32: x / scale cannot overflow
 #define MIN_NORMAL 0x1p-6f      // of E4M3
-#define NAN_CODE 0x7f
 #define MAX_COLUMNS 512         // of a strip that is worked on at a time: its maxima and scales stay in L1
 
 static inline uint32_t bits_of(float x) { uint32_t b; memcpy(&b, &x, 4); return b; }
@@ -39,32 +38,31 @@ static inline uint32_t largest_of(const float *x, int64_t r0, int64_t r1, int64_
     return largest;
 }
 
-static inline float clamped(float y) {
-    y = y > LARGEST ? LARGEST : y;
-    return y < -LARGEST ? -LARGEST : y;
+// |x| / scale, at most the largest number of E4M3.
+static inline float scaled(float x, float scale) {
+    float a = float_of(magnitude(x)) / scale;
+    return a > LARGEST ? LARGEST : a;
 }
 
-// x / scale, clamped, to nearest even in E4M3, as a float32. Adding 1.5 * 2^20 times the number's power of two leaves the
-// sum no bit below the last of E4M3's three; the sign of zero is put back.
+// The bits of 2^exponent of a, at least that of the smallest normal number; and 1.5 * 2^20 times it, which, added to a,
+// leaves no bit below the last of E4M3's three: the sum is rounded to nearest even.
+static inline uint32_t power_of(float a) {
+    uint32_t power = bits_of(a) & 0x7f800000u;
+    return power < bits_of(MIN_NORMAL) ? bits_of(MIN_NORMAL) : power;
+}
+static inline float shift_of(uint32_t power) { return float_of((power + (20u << 23)) | 0x400000u); }
+
+// x / scale to nearest even in E4M3, as a float32.
 static inline float rounded(float x, float scale) {
-    float y = clamped(x / scale);
-    uint32_t sign = bits_of(y) & 0x80000000u, exponent = bits_of(y) & 0x7f800000u;
-    exponent = exponent < bits_of(MIN_NORMAL) ? bits_of(MIN_NORMAL) : exponent;
-    float shift = float_of(exponent + (20u << 23)) * 1.5f;
-    float a = float_of(bits_of(y) & 0x7fffffffu);
-    return float_of(bits_of((a + shift) - shift) | sign);
+    float a = scaled(x, scale), shift = shift_of(power_of(a));
+    return float_of(bits_of((a + shift) - shift) | (bits_of(x) & 0x80000000u));
 }
 
-// The same as its code.
+// The same as its code. The code of a number in a tile with a NaN scale means nothing.
 static inline uint8_t encode(float x, float scale) {
-    float y = clamped(x / scale);
-    uint32_t bits = bits_of(y), sign = bits >> 31 << 7, a = bits & 0x7fffffffu;
-    uint32_t normal = ((a + 0x7ffffu + (a >> 20 & 1u)) >> 20) - (120u << 3);
-    // 2^-9 is the smallest number: adding 1.5 * 2^14 leaves the sum no bit below it.
-    uint32_t subnormal = bits_of(float_of(a) + 0x1.8p14f) - bits_of(0x1.8p14f);
-    uint32_t code = a < bits_of(MIN_NORMAL) ? subnormal : normal;
-    code = a > 0x7f800000u ? NAN_CODE : code;
-    return (uint8_t)(sign | code);
+    float a = scaled(x, scale);
+    uint32_t power = power_of(a), units = bits_of(a + shift_of(power)) - bits_of(shift_of(power));
+    return (uint8_t)((bits_of(x) >> 31 << 7) | (((power - bits_of(MIN_NORMAL)) >> 20) + units));
 }
 
 static inline float decode(uint8_t code) {
