@@ -9,6 +9,7 @@ from ablate.spec.machine import Machine
 from ablate.spec.measured import measured_backends
 
 AUTO = "auto"
+EMULATED = ("compiled", "emulated")  # of FP8 products: exact in their numbers, and their seconds say nothing of FP8
 Backend = Literal["auto", "reference", "library", "compiled", "triton"]
 
 

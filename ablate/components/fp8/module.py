@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.observation import Observation
-from ablate.components.fp8.spec import EMULATED
 from ablate.model.modules import RMSNorm, unquantised
-from ablate.spec.backends import require_concrete
+from ablate.spec.backends import EMULATED, require_concrete
 
 if TYPE_CHECKING:
     from ablate.components.fp8.kernel.normed import Normed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import Backend, without_compiler, without_cuda, without_triton
+from ablate.spec.backends import EMULATED, Backend, without_compiler, without_cuda, without_triton
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import LinearNode, NormNode
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ablate.components.fp8.emulation import Recipe
 
 Fp8Backend = Literal["auto", "compiled", "emulated", "library", "triton"]
-EMULATED = ("compiled", "emulated")  # of the backends
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
