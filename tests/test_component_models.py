@@ -14,11 +14,11 @@ from variants import (
     FULL,
     NANO,
     cells,
-    for_this_machine,
     loss_of,
     models,
     name_of,
     neighbours,
+    on_torch,
     spec_of,
     tokens,
     with_ordinary_products,
@@ -48,7 +48,7 @@ def marks(variant: Variant) -> frozenset[str]:
 
 @cache
 def marks_of(spec: ModelSpec) -> frozenset[str]:
-    spec = for_this_machine(spec)
+    spec = on_torch(spec)
     with torch.device("meta"):
         model = Transformer(spec)
     found = {f"tensor {name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()}
@@ -119,7 +119,7 @@ def test_law_7_every_parameter_gets_a_gradient(model: ModelSpec) -> None:
 
 def test_law_8_parameters_are_the_closed_form() -> None:
     """Exactly, for every model that the registry can make."""
-    ordinary = {n: m for n, m in models("every").items() if m.linear == for_this_machine(NANO.model).linear}
+    ordinary = {n: m for n, m in models("every").items() if m.linear == on_torch(NANO.model).linear}
     assert len(ordinary) > 100
     for name, model in (models() | ordinary).items():
         with torch.device("meta"):
@@ -190,7 +190,7 @@ def test_law_8_parameters_at_the_size_of_deepseek_v3() -> None:
     for variant in (Variant.full(large), Variant.none()):
         model = variant.resolve(large).model
         with torch.device("meta"):
-            built = Transformer(for_this_machine(model))
+            built = Transformer(on_torch(model))
         assert sum(p.numel() for p in built.parameters()) == model.cost(4096).trained_parameters
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, for_this_machine, spec_of, tokens
+from variants import FULL, NANO, on_torch, spec_of, tokens
 
 from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer, build
@@ -52,7 +52,7 @@ def test_masked_targets_are_the_main_heads_alone() -> None:
 
 def test_the_trainer_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(FULL)
-    run = replace(spec, model=for_this_machine(spec.model)).run(corpus_hash="", seed=0, n_steps=100)
+    run = replace(spec, model=on_torch(spec.model)).run(corpus_hash="", seed=0, n_steps=100)
     module = TrainingModule(run)
     module.configure_model()
     losses = []

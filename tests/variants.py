@@ -21,7 +21,6 @@ from ablate.components.variants import Variant
 from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer
 from ablate.presets import preset, preset_file
-from ablate.spec.machine import this_machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.run import Preset, Spec
 
@@ -108,12 +107,13 @@ def models(kind: str = "neighbours") -> dict[str, ModelSpec]:
     variants = {"neighbours": neighbours, "every": every_variant, "cells": cells}[kind]()
     found: dict[ModelSpec, str] = {}
     for variant in variants:
-        found.setdefault(for_this_machine(spec_of(variant).model), name_of(variant))
+        found.setdefault(on_torch(spec_of(variant).model), name_of(variant))
     return {name: model for model, name in found.items()}
 
 
-def for_this_machine(model: ModelSpec) -> ModelSpec:
-    return model.for_machine(this_machine(), "float32")
+def on_torch(model: ModelSpec) -> ModelSpec:
+    """On torch's own operations, which know float64 and can be counted."""
+    return model.portable()
 
 
 def with_reference(model: ModelSpec) -> ModelSpec:
@@ -122,7 +122,7 @@ def with_reference(model: ModelSpec) -> ModelSpec:
 
 
 def with_ordinary_products(model: ModelSpec) -> ModelSpec:
-    return for_this_machine(replace(model, linear=NANO.model.linear))
+    return on_torch(replace(model, linear=NANO.model.linear))
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ablate.spec.machine import cache_folder
+
 
 def default_cache() -> Path:
     """Where prepared corpora live unless a folder is named: $XDG_CACHE_HOME/dsv3-ablate or ~/.cache/dsv3-ablate."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "dsv3-ablate"
+    return cache_folder()
 
 
 @contextmanager

@@ -23,8 +23,22 @@ class RMSNorm(nn.RMSNorm):
             from ablate.kernels.rms_norm import rms_norm
 
             return rms_norm(x, self.weight, self.epsilon)
+        if self.backend == "compiled":
+            from ablate.kernels import fused
+
+            return fused.rms_norm(x, self.weight, self.epsilon)
         wide = torch.promote_types(x.dtype, torch.float32)
         return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def swiglu(gate_up: Tensor, backend: str) -> Tensor:
+    """silu(gate) up of (..., 2 F), the gate first; `compiled`: in C."""
+    if backend == "compiled":
+        from ablate.kernels import fused
+
+        return fused.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def unquantised(x: Any) -> Tensor:
@@ -48,4 +62,8 @@ class Head(nn.Linear):
             if torch.is_autocast_enabled(hidden_ND.device.type):
                 hidden_ND = hidden_ND.to(torch.get_autocast_dtype(hidden_ND.device.type))
             return linear_cross_entropy(hidden_ND, self.weight, targets_BT.flatten())
+        if self.backend == "compiled":
+            from ablate.kernels import fused
+
+            return fused.linear_cross_entropy(hidden_BTD.flatten(0, 1), self.weight, targets_BT.flatten())
         return F.cross_entropy(self(hidden_BTD).flatten(0, 1).float(), targets_BT.flatten())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.errors import check_at_least
-from ablate.spec.backends import without_triton
+from ablate.spec.backends import without_compiler, without_triton
 from ablate.spec.cost import FP32_BYTES, Cost, matrix, vector
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from ablate.model.modules import Head, RMSNorm
 
-KernelBackend = Literal["auto", "library", "triton"]
+KernelBackend = Literal["auto", "compiled", "library", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RMSNormNode:
-    """Root-mean-square norm with a weight (arXiv:1910.07467); `library` is torch's."""
+    """Root-mean-square norm with a weight (arXiv:1910.07467); `library` is torch's, `compiled` C for a processor."""
 
     kind: Literal["rms"] = "rms"
     eps: float
@@ -35,7 +35,7 @@ class RMSNormNode:
         check_at_least(self, "norm", 0, "eps")
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
-        return {"library": "", "triton": without_triton(machine)}
+        return {"compiled": without_compiler(machine, dtype), "library": "", "triton": without_triton(machine)}
 
     def build(self, dim: int) -> RMSNorm:
         from ablate.model.modules import RMSNorm
@@ -48,7 +48,11 @@ class RMSNormNode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearHeadNode:
-    """A matrix of its own, not the embedding's. `library` has the logits whole, `triton` never."""
+    """A matrix of its own, not the embedding's.
+
+    Its cross-entropy is torch's (`library`), in C for a processor (`compiled`), or without the logits ever being whole
+    (`triton`).
+    """
 
     kind: Literal["linear-head"] = "linear-head"
     backend: KernelBackend = "auto"
@@ -56,7 +60,7 @@ class LinearHeadNode:
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
-        return {"library": "", "triton": without_triton(machine)}
+        return {"compiled": without_compiler(machine, dtype), "library": "", "triton": without_triton(machine)}
 
     def build(self, dim: int, vocab_size: int) -> Head:
         from ablate.model.modules import Head

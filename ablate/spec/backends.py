@@ -9,7 +9,8 @@ from ablate.spec.machine import Machine
 from ablate.spec.measured import measured_backends
 
 AUTO = "auto"
-Backend = Literal["auto", "reference", "library", "triton"]
+EMULATED = ("compiled", "emulated")  # of FP8 products: exact in their numbers, and their seconds say nothing of FP8
+Backend = Literal["auto", "reference", "library", "compiled", "triton"]
 
 
 def resolve_backend(slot: str, asked: str, machine: Machine, obstacles: Mapping[str, str]) -> Any:
@@ -43,6 +44,15 @@ def without_triton(machine: Machine) -> str:
 def without_cuda(machine: Machine) -> str:
     """Why a library of CUDA's cannot be used; "" if it can."""
     return "" if machine.kind == "cuda" else "it needs a CUDA device"
+
+
+def without_compiler(machine: Machine, dtype: str) -> str:
+    """Why C for the processor cannot be used; "" if it can."""
+    if machine.kind != "cpu":
+        return "it is for the processor, and runs go to the GPU here"
+    if not machine.compiles_c:
+        return "it needs a C compiler (cc, gcc, clang, or $CC)"
+    return "" if dtype == "float32" else f"it takes float32 and not {dtype}"
 
 
 def require_concrete(asked: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 HOPPER = (9, 0)
+COMPILERS = ("cc", "gcc", "clang")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +22,7 @@ class Machine:
     capability: tuple[int, int] | None = None
     interpreted: bool = False
     torch_version: tuple[int, int] = (2, 11)
+    compiles_c: bool = False  # a C compiler is there, for code that runs on the processor
 
     @property
     def architecture(self) -> str:
@@ -44,6 +48,19 @@ class Machine:
         return self.name if self.capability is None else f"{self.name}, {self.architecture}"
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/dsv3-ablate or ~/.cache/dsv3-ablate."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "dsv3-ablate"
+
+
+def c_compiler() -> tuple[str, ...]:
+    """The command of the C compiler: $CC, or the first of cc, gcc and clang that is installed; empty without one."""
+    asked = shlex.split(os.environ.get("CC", ""))
+    found = next((path for name in asked[:1] or COMPILERS if (path := shutil.which(name))), None)
+    return (found, *asked[1:]) if found else ()
+
+
 def has_gpu() -> bool:
     """Whether an NVIDIA driver offers a device, without importing torch."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
@@ -67,4 +84,5 @@ def this_machine() -> Machine:
                 capability=torch.cuda.get_device_capability(),
                 torch_version=version,
             )
-    return Machine(kind="cpu", interpreted=os.environ.get("TRITON_INTERPRET") == "1", torch_version=version)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return Machine(kind="cpu", interpreted=interpreted, torch_version=version, compiles_c=bool(c_compiler()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from variants import FULL, NANO, for_this_machine, spec_of, tokens
+from variants import FULL, NANO, on_torch, spec_of, tokens
 
 from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_balance_loss, update_bias
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance
@@ -245,7 +245,7 @@ def test_training_takes_no_notice_of_the_bias_in_the_gradient() -> None:
 
 def test_the_callback_comes_with_the_node_alone() -> None:
     for level, expected in (("on", [BiasUpdate]), ("sequence-aux", []), ("batch-aux", []), ("none", [])):
-        balance = for_this_machine(spec_of(FULL | {"aux-free": level}).model).balance
+        balance = on_torch(spec_of(FULL | {"aux-free": level}).model).balance
         assert balance is not None
         assert [type(callback) for callback in balance.callbacks()] == expected
     assert ModelContext(NANO.model).dim == NANO.model.dim

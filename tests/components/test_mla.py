@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, for_this_machine, spec_of
+from variants import FULL, NANO, on_torch, spec_of
 
 from ablate.components.mla.attention import attention
 from ablate.components.mla.reference import latent_attention
@@ -32,7 +32,7 @@ LATENT = LatentAttention(
 )
 GROUPED = GroupedQueryAttention(n_heads=4, n_kv_heads=2, head_dim=6, backend="library")
 QUERY_KEY_VALUE = ("q.weight", "k.weight", "v.weight")
-MODEL = for_this_machine(NANO.model)
+MODEL = on_torch(NANO.model)
 CONTEXT = ModelContext(replace(MODEL, dim=DIM, norm=replace(MODEL.norm, eps=EPS)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from variants import FULL, NANO, for_this_machine, spec_of
+from variants import FULL, NANO, on_torch, spec_of
 
 from ablate.components.aux_free.spec import BiasBalance
 from ablate.components.fp8.spec import StandardLinear
@@ -48,7 +48,7 @@ def _float64() -> Iterator[None]:
 
 
 def module_of(node: Any, *, backend: Any = "reference", seed: int = 0, bias: float = 0.3) -> Any:
-    context = ModelContext(replace(for_this_machine(NANO.model), dim=DIM, linear=StandardLinear(backend=backend)))
+    context = ModelContext(replace(on_torch(NANO.model), dim=DIM, linear=StandardLinear(backend=backend)))
     module = node.build(context, BALANCE)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_no_gradient_reaches_the_bias_and_it_is_no_parameter() -> None:
     assert not module.router.bias_E.requires_grad
     assert "bias_E" not in dict(module.router.named_parameters())
     assert "router.bias_E" in module.state_dict()
-    without = NODE.build(ModelContext(replace(for_this_machine(NANO.model), dim=DIM)), Unbalanced())
+    without = NODE.build(ModelContext(replace(on_torch(NANO.model), dim=DIM)), Unbalanced())
     assert "router.bias_E" not in without.state_dict()
 
 
@@ -197,7 +197,7 @@ def test_the_router_stays_in_float32_under_autocast() -> None:
 
 @pytest.mark.usefixtures("_float64")
 def test_swiglu_is_the_papers() -> None:
-    module = SwiGLU(hidden_dim=5).build(ModelContext(replace(for_this_machine(NANO.model), dim=DIM)), None)
+    module = SwiGLU(hidden_dim=5, backend="library").build(ModelContext(replace(on_torch(NANO.model), dim=DIM)), None)
     x_BTD = inputs(1, 4)
     weights = dict(module.named_parameters())
     for x_D, y_D in zip(x_BTD[0], module(x_BTD)[0][0], strict=True):

@@ -211,13 +211,16 @@ def test_backends_of_a_study_reach_every_variant_that_has_the_part() -> None:
     assert with_it.backends == {
         "attention": "triton",
         "feed_forward": "triton",
+        "first_feed_forward": "auto",
         "balance": "auto",
         "linear": "auto",
         "norm": "triton",
         "head": "auto",
     }
     # Grouped-query attention has no kernel here, so its backend is not the study's to name.
-    assert less.backends == {"attention": "auto", "linear": "auto", "norm": "triton", "head": "auto"}
+    # So it is with the dense feed-forward.
+    others = dict.fromkeys(("attention", "feed_forward", "first_feed_forward", "linear", "head"), "auto")
+    assert less.backends == others | {"norm": "triton"}
     for backends, sentence in (
         ({"atention": "triton"}, "slot 'atention'; did you mean 'attention'"),
         ({"head": "cudnn"}, "head=cudnn has no effect"),
@@ -233,6 +236,7 @@ def test_auto_is_replaced_before_a_run_has_its_name() -> None:
     assert spec.for_machine(here).model.backends == {
         "attention": "library",
         "feed_forward": "library",
+        "first_feed_forward": "library",
         "balance": "library",
         "linear": "emulated",
         "norm": "library",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ablate.components.fp8.observation import Observation
-from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
+from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling
 
 
 @lru_cache(maxsize=1)
@@ -26,6 +26,7 @@ class Recipe:
 
     name: str
     power_of_two_scales: bool
+    compiled: bool = False  # quantised by C on the processor, with the same result, instead of torch's operations
 
     @property
     def rows(self) -> Tiling:
@@ -43,13 +44,26 @@ class Recipe:
             return Blocks(0)
         return Strips(-2) if sizes is None else _segment_strips(sizes, device)
 
+    @property
+    def kind(self) -> type[Quantised]:
+        """What holds quantised numbers."""
+        if not self.compiled:
+            return Quantised
+        from ablate.components.fp8.compiled import CompiledQuantised
+
+        return CompiledQuantised
+
     def quantise(self, x: Tensor, tiling: Tiling) -> Quantised:
         """x in E4M3 with these tiles, its scales rounded up to powers of two where the recipe says so."""
-        return quantise(x, tiling, power_of_two_scales=self.power_of_two_scales)
+        return self.kind.of(x, tiling, power_of_two_scales=self.power_of_two_scales)
 
-    def again(self, x: Tensor, quantised: Quantised, tiling: Tiling) -> Quantised:
-        """x in another tiling; what is there already if the tiling is the same."""
-        return quantised if tiling == quantised.tiling else self.quantise(x, tiling)
+    def rounded(self, x: Tensor, tiling: Tiling) -> Tensor:
+        """x as the numbers that its quantised form stands for."""
+        if not self.compiled:
+            return self.quantise(x, tiling).dequantise()
+        from ablate.components.fp8.compiled import round_trip
+
+        return round_trip(x, tiling, power_of_two_scales=self.power_of_two_scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,33 +89,33 @@ class Fp8Product(torch.autograd.Function):
     def forward(ctx: Any, x_NI: Tensor, weight: Tensor, how: Pass) -> Tensor:
         """`weight`: (O, I), or (E, O, I) with sizes."""
         recipe = how.recipe
-        x, w = recipe.quantise(x_NI, recipe.rows), recipe.quantise(weight, recipe.weight)
+        w = recipe.quantise(weight, recipe.weight)
         if how.observation is not None:
-            how.observation.add("activation", x_NI, x)
+            how.observation.add("activation", x_NI, recipe.quantise(x_NI, recipe.rows))
             how.observation.add("weight", weight, w)
         if how.differentiable:
-            columns = recipe.again(x_NI, x, recipe.columns(how.sizes, x_NI.device))
+            columns = recipe.quantise(x_NI, recipe.columns(how.sizes, x_NI.device))
             ctx.how, ctx.dtypes, ctx.tilings = how, (x_NI.dtype, weight.dtype), (columns.tiling, w.tiling)
             ctx.n_scales = len(columns.scales)
             ctx.save_for_backward(columns.values, *columns.scales, w.values, *w.scales)
-        return _product(x.dequantise(), w.dequantise(), how.sizes).to(x_NI.dtype)
+        return _product(recipe.rounded(x_NI, recipe.rows), w.dequantise(), how.sizes).to(x_NI.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (g_NO,), how, saved, n = gradients, ctx.how, ctx.saved_tensors, ctx.n_scales
         recipe = how.recipe
-        columns = Quantised(saved[0], saved[1 : n + 1], ctx.tilings[0])
-        w = Quantised(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
-        g = recipe.quantise(g_NO, recipe.rows)
+        columns = recipe.kind(saved[0], saved[1 : n + 1], ctx.tilings[0])
+        w = recipe.kind(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
         if how.observation is not None:
-            how.observation.add("gradient", g_NO, g)
+            how.observation.add("gradient", g_NO, recipe.quantise(g_NO, recipe.rows))
         x_gradient = w_gradient = None
         with _exactly_float32(g_NO.device):
             if ctx.needs_input_grad[0]:
-                x_gradient = _product(g.dequantise(), w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
+                g = recipe.rounded(g_NO, recipe.rows)
+                x_gradient = _product(g, w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
             if ctx.needs_input_grad[1]:
-                g = recipe.again(g_NO, g, columns.tiling)
-                w_gradient = _weight_gradient(g.dequantise(), columns.dequantise(), how.sizes).to(ctx.dtypes[1])
+                g = recipe.rounded(g_NO, columns.tiling)
+                w_gradient = _weight_gradient(g, columns.dequantise(), how.sizes).to(ctx.dtypes[1])
         return x_gradient, w_gradient, None
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.observation import Observation
 from ablate.model.modules import RMSNorm, unquantised
-from ablate.spec.backends import require_concrete
+from ablate.spec.backends import EMULATED, require_concrete
 
 if TYPE_CHECKING:
     from ablate.components.fp8.kernel.normed import Normed
@@ -98,7 +98,7 @@ class Fp8Linear(nn.Module):
         if not isinstance(x, Tensor):
             return self._of_normed(x)
         x_NI = x.reshape(-1, x.shape[-1])
-        if self.backend == "emulated":
+        if self.backend in EMULATED:
             y_NO = fp8_product(x_NI, self.weight, None, self.recipe, self.observation)
         else:
             from ablate.components.fp8.kernel.linear import fp8_linear
@@ -120,7 +120,7 @@ class Fp8Linear(nn.Module):
 
     def feed_forward(self, down: Fp8Linear) -> Callable[[Tensor], Tensor] | None:
         """The maps and SwiGLU between them, which quantises what it computes without writing it."""
-        if self.backend == "emulated" or self.observation is not None:
+        if self.backend in EMULATED or self.observation is not None:
             return None
         from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward
 
@@ -169,7 +169,7 @@ class Fp8GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
 
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
-        if self.backend == "emulated":
+        if self.backend in EMULATED:
             ends = offsets_E.tolist()
             assert ends[-1] == x_NI.shape[0]
             sizes = tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
@@ -183,7 +183,7 @@ class Fp8GroupedLinear(nn.Module):
 
     def experts(self, down: Fp8GroupedLinear) -> Callable[..., Tensor] | None:
         """Routed experts whole, quantised before their rows are sorted; None where products are emulated or watched."""
-        if self.backend == "emulated" or self.observation is not None:
+        if self.backend in EMULATED or self.observation is not None:
             return None
         from ablate.components.fp8.kernel.feed_forward import fp8_routed_experts
 

@@ -85,6 +85,7 @@ class SegmentStrips:
             lengths += [min(TILE, size - done) for done in range(0, size, TILE)]
             row += size
         start_S, length_S = torch.tensor([starts, lengths], dtype=torch.int64, device=device)
+        self.starts_and_lengths = start_S, length_S
         self.tile_P = torch.repeat_interleave(length_S, output_size=row)
         # A tile that is shorter than the longest repeats its last row, which leaves its maximum as it is.
         within_X = torch.arange(max(lengths, default=1), device=device)
@@ -108,6 +109,11 @@ class Quantised:
     values: Tensor
     scales: Sequence[Tensor]  # float32
     tiling: Tiling
+
+    @classmethod
+    def of(cls, x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Quantised:
+        """`quantise`."""
+        return quantise(x, tiling, power_of_two_scales=power_of_two_scales)
 
     def dequantise(self) -> Tensor:
         """In float32: exact for power-of-two scales, else each element rounded once to float32."""

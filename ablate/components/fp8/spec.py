@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import Backend, without_cuda, without_triton
+from ablate.spec.backends import EMULATED, Backend, without_compiler, without_cuda, without_triton
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import LinearNode, NormNode
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ablate.components.fp8.emulation import Recipe
 
-Fp8Backend = Literal["auto", "emulated", "library", "triton"]
+Fp8Backend = Literal["auto", "compiled", "emulated", "library", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,8 @@ class Fp8Linear:
 
     `blockwise`: activations and gradients share a scale in 1 x 128 tiles, weights in 128 x 128 blocks.
     `tensorwise`: one scale a tensor. Backend `emulated` multiplies the dequantised numbers, on any device: exact
-    numerics, at less than the speed of ordinary products. On Hopper `triton` is this program's kernels, and `library`
+    numerics, at less than the speed of ordinary products; `compiled` is the same in every element with quantising in C,
+    on a processor. On Hopper `triton` is this program's kernels, and `library`
     multiplies by cuBLAS what cuBLAS takes (no experts, sizes in multiples of 128) and the rest as `triton` does.
     """
 
@@ -85,8 +86,9 @@ class Fp8Linear:
         if self.recipe == "tensorwise":
             kernels = kernels or "one scale for a whole tensor has no kernel here"
         obstacles = {"triton": kernels, "library": without_cuda(machine) or kernels}
+        emulations = {"compiled": without_compiler(machine, dtype), "emulated": ""}
         # In the interpreter kernels can run and are nobody's choice.
-        return obstacles | {"emulated": ""} if machine.kind == "cuda" else {"emulated": ""} | obstacles
+        return obstacles | emulations if machine.kind == "cuda" else emulations | obstacles
 
     def linear(self, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8Linear as Module
@@ -97,7 +99,7 @@ class Fp8Linear:
         """Where both norm and products are kernels, one that quantises what it writes."""
         from ablate.components.fp8.module import Fp8Norm
 
-        fused = node.backend == "triton" and self.backend != "emulated"
+        fused = node.backend == "triton" and self.backend not in EMULATED
         return Fp8Norm(dim, node.eps, self._recipe()) if fused else node.build(dim)
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
@@ -117,12 +119,12 @@ class Fp8Linear:
 
     def speed_evidence(self) -> Literal["measured", "emulated"]:
         """What a run's seconds are worth: those of an emulation say nothing of FP8's speed."""
-        return "emulated" if self.backend == "emulated" else "measured"
+        return "emulated" if self.backend in EMULATED else "measured"
 
     def _recipe(self) -> Recipe:
         from ablate.components.fp8.emulation import Recipe
 
-        return Recipe(self.recipe, self.power_of_two_scales)
+        return Recipe(self.recipe, self.power_of_two_scales, compiled=self.backend == "compiled")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ablate.model.modules import unquantised
+from ablate.model.modules import swiglu, unquantised
 from ablate.spec.backends import require_concrete
 from ablate.spec.nodes import BuildContext
 
@@ -45,16 +44,16 @@ class Routing:
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x), gate and up in one product: rows [0, F) of `gate_up` are the gate."""
 
-    def __init__(self, hidden_dim: int, context: BuildContext) -> None:
+    def __init__(self, hidden_dim: int, context: BuildContext, *, backend: str) -> None:
         super().__init__()
+        self.backend = require_concrete(backend)
         self.gate_up = context.linear.linear(context.dim, 2 * hidden_dim)
         self.down = context.linear.linear(hidden_dim, context.dim)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
         if whole := self.gate_up.feed_forward(self.down):
             return whole(x_BTD), None
-        gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up), None
+        return self.down(swiglu(self.gate_up(x_BTD), self.backend)), None
 
 
 class Router(nn.Module):
@@ -135,8 +134,8 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Permutation) -> Tensor:
         if self.backend == "triton" and (whole := self.gate_up.experts(self.down)):
             return whole(x_ND, weight_NA, where.token_of_row_P, where.row_of_choice_NA, where.offsets_E)
-        gate, up = self.gate_up(x_ND[where.token_of_row_P], where.offsets_E).chunk(2, dim=-1)
-        y_PD = self.down(F.silu(gate) * up, where.offsets_E)
+        gate_up_PX = self.gate_up(x_ND[where.token_of_row_P], where.offsets_E)
+        y_PD = self.down(swiglu(gate_up_PX, self.backend), where.offsets_E)
         if self.backend == "triton":
             return combine(y_PD, weight_NA, where.row_of_choice_NA)
         return (y_PD[where.row_of_choice_NA] * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
@@ -159,7 +158,7 @@ class RoutedExperts(nn.Module):
         super().__init__()
         self.router = Router(rule, context.dim, selection_bias=selection_bias)
         self.experts = Experts(context, rule.n_routed_experts, expert_hidden_dim, backend=backend)
-        self.shared = SwiGLU(shared_hidden_dim, context) if shared_hidden_dim else None
+        self.shared = SwiGLU(shared_hidden_dim, context, backend=backend) if shared_hidden_dim else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         shared, x_BTD = x_BTD, unquantised(x_BTD)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ablate.components.component import setting
-from ablate.spec.backends import without_triton
+from ablate.spec.backends import without_compiler, without_triton
 from ablate.spec.cost import Cost, matrix
 from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
@@ -25,6 +25,7 @@ class SwiGLU:
 
     kind: Literal["swiglu"] = "swiglu"
     hidden_dim: int
+    backend: Literal["auto", "compiled", "library"] = "auto"  # of what lies between the linear maps
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -33,12 +34,12 @@ class SwiGLU:
             raise ValueError(f"feed_forward.hidden_dim is {self.hidden_dim}; it must be at least 1")
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
-        return {}
+        return {"compiled": without_compiler(machine, dtype), "library": ""}
 
     def build(self, context: BuildContext, balance: BalanceNode | None) -> nn.Module:
         from ablate.components.moe.module import SwiGLU as Module
 
-        return Module(self.hidden_dim, context)
+        return Module(self.hidden_dim, context, backend=self.backend)
 
     def cost(self, *, dim: int) -> Cost:
         return matrix(dim, self.hidden_dim) * 3
@@ -60,7 +61,7 @@ class RoutedExperts:
     n_expert_groups: int
     n_limited_groups: int
     route_scale: float
-    backend: Literal["auto", "library", "triton"] = "auto"  # of routing and of the experts' data flow
+    backend: Literal["auto", "compiled", "library", "triton"] = "auto"  # of routing and of the experts' data flow
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -88,8 +89,10 @@ class RoutedExperts:
             )
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
-        """`library` composes torch's operations; `triton` routes in two launches and multiplies without a copy."""
-        return {"library": "", "triton": without_triton(machine)}
+        """`library` composes torch's operations, `compiled` has the activation in C, for a processor; `triton` routes
+        in two launches and multiplies without a copy.
+        """
+        return {"compiled": without_compiler(machine, dtype), "library": "", "triton": without_triton(machine)}
 
     @property
     def experts_per_group(self) -> int:
