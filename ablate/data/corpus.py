@@ -18,7 +18,7 @@ from ablate.files import MANIFEST, damage, read_sealed
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 1  # part of the corpus hash; raise it when the same documents would give other files
+FORMAT = 2  # part of the corpus hash; raise it when the same documents would give other files
 TRAIN = "train.bin"
 HELD_OUT = "held_out.bin"
 TOKENIZER = "tokenizer.json"

@@ -84,12 +84,12 @@ def test_held_out_text_never_trains(corpus: Corpus):
     held_out = {document.text for document in held_out_documents(corpus)}
     assert held_out
     assert not train & held_out
-    assert len(train) + len(held_out) == 40
+    assert len(train) + len(held_out) == 400
 
 
 def test_tokenizer_learns_from_the_train_split_alone(corpus: Corpus, folder: Path, cache: Path):
     name = held_out_documents(corpus)[0].name
-    (folder / name).write_text("unheard " * 500, encoding="utf-8")
+    (folder / name).write_text("unheard " * 12, encoding="utf-8")
     again = prepare(str(folder), vocab_size=VOCAB, cache=cache)
     assert again.hash != corpus.hash
     assert load_tokenizer(again).to_str() == load_tokenizer(corpus).to_str()
@@ -254,7 +254,7 @@ def test_standard_library(cache: Path):
     assert "typing.py" in names
     assert not [name for name in names if {"", "test", "tests", "encodings"}.intersection(name.split("/"))]
     # No held-out document may fill most of the held-out text, or the loss would be about that document.
-    assert max(len(document.text) for document in held_out_documents(corpus)) < corpus.held_out_bytes / 2
+    assert max(len(document.text) for document in held_out_documents(corpus)) < corpus.held_out_bytes * 0.101
 
 
 @pytest.mark.parametrize("name", ["torch", "tokenizers", "pydantic", "pyarrow", "datasets"])
