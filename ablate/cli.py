@@ -30,6 +30,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Match = Literal["flops", "tokens", "seconds"]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+TextField = Annotated[
+    str,
+    typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Wandb = Annotated[
     str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
@@ -221,11 +225,12 @@ def data_prepare(
     source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+    text_field: TextField = "",
 ) -> None:
     """Split, tokenise and cache a corpus."""
     from ablate.data.prepare import prepare
 
-    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)
+    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, text_field=text_field, progress=_say)
     typer.echo(corpus.folder)
 
 
@@ -234,11 +239,14 @@ def data_inspect(
     source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+    text_field: TextField = "",
 ) -> None:
     """What is in a corpus: documents, bytes, tokens, a sample."""
-    from ablate.data.prepare import inspect, prepare
+    from ablate.data.corpus import inspect
+    from ablate.data.prepare import prepare
 
-    _print_json(inspect(prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)))
+    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, text_field=text_field, progress=_say)
+    _print_json(inspect(corpus))
 
 
 @app.command()
