@@ -51,6 +51,7 @@ def run(
     budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
+    text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -82,6 +83,7 @@ def run(
         n_seeds=seeds,
         margin_nats=margin,
         data=data,
+        text_field=text_field,
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
         backends=_pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )

@@ -50,6 +50,7 @@ class DataSpec:
     source: str  # "stdlib", a path, or "hf:NAME"
     text: Annotated[TextNode, Slot("text")]
     max_bytes: int | None = None
+    text_field: str = ""  # of rows; empty: "text", or a list of messages
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
