@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ablate.data.source import Document
@@ -18,30 +19,41 @@ def split_documents(found: list[Document], held_out_share: float) -> tuple[list[
 
     Documents are held out by a hash of their names, so that each keeps its side when others come and go. Where fewer
     than 20 would be, the end of every document is held out instead, from a line's beginning, and its head trains. So it
-    is with a held-out document that would rule the others.
+    is with a held-out document that would rule the others. An end that stands elsewhere too, as of a licence, trains.
     Raises ValueError if there is too little text to have both.
     """
     if not 0 < held_out_share <= 0.5:
         raise ValueError(
             f"held_out_share is {held_out_share}, but it must be above 0 and at most 0.5; the default is 0.05"
         )
-    if len(found) * held_out_share < MIN_HELD_OUT_DOCUMENTS:
-        ends = [_end(document.text, round(len(document.text) * held_out_share)) for document in found]
-    else:
-        ends = [len(document.text) * (fraction(document.name) < held_out_share) for document in found]
-    longest = _longest(ends)
+    parts = _heads_and_ends(found, held_out_share)
+    trained = {text for d, (head, _) in zip(found, parts, strict=True) if head for text in (head, d.text)}
+    times = Counter(tail for _, tail in parts)
     train, held_out = [], []
-    for document, end in zip(found, ends, strict=True):
-        head, tail = _cut(document, end if end <= longest else _end(document.text, longest))
-        train += head
-        held_out += tail
-    trained = {document.text for document in train}
-    held_out = [document for document in held_out if document.text not in trained]
+    for document, (head, tail) in zip(found, parts, strict=True):
+        if not tail.strip() or tail in trained or times[tail] > 1 or (head and not head.strip()):
+            train.append(document)
+        elif not head:
+            held_out.append(document)
+        else:
+            train.append(Document(name=f"{document.name} (head)", text=head))
+            held_out.append(Document(name=f"{document.name} (tail)", text=tail))
     if not train or not held_out:
         raise ValueError(
             f"the corpus has too little text to hold out {held_out_share:.0%} of it ({len(found)} documents); give more"
         )
     return train, held_out
+
+
+def _heads_and_ends(found: list[Document], held_out_share: float) -> list[tuple[str, str]]:
+    """Each document in two: what trains and what is held out, either of which may be empty."""
+    if len(found) * held_out_share < MIN_HELD_OUT_DOCUMENTS:
+        ends = [_end(document.text, round(len(document.text) * held_out_share)) for document in found]
+    else:
+        ends = [len(document.text) * (fraction(document.name) < held_out_share) for document in found]
+    longest = _longest(ends)
+    ends = [end if end <= longest else _end(d.text, longest) for d, end in zip(found, ends, strict=True)]
+    return [(d.text[: len(d.text) - end], d.text[len(d.text) - end :]) for d, end in zip(found, ends, strict=True)]
 
 
 def _end(text: str, n: int) -> int:
@@ -61,14 +73,3 @@ def _longest(ends: Iterable[int]) -> int:
             return int(share * rest / (1 - share * n_cut))
         rest -= end
     return 0
-
-
-def _cut(document: Document, end: int) -> tuple[list[Document], list[Document]]:
-    """What trains and what is held out of a document whose last `end` characters are to be; either may be empty."""
-    name, text = document.name, document.text
-    if end == len(text):
-        return [], [document]
-    head, tail = text[: len(text) - end], text[len(text) - end :]
-    if not head.strip() or not tail.strip():
-        return [document], []
-    return [Document(name=f"{name} (head)", text=head)], [Document(name=f"{name} (tail)", text=tail)]

@@ -92,14 +92,22 @@ def test_one_document_without_a_line_near_the_border_is_cut_at_the_border(text: 
     assert held_out.text == "x" * 50
 
 
-def test_tails_that_also_train_are_dropped():
+def test_ends_that_stand_elsewhere_too_train():
     licence = "all rights reserved\n"
     body = paragraph(1, lines=200)[: 19 * len(licence) - 1] + "\n"
     found = [Document(name="a", text=body + licence), Document(name="b", text=licence), *many(3)]
     train, held_out = split_documents(found, 0.05)
     assert licence in [document.text for document in train]
-    assert "a (head)" in [document.name for document in train]
+    assert "a" in [document.name for document in train]
     assert [document.name for document in held_out] == ["0.txt (tail)", "1.txt (tail)", "2.txt (tail)"]
+
+
+def test_an_end_that_others_share_is_held_out_of_none():
+    footer = "all rights reserved\n" * 3
+    found = [Document(name=f"{n}", text=paragraph(n, lines=20)[: 20 * len(footer)] + footer) for n in range(5)]
+    train, held_out = split_documents([*found, *many(3)], 0.05)
+    assert train[:5] == found
+    assert len(held_out) == 3
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 0.51, float("nan")])
