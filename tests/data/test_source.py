@@ -330,6 +330,7 @@ def test_a_folder_that_the_datasets_library_saved(tmp_path: Path):
 
 FIELDS = [
     ("body", {"body": "x", "text": "y"}, "x"),
+    ("body", {"body": "\ufeffx"}, "x"),
     ("a.b", {"a": {"b": "x"}}, "x"),
     ("a.b", {"a.b": "x"}, "x"),
     ("a.1.b", {"a": [{}, {"b": "x"}]}, "x"),
@@ -375,8 +376,9 @@ def test_the_state_changes_with_any_file_and_is_none_while_it_may_still_change(t
 
     states = [state(), state()]
     assert states[0] == states[1] is not None
-    path.write_text("b")
-    os.utime(path, ns=(1, 1))
+    before = path.stat()
+    path.write_text("b")  # of the same size, and then of the same age
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     states.append(state())
     path.unlink()
     (tmp_path / "b.txt").write_text("b")
