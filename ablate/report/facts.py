@@ -9,7 +9,7 @@ from typing import Any
 
 from ablate.attribution.study.comparability import flatten
 from ablate.attribution.study.compare import StudyResult
-from ablate.quantities import budget, listed, plural, scaled, short
+from ablate.quantities import budget, listed, percent, plural, scaled, short
 from ablate.report.cleaning import clean
 from ablate.report.names import matched
 
@@ -31,10 +31,9 @@ def _fact(label: object, value: object) -> Fact:
 def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     """What all variants of the study have in common, as planned and as recorded."""
     plan = result.plan
+    each = f"{budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
     found = [
-        _fact(
-            "Matched", f"{matched(result)}: {budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
-        ),
+        _fact("Matched", f"{matched(result)}: {each}{_router(result)}"),
         _fact("Design", plan.design.name),
         _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
         _fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
@@ -46,6 +45,21 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
         _fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
     ]
     return tuple(found)
+
+
+def _router(result: StudyResult) -> str:
+    """How much of the arithmetic the convention of FLOPs per token leaves out, where it is not the same for all."""
+    shares = {}
+    for v in result.variants:
+        flops = v.planned.cost.get("training_flops_per_token", 0)
+        shares[v.name] = v.planned.cost.get("uncounted_router_flops_per_token", 0) / flops if flops else 0.0
+    if max(shares.values()) == min(shares.values()):
+        return ""
+    most = max(shares, key=shares.__getitem__)
+    return (
+        f"; the main model's router products are not counted (the published convention), and are between "
+        f"{percent(min(shares.values()), 2)} and {percent(shares[most], 2)} of a variant's FLOPs, most in {most}"
+    )
 
 
 def _corpus(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -135,8 +135,8 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     content = content_of(tmp_path)
     document = json.loads(json.dumps(to_json(content), allow_nan=False))
     assert set(document) == {
-        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "attribution",
-        "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance", "repeat",
+        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "gains",
+        "attribution", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance", "repeat",
     }  # fmt: skip
     (effect,), (c,) = document["effects"], content.result.comparisons
     assert effect["loss"]["estimate"] == c.loss.estimate
