@@ -30,6 +30,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Match = Literal["flops", "tokens", "seconds"]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help='"stdlib", hf:NAME, or a file or folder of text, JSON lines, JSON, CSV, Parquet, Arrow (gzip, Zstandard).'
+    ),
+]
 TextField = Annotated[
     str,
     typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
@@ -231,7 +237,7 @@ def account(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
     text_field: TextField = "",
@@ -245,7 +251,7 @@ def data_prepare(
 
 @data_app.command("inspect")
 def data_inspect(
-    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
     text_field: TextField = "",

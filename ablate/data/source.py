@@ -156,7 +156,7 @@ def _file_names(root: Path, left_out: LeftOut, passed_by: Collection[str] = ()) 
             subfolders.remove(name)
         for name in subfolders:
             if os.path.islink(os.path.join(folder, name)):
-                left_out.add("links to folders", f"{prefix}{name}")
+                left_out.add("linking to a folder", f"{prefix}{name}")
         for name in sorted(files):
             if name.startswith("."):
                 left_out.add("hidden", f"{prefix}{name}")
@@ -176,11 +176,11 @@ def _open_files(source: str, root: Path, names: list[str], left_out: LeftOut, *,
         try:
             facts = (root / name).stat()
         except OSError as error:
-            left_out.add("broken links" if (root / name).is_symlink() else "unreadable", name)
+            left_out.add("linking nowhere" if (root / name).is_symlink() else "unreadable", name)
             state.update(repr((name, error.errno)).encode())
             continue
         if not stat.S_ISREG(facts.st_mode):
-            left_out.add("no regular file", name)
+            left_out.add("pipe, socket or device", name)
             continue
         regular.append(name)
         newest = max(newest, facts.st_ctime_ns, facts.st_mtime_ns)

@@ -271,7 +271,7 @@ def test_standard_library(cache: Path):
     said: list[str] = []
     corpus = prepare("stdlib", vocab_size=1024, cache=cache, progress=said.append)
     assert said[:3] == ["reading stdlib", "training a byte-level BPE of 1,024 tokens", "encoding"]
-    assert not set(corpus.left_out.counts) - {"repeating another's text", "blank", "not UTF-8", "links to folders"}
+    assert not set(corpus.left_out.counts) - {"repeating another's text", "blank", "not UTF-8", "linking to a folder"}
     assert corpus.train_tokens > 1_500_000
     assert 0.01 < corpus.held_out_bytes / corpus.train_bytes < 0.1
     assert 2.4 < corpus.bytes_per_token < 3.2
