@@ -228,7 +228,7 @@ def test_everything_that_is_left_out_is_counted_and_named(tmp_path: Path):
         "not JSON": (1, ["g.jsonl:3"]),
     }
     assert str(lost).startswith(
-        "1 blank (c.py); 2 hidden (.git/ and .d.txt); 1 linking nowhere (h.txt); 1 linking to to folders"
+        "1 blank (c.py); 2 hidden (.git/ and .d.txt); 1 linking nowhere (h.txt); 1 linking to a folder (j)"
     )
     assert left_out_from(json.loads(json.dumps(lost.facts()))).facts() == lost.facts()
 
