@@ -30,6 +30,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Match = Literal["flops", "tokens", "seconds"]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help='"stdlib", hf:NAME, or a file or folder of text, JSON lines, JSON, CSV, Parquet, Arrow (gzip, Zstandard).'
+    ),
+]
+TextField = Annotated[
+    str,
+    typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 At = Annotated[
     str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
@@ -50,6 +60,7 @@ def run(
     budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
+    text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -83,6 +94,7 @@ def run(
         n_seeds=seeds,
         margin_nats=margin,
         data=data,
+        text_field=text_field,
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
         backends=_pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
@@ -225,27 +237,31 @@ def account(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+    text_field: TextField = "",
 ) -> None:
     """Split, tokenise and cache a corpus."""
     from ablate.data.prepare import prepare
 
-    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)
+    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, text_field=text_field, progress=_say)
     typer.echo(corpus.folder)
 
 
 @data_app.command("inspect")
 def data_inspect(
-    source: Annotated[str, typer.Argument(help='"stdlib", a file or folder, or hf:NAME.')] = "stdlib",
+    source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
     max_bytes: Annotated[int | None, typer.Option(help="Read no more than this.")] = None,
+    text_field: TextField = "",
 ) -> None:
     """What is in a corpus: documents, bytes, tokens, a sample."""
-    from ablate.data.prepare import inspect, prepare
+    from ablate.data.corpus import inspect
+    from ablate.data.prepare import prepare
 
-    _print_json(inspect(prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=_say)))
+    corpus = prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, text_field=text_field, progress=_say)
+    _print_json(inspect(corpus))
 
 
 @app.command()

@@ -19,7 +19,7 @@ def examine() -> dict[str, Any]:
     """Facts by name; `warnings` are what would surprise a user."""
     import torch
 
-    from ablate.data.prepare import default_cache
+    from ablate.data.cache import default_cache
     from ablate.runs.environment import describe
 
     facts = dict(describe())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ablate.data.left_out import LeftOut
 from ablate.data.source import Document
 from ablate.data.tokenizer import END_OF_TEXT_ID, tokenizer_from_json, vocabulary_bytes
 from ablate.data.tokens import TokenFile, open_token_file
@@ -18,7 +19,7 @@ from ablate.files import MANIFEST, damage, read_sealed
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 1  # part of the corpus hash; raise it when the same documents would give other files
+FORMAT = 2  # part of the corpus hash; raise it when the same documents would give other files
 TRAIN = "train.bin"
 HELD_OUT = "held_out.bin"
 TOKENIZER = "tokenizer.json"
@@ -38,6 +39,7 @@ class Corpus:
     folder: Path
     train: TokenFile
     held_out: TokenFile
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # of the source; not part of the hash
 
     @property
     def train_tokens(self) -> int:
@@ -135,6 +137,7 @@ def inspect(corpus: Corpus) -> dict[str, Any]:
         "hash": corpus.hash,
         "folder": str(corpus.folder),
         "vocab_size": corpus.vocab_size,
+        "left_out": corpus.left_out.facts(),
         "splits": {stream.name: _split_facts(stream) for stream in (corpus.train, corpus.held_out)},
         "sample": _decode(ids[:SAMPLE_TOKENS], table),
         "unused_tokens": int((counts == 0).sum()),

@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,31 +21,15 @@ from ablate.data.corpus import (
     TOKENIZER,
     TRAIN,
     Corpus,
-    held_out_documents,
-    inspect,
     load_tokenizer,
     open_corpus,
-    token_bytes,
-    train_documents,
 )
-from ablate.data.source import DEFAULT_STREAM_BYTES, Document, documents
+from ablate.data.left_out import left_out_from
+from ablate.data.source import Document, Source, documents, open_source
 from ablate.data.split import split_documents
 from ablate.data.tokenizer import check_vocab_size, tokenizer_from_json, train_tokenizer, vocabulary_bytes
 from ablate.data.tokens import TokenFile, open_token_file, write_token_file
 from ablate.files import commit_folder, damage, new_folder, read_sealed, write_sealed
-
-__all__ = [
-    "Corpus",
-    "default_cache",
-    "encode_documents",
-    "held_out_documents",
-    "inspect",
-    "load_tokenizer",
-    "open_corpus",
-    "prepare",
-    "token_bytes",
-    "train_documents",
-]
 
 FURTHER = "tokens.bin"
 
@@ -57,35 +43,56 @@ def prepare(
     cache: Path | None = None,
     held_out_share: float = 0.05,
     max_bytes: int | None = None,
+    text_field: str = "",
     progress: Progress | None = None,
 ) -> Corpus:
     """The corpus of a source (see source.documents) with a byte-level BPE of exactly vocab_size tokens.
 
     Kept in cache/<hash>/ and made only if it is not there whole; processes that prepare at once all get the same.
-    A Hugging Face dataset is streamed once for each (name, cap, share, vocabulary); remove the cache's `streams` folder
-    to stream it again. held_out_share is the share of documents, or of each document where there are few.
-    Raises ValueError for a source without usable text, a vocabulary that the text cannot fill, an unwritable cache.
+    What a source became is remembered: a folder is read again when a file in it has changed, and a Hugging Face
+    dataset when the cache's folder `sources` is removed. held_out_share is the share of documents, or of each document
+    where there are few. Raises ValueError for a source without usable text, a vocabulary that the text cannot fill, an
+    unwritable cache.
     """
     check_vocab_size(vocab_size)
     say = progress or _silent
     cache = (default_cache() if cache is None else Path(cache)).absolute()
-    stream = None
-    if source.startswith("hf:"):
-        cap = DEFAULT_STREAM_BYTES if max_bytes is None else max_bytes
-        request = [FORMAT, source, vocab_size, held_out_share, cap]
-        stream = cache / "streams" / f"{_sha256(map(repr, request))}.json"
-        known = read_sealed(stream)
-        if known is not None and damage(cache / known["hash"]) is None:
-            return replace(open_corpus(cache / known["hash"]), source=source)
-    say(f"reading {source}")
-    train, held_out = split_documents(documents(source, max_bytes=max_bytes), held_out_share)
-    tokenizer_json = _tokenizer(cache, [document.text for document in train], vocab_size, say)
-    corpus = _corpus(cache, source, train, held_out, tokenizer_json, say)
-    if stream is not None:
-        with writing(cache):
-            write_sealed(stream, {"hash": corpus.hash, "source": source})
+    opened = open_source(source)
+    max_bytes = opened.default_max_bytes if max_bytes is None else max_bytes
+    known = _known_file(cache, opened, [vocab_size, held_out_share, max_bytes, text_field])
+    corpus = _known_corpus(cache, known)
+    if corpus is None:
+        say(f"reading {source}")
+        found = documents(opened, max_bytes=max_bytes, text_field=text_field)
+        train, held_out = split_documents(found, held_out_share)
+        tokenizer_json = _tokenizer(cache, [document.text for document in train], vocab_size, say)
+        corpus = replace(_corpus(cache, source, train, held_out, tokenizer_json, say), left_out=opened.left_out)
+        if known is not None:
+            with writing(cache):
+                write_sealed(known, {"hash": corpus.hash, "left_out": corpus.left_out.facts()})
+    if corpus.left_out.counts:
+        say(f"left out: {corpus.left_out}")
     say(f"{corpus.train_tokens:,} train and {corpus.held_out_tokens:,} held-out tokens in {corpus.folder}")
-    return corpus
+    return replace(corpus, source=source)
+
+
+def _known_file(cache: Path, source: Source, asked: list[Any]) -> Path | None:
+    """Where it is written which corpus this state of a source became; None if the state cannot be told yet."""
+    if source.state is None:
+        return None
+    request = [FORMAT, version("tokenizers"), source.name, source.state, *asked]
+    return cache / "sources" / f"{_sha256(map(repr, request))}.json"
+
+
+def _known_corpus(cache: Path, known: Path | None) -> Corpus | None:
+    """The corpus that a source is known to be, if it is there whole."""
+    facts = None if known is None else read_sealed(known)
+    if facts is None:
+        return None
+    try:
+        return replace(open_corpus(cache / facts["hash"]), left_out=left_out_from(facts["left_out"]))
+    except ValueError:
+        return None  # absent or damaged, and made again
 
 
 def _silent(message: str) -> None:
@@ -94,9 +101,7 @@ def _silent(message: str) -> None:
 
 def _tokenizer(cache: Path, texts: list[str], vocab_size: int, say: Progress) -> str:
     """tokenizer.json for these texts, trained once for each release of the tokenizers package."""
-    import tokenizers
-
-    key = _sha256([repr([FORMAT, vocab_size, tokenizers.__version__]), *texts])
+    key = _sha256([repr([FORMAT, vocab_size, version("tokenizers")]), *texts])
     path = cache / "tokenizers" / f"{key}.json"
     cached = read_sealed(path)
     if cached is not None:
@@ -142,7 +147,7 @@ def _corpus(
                 "token_files": streams,
             }
             commit_folder(folder, final, manifest)
-    return replace(open_corpus(final), source=source)
+    return open_corpus(final)
 
 
 def encode_documents(corpus: Corpus, texts: Sequence[str], *, name: str) -> TokenFile:

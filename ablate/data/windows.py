@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ablate.data.tokenizer import END_OF_TEXT_ID
 from ablate.data.tokens import TokenFile, open_token_file
 from ablate.randomness import raw_bits
 
@@ -48,9 +49,24 @@ class Windows:
         positions = indices[..., None] * self.sequence_length + np.arange(self.sequence_length + 1)
         return self._ids[positions].astype(np.int64)
 
+    def documents(self, indices: np.ndarray) -> np.ndarray:
+        """Number of the document that each target of these windows (W,) belongs to, int64 (W, sequence_length).
+
+        <|endoftext|> belongs to the document that it ends.
+        """
+        ends = np.flatnonzero(self._ids == END_OF_TEXT_ID)
+        targets = indices[:, None] * self.sequence_length + np.arange(1, self.sequence_length + 1)
+        return np.searchsorted(ends, targets)
+
     def __reduce__(self) -> tuple[type[Windows], tuple[TokenFile, int]]:
         # A memory map pickles as a copy of the whole file; another process maps the file itself.
         return Windows, (self.tokens, self.sequence_length)
+
+
+def spread_indices(n: int, n_windows: int) -> np.ndarray:
+    """`n` of `n_windows` windows, or all where there are fewer, int64: the middles of n equal stretches of the text."""
+    n = min(n, n_windows)
+    return (2 * np.arange(n) + 1) * n_windows // (2 * n)
 
 
 def batch_indices(*, n_windows: int, seed: int, step: int, batch_size: int) -> np.ndarray:

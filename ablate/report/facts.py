@@ -101,23 +101,38 @@ def _rates(result: StudyResult) -> str:
 
 def _trainer(result: StudyResult) -> list[Fact]:
     """The settings of optimisation and evaluation that all finished runs share, and the names of those they do not."""
-    specs = [run.record.spec.get("trainer", {}) for v in result.variants for run in v.finished if run.record]
+    records = [run.record for v in result.variants for run in v.finished if run.record]
+    specs = [record.spec.get("trainer", {}) for record in records]
     if not specs:
         return []
     aside = {"learning_rate", "control"}  # the rate has a line of its own; controls are components
     same = {k: v for k, v in specs[0].items() if all(s.get(k) == v for s in specs) and k not in aside}
     found = []
     if {"n_held_out_windows", "sequence_length"} <= same.keys():
-        windows, length = same.pop("n_held_out_windows"), same["sequence_length"]
-        found.append(
-            _fact("Evaluation", f"main-head loss on the first {windows} held-out windows of {length} tokens, or all")
-        )
-    said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items())
-    differing = sorted({k for s in specs for k in s} - set(same) - aside - {"n_held_out_windows"})
+        found.append(_fact("Evaluation", _evaluation(same, records[0].judged)))
+    aside |= {"n_held_out_windows", "n_curve_windows"}
+    said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items() if k not in aside)
+    differing = sorted({k for s in specs for k in s} - set(same) - aside)
     found.append(_fact("Trainer", said))
     if differing:
         found.append(_fact("Not equal", f"trainer settings {listed(k.replace('_', ' ') for k in differing)}"))
     return found
+
+
+def _evaluation(trainer: Mapping[str, Any], judged: Mapping[str, Mapping[str, int]]) -> str:
+    """What of the held-out text was judged. Records of versions 1 and 2 do not say of how many documents."""
+    if not judged:
+        n, length = trainer["n_held_out_windows"], trainer["sequence_length"]
+        return f"main-head loss on the first {n} held-out windows of {length} tokens, or all"
+    sets = [
+        f"{'the held-out text' if name == 'held_out' else name}: {plural(found['windows'], 'window')}, parts of "
+        f"{plural(found['documents'], 'document')}"
+        for name, found in sorted(judged.items(), key=lambda item: item[0] != "held_out")
+    ]
+    return (
+        f"main-head loss at the end on windows of {trainer['sequence_length']} tokens, spread evenly over "
+        f"{'; over '.join(sets)} (points of the curve before the end: {trainer['n_curve_windows']} of the windows)"
+    )
 
 
 def provenance(result: StudyResult) -> tuple[Fact, ...]:

@@ -71,7 +71,8 @@ class Session:
         self.module = TrainingModule(run)
         self.data = run.text.datamodule(run, job.corpus, load_model)
         parts = slot_callbacks(run)
-        self.curve = Curve(run, _held_out(job), parts)
+        self.held_out = _held_out(job)
+        self.curve = Curve(run, self.held_out, parts)
         self.clock = Clock(run.trainer.tokens_per_step)
         self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve)
         callbacks = [self.clock, *parts, self.curve, self.keeper, Progress(run, tell, self.keeper)]
@@ -106,6 +107,7 @@ class Session:
             reason=str(fault or ""),
             metrics=metrics,
             curve=tuple(self.curve.points),
+            judged={name: text.judged() for name, text in self.held_out.items()},
             order_hash=order_hash(
                 corpus_hash=job.corpus.hash,
                 n_windows=len(windows),
@@ -149,7 +151,7 @@ def _held_out(job: Job) -> dict[str, HeldOut]:
     trainer, lengths = job.run.trainer, token_bytes(job.corpus)
     files = {"held_out": job.corpus.held_out, **job.held_out_texts}
     return {
-        name: HeldOut.first(Windows(file, trainer.sequence_length), trainer.n_held_out_windows, lengths)
+        name: HeldOut.of(Windows(file, trainer.sequence_length), trainer.n_held_out_windows, lengths)
         for name, file in files.items()
     }
 

@@ -112,6 +112,25 @@ class Plan:
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 
+def other_study(known: Plan, plan: Plan) -> str:
+    """What `known`, whose runs are not those of `plan`, is beside it, and what to do."""
+    asked, known_asked = (
+        (
+            *(p.question, p.preset, p.design, p.match, p.budget, p.seeds),
+            [(v.name, v.levels, v.seeds) for v in p.variants],
+            [p.corpus.get(key) for key in ("source", "vocab_size", "max_bytes", "text_field")],
+        )
+        for p in (plan, known)
+    )
+    then, now = known.corpus.get("hash", ""), plan.corpus.get("hash", "")
+    if asked != known_asked or then == now:
+        return f"another study ({known.question!r}); choose another folder with --out"
+    return (
+        f"this study on another text: {plan.corpus.get('source')} has changed since (hash {then[:12]} then, {now[:12]} "
+        "now), and runs on the two are not comparable; put the text back as it was, or choose another folder with --out"
+    )
+
+
 def make_plan(
     study: Study,
     base: Preset,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from ablate.quantities import listed
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.run import SCHEMA_VERSION
 
 RunStatus = Literal["finished", "diverged", "failed", "missing"]  # a record has one of the first two
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ class RunRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[Mapping[str, float], ...] = ()
     branches: tuple[Mapping[str, float], ...] = ()
+    judged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # held-out set -> windows, documents
     order_hash: str = ""  # equal: the same tokens in the same order
     initial_parameters: Mapping[str, str] = field(default_factory=dict)  # name -> shape:hash of initial values
     final_parameters_hash: str = ""
@@ -70,7 +72,7 @@ def decode_record(data: Any, where: str) -> RunRecord:
     """A record from its JSON, of this version or of one before; ValueError names what is wrong and where."""
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version not in READABLE_VERSIONS:
-        known = " and ".join(map(str, READABLE_VERSIONS))
+        known = listed(map(str, READABLE_VERSIONS))
         raise ValueError(f"{where} has schema version {version}; this program reads versions {known}")
     return decode(RunRecord, data, where)
 

@@ -46,6 +46,7 @@ class Study:
     confidence: float = 0.95
     data: str = ""  # the corpus; empty: the preset's
     max_bytes: int | None = None
+    text_field: str = ""  # of the corpus's rows, dots lead into what is nested; empty: "text", or a list of messages
     trainer: Mapping[str, Any] = field(default_factory=dict)  # fields of the preset's trainer to replace
     learning_rates: Mapping[str, float] = field(default_factory=dict)  # variant -> its own tuned rate
     backends: Mapping[str, str] = field(default_factory=dict)  # slot -> what runs it, in every variant that can
@@ -86,6 +87,8 @@ class Study:
             data = dataclasses.replace(data, source=self.data)
         if self.max_bytes is not None:
             data = dataclasses.replace(data, max_bytes=self.max_bytes)
+        if self.text_field:
+            data = dataclasses.replace(data, text_field=self.text_field)
         trainer = decode_spec(type(found.trainer), dataclasses.asdict(found.trainer) | dict(self.trainer), "trainer")
         return dataclasses.replace(found, data=data, trainer=trainer)
 

@@ -12,7 +12,7 @@ from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import OptimizerNode
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 LoadModel = Callable[[str], Any]  # folder of a finished run's weights -> its model, in evaluation mode
 
@@ -50,6 +50,7 @@ class DataSpec:
     source: str  # "stdlib", a path, or "hf:NAME"
     text: Annotated[TextNode, Slot("text")]
     max_bytes: int | None = None
+    text_field: str = ""  # of rows; empty: "text", or a list of messages
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -79,13 +80,14 @@ class TrainerSpec:
     gradient_clip: float
     dtype: Literal["float32", "bfloat16"]
     n_evaluations: int  # points of the held-out curve, the last one at the end
-    n_held_out_windows: int  # of sequence_length tokens
+    n_held_out_windows: int  # of sequence_length tokens, spread over the held-out text: judged at the end
+    n_curve_windows: int = 64  # of those: judged at the points before the end
     branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
 
     def __post_init__(self) -> None:
-        counts = ("sequence_length", "batch_size", "micro_batch_size", "n_evaluations", "n_held_out_windows")
-        check_at_least(self, "trainer", 1, *counts)
+        check_at_least(self, "trainer", 1, "sequence_length", "batch_size", "micro_batch_size")
+        check_at_least(self, "trainer", 1, "n_evaluations", "n_held_out_windows", "n_curve_windows")
         check_at_least(self, "trainer", 0, "learning_rate", "gradient_clip", "warmup_share", "decay_share")
         if self.warmup_share + self.decay_share > 1:
             raise ValueError(

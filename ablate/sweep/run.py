@@ -16,13 +16,13 @@ from ablate.files import replace_file, to_json
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
 from ablate.runs.job import Job
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, read_plan
+from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, other_study, read_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study, to_toml
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import canonical, encode
 from ablate.spec.machine import has_gpu, this_machine
-from ablate.spec.run import Preset, RunSpec
+from ablate.spec.run import DataSpec, Preset, RunSpec
 from ablate.sweep.variants import variants
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
-    corpus = _prepare(base.data.source, base.data.max_bytes, base.model.vocab_size, display)
+    corpus = _prepare(base, display)
     texts = _held_out_texts(named, corpus)
     for text in (corpus.train, corpus.held_out, *texts.values()):
         Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
@@ -86,7 +86,7 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         named,
         design,
         corpus_hash=corpus.hash,
-        corpus=_facts(base.data.source, corpus, texts),
+        corpus=_facts(base.data, corpus, texts),
         step_s=step_s,
         bytes_per_token=corpus.bytes_per_token,
     )
@@ -136,10 +136,16 @@ def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: b
     )
 
 
-def _prepare(source: str, max_bytes: int | None, vocab_size: int, display: Display) -> Corpus:
+def _prepare(base: Preset, display: Display) -> Corpus:
     from ablate.data.prepare import prepare
 
-    return prepare(source, vocab_size=vocab_size, max_bytes=max_bytes, progress=display.say)
+    return prepare(
+        base.data.source,
+        vocab_size=base.model.vocab_size,
+        max_bytes=base.data.max_bytes,
+        text_field=base.data.text_field,
+        progress=display.say,
+    )
 
 
 def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, TokenFile]:
@@ -187,14 +193,15 @@ def _jobs(
     return sorted(jobs, key=lambda job: job.run.seed)
 
 
-def _facts(source: str, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[str, Any]:
+def _facts(data: DataSpec, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[str, Any]:
     """What the plan says of the text."""
-    return {
-        "source": source,
+    asked = {"source": data.source, "max_bytes": data.max_bytes, "text_field": data.text_field}
+    return {key: value for key, value in asked.items() if value} | {
         "hash": corpus.hash,
         "vocab_size": corpus.vocab_size,
         "train_tokens": corpus.train_tokens,
         "held_out_tokens": corpus.held_out_tokens,
+        "left_out": corpus.left_out.counts,
         "held_out_texts": {name: text.hash for name, text in texts.items()},
     }
 
@@ -204,9 +211,7 @@ def _claim(store: Store, study: Study, plan: Plan, corpus: Corpus) -> None:
     if store.plan_file.exists():
         known = read_plan(store.plan_file)
         if {v.run_ids for v in known.variants} != {v.run_ids for v in plan.variants}:
-            raise ValueError(
-                f"{store.folder} holds another study ({known.question!r}); choose another folder with --out"
-            )
+            raise ValueError(f"{store.folder} holds {other_study(known, plan)}")
     store.create()
     replace_file(store.study_file, to_toml(study))
     replace_file(store.plan_file, to_json(encode(plan)))

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from ablate.spec.run import RunSpec
 from ablate.training.checkpoint import checkpoint_path, prune, random_state, restore_random_state
-from ablate.training.evaluation import HeldOut, evaluate
+from ablate.training.evaluation import HeldOut, batch_windows, evaluate
 from ablate.training.schedule import learning_rate_factor
 
 CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
@@ -45,8 +45,8 @@ class Measuring(Protocol):
 class Curve(Callback):
     """Points of the curve at evenly spread steps, the last at the end; raises Diverged.
 
-    A point has step, n_tokens, learning_rate, train_loss (mean since the point before), the held-out metrics, and
-    what measuring callbacks add.
+    A point has step, n_tokens, learning_rate, train_loss (mean since the point before), the held-out metrics (before
+    the end on fewer windows), and what measuring callbacks add.
     """
 
     state_key = "curve"
@@ -54,6 +54,7 @@ class Curve(Callback):
     def __init__(self, run: RunSpec, held_out: Mapping[str, HeldOut], others: Iterable[Callback] = ()) -> None:
         """`others`: the run's other callbacks, of which those that measure something add to every point."""
         self.run, self.held_out = run, held_out
+        self.held_out_before = {name: text.fewer(run.trainer.n_curve_windows) for name, text in held_out.items()}
         self.measuring = [callback for callback in others if isinstance(callback, Measuring)]
         n = min(run.trainer.n_evaluations, run.n_steps)
         self.steps = {round((i + 1) * run.n_steps / n) for i in range(n)}
@@ -93,8 +94,9 @@ class Curve(Callback):
             "train_loss": statistics.fmean(self.losses) if self.losses else math.nan,
         }
         self.losses = []
+        held_out = self.held_out if step == self.run.n_steps else self.held_out_before
         with trainer.precision_plugin.forward_context():
-            metrics = evaluate(pl_module.model, self.held_out, batch_size=self.run.trainer.micro_batch_size)
+            metrics = evaluate(pl_module.model, held_out, batch_size=batch_windows(self.run))
         if not math.isfinite(metrics["nats_per_token"]):
             raise Diverged(step, self.last_finite_loss)
         for callback in self.measuring:

@@ -1,4 +1,4 @@
-"""The one evaluation of every variant: the main head's next-token loss on fixed held-out windows."""
+"""The one evaluation of every variant: the main head's next-token loss on windows spread over the held-out text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.data.windows import Windows
+from ablate.data.windows import Windows, spread_indices
 from ablate.model.transformer import Transformer
+from ablate.spec.run import RunSpec
+
+BATCH_WINDOWS = 32  # in smaller batches a small model's time goes into calls instead of products
+LOGITS_BYTES = 64 * 2**20  # of a batch, float32: so that the peak of a run's memory is a training step's
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Held-out windows, int64 (W, T + 1), and the UTF-8 bytes of every token of the vocabulary."""
+    """Held-out windows, int64 (W, T + 1), whose text each target is, and the UTF-8 bytes of every token."""
 
     windows_WT1: Tensor
+    documents_WT: Tensor  # number of the target's document, int64
     token_bytes_C: Tensor
 
     @classmethod
-    def first(cls, windows: Windows, n_windows: int, token_bytes: np.ndarray) -> HeldOut:
-        """The first `n_windows` windows, or all where there are fewer; they do not overlap."""
-        n = min(n_windows, len(windows))
-        return cls(torch.from_numpy(windows[np.arange(n)]), torch.from_numpy(token_bytes))
+    def of(cls, windows: Windows, n_windows: int, token_bytes: np.ndarray) -> HeldOut:
+        """`n_windows` windows spread evenly over the whole text, or all where there are fewer; they do not overlap.
+
+        The first windows of a file are parts of a few documents, and what those are about moves the mean more than
+        the model does.
+        """
+        chosen = spread_indices(n_windows, len(windows))
+        arrays = (windows[chosen], windows.documents(chosen), token_bytes)
+        return cls(*map(torch.from_numpy, arrays))
+
+    def fewer(self, n_windows: int) -> HeldOut:
+        """`n_windows` of these windows, spread evenly over them, or all where there are fewer."""
+        chosen = torch.from_numpy(spread_indices(n_windows, len(self.windows_WT1)))
+        return HeldOut(self.windows_WT1[chosen], self.documents_WT[chosen], self.token_bytes_C)
+
+    def judged(self) -> dict[str, int]:
+        """How much is evaluated on: windows, and the documents that they are parts of."""
+        return {"windows": len(self.windows_WT1), "documents": len(self.documents_WT.unique())}
+
+
+def batch_windows(run: RunSpec) -> int:
+    """Windows that are evaluated at once: a function of the specification alone, like everything a result hangs on."""
+    logits_bytes = 4 * run.trainer.sequence_length * run.model.vocab_size  # of one window
+    return max(run.trainer.micro_batch_size, min(BATCH_WINDOWS, LOGITS_BYTES // logits_bytes))
 
 
 @torch.no_grad()

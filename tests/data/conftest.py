@@ -10,12 +10,12 @@ from sample_text import paragraph
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Forty documents in two levels of folders."""
+    """Four hundred documents in two levels of folders: enough for a split by whole documents."""
     root = tmp_path / "text"
     (root / "deep").mkdir(parents=True)
-    for number in range(40):
+    for number in range(400):
         place = root / "deep" if number % 3 else root
-        (place / f"{number}.txt").write_text(paragraph(number), encoding="utf-8")
+        (place / f"{number}.txt").write_text(paragraph(number, lines=2), encoding="utf-8")
     return root
 
 

@@ -7,6 +7,7 @@ from sample_text import paragraph
 
 from ablate.data.source import Document
 from ablate.data.split import split_documents
+from ablate.randomness import fraction
 
 
 def many(count: int) -> list[Document]:
@@ -23,7 +24,7 @@ def test_a_document_keeps_its_side_when_others_come():
     assert 0.02 < len(sides[1][1]) / 800 < 0.08
 
 
-@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 300])
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 300, 900])
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_both_sides_have_text_and_no_content_in_common(count: int, share: float):
     found = many(count)
@@ -33,13 +34,47 @@ def test_both_sides_have_text_and_no_content_in_common(count: int, share: float)
     assert not {document.text for document in train} & {document.text for document in held_out}
     characters = sum(len(document.text) for document in found)
     assert sum(len(document.text) for document in train + held_out) == characters
+    assert share / 2 < sum(len(document.text) for document in held_out) / characters < share * 1.5
 
 
-def test_whatever_the_luck_of_the_names_both_sides_get_a_document():
-    for number in range(40):
-        found = [Document(name=f"{number} {side}", text=f"{number} {side}") for side in ("a", "b")]
-        train, held_out = split_documents(found, 0.5)
-        assert (len(train), len(held_out)) == (1, 1)
+def test_few_documents_are_all_judged_by_their_ends():
+    _, held_out = split_documents(many(399), 0.05)
+    assert [document.name for document in held_out] == [f"{number}.txt (tail)" for number in range(399)]
+    _, held_out = split_documents(many(400), 0.05)
+    assert 10 < len(held_out) < 40
+    assert not [document.name for document in held_out if "tail" in document.name]
+
+
+@pytest.mark.parametrize(("count", "share"), [(40, 0.05), (500, 0.05), (60, 0.5), (21, 0.1)])
+def test_no_giant_rules_the_held_out_text(count: int, share: float):
+    giants = [Document(name=f"giant {number}", text=paragraph(-number, lines=20_000)) for number in range(1, 4)]
+    train, held_out = split_documents([*giants, *many(count)], share)
+    total = sum(len(document.text) for document in held_out)
+    assert max(len(document.text) for document in held_out) <= 0.1 * total
+    characters = sum(len(document.text) for document in [*giants, *many(count)])
+    assert total + sum(len(document.text) for document in train) == characters
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12])
+def test_of_few_none_has_more_than_twice_an_even_share(count: int):
+    giant = Document(name="giant", text=paragraph(1, lines=20_000))
+    _, held_out = split_documents([giant, *many(count - 1)], 0.2)
+    total = sum(len(document.text) for document in held_out)
+    assert len(held_out) == count
+    assert max(len(document.text) for document in held_out) <= 2 / count * total
+
+
+def test_the_work_grows_with_the_documents_and_not_with_their_square(monkeypatch: pytest.MonkeyPatch):
+    compared = []
+
+    class Rank(float):
+        def __lt__(self, other: float) -> bool:
+            compared.append(other)
+            return float(self) < other
+
+    monkeypatch.setattr("ablate.data.split.fraction", lambda name: Rank(fraction(name)))
+    split_documents(many(2000), 0.05)
+    assert len(compared) < 4000
 
 
 def test_one_document_is_cut_near_its_end_at_a_line():
@@ -57,14 +92,22 @@ def test_one_document_without_a_line_near_the_border_is_cut_at_the_border(text: 
     assert held_out.text == "x" * 50
 
 
-def test_tails_that_also_train_are_dropped():
+def test_ends_that_stand_elsewhere_too_train():
     licence = "all rights reserved\n"
-    body = paragraph(1, lines=5)
+    body = paragraph(1, lines=200)[: 19 * len(licence) - 1] + "\n"
     found = [Document(name="a", text=body + licence), Document(name="b", text=licence), *many(3)]
     train, held_out = split_documents(found, 0.05)
     assert licence in [document.text for document in train]
-    assert "a (head)" in [document.name for document in train]
+    assert "a" in [document.name for document in train]
     assert [document.name for document in held_out] == ["0.txt (tail)", "1.txt (tail)", "2.txt (tail)"]
+
+
+def test_an_end_that_others_share_is_held_out_of_none():
+    footer = "all rights reserved\n" * 3
+    found = [Document(name=f"{n}", text=paragraph(n, lines=20)[: 20 * len(footer)] + footer) for n in range(5)]
+    train, held_out = split_documents([*found, *many(3)], 0.05)
+    assert train[:5] == found
+    assert len(held_out) == 3
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 0.51, float("nan")])

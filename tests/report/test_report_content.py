@@ -212,6 +212,24 @@ def test_a_further_held_out_set_has_a_row_and_a_column_of_its_own(tmp_path):
     assert content.variants.rows[0][4] == "4.2090"
 
 
+def test_what_was_judged_is_said_with_its_documents_and_of_old_records_as_it_was(tmp_path):
+    def said(folder, records):
+        return next(f.value for f in content_of(folder, records=records).held_equal if f.label == "Evaluation")
+
+    judged = {"held_out": {"windows": 64, "documents": 31}, "distill": {"windows": 1, "documents": 1}}
+    old = fake.records()
+    new = [
+        dataclasses.replace(r, judged=judged, spec={**r.spec, "trainer": r.spec["trainer"] | {"n_curve_windows": 16}})
+        for r in old
+    ]
+    assert said(tmp_path / "old", old) == "main-head loss on the first 64 held-out windows of 256 tokens, or all"
+    assert said(tmp_path / "new", new) == (
+        "main-head loss at the end on windows of 256 tokens, spread evenly over the held-out text: 64 windows, parts "
+        "of 31 documents; over distill: 1 window, parts of 1 document (points of the curve before the end: 16 of the "
+        "windows)"
+    )
+
+
 def test_curves_and_gaps_are_over_seeds(tmp_path):
     content = content_of(tmp_path)
     full, off = content.curves

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,12 @@ import pytest
 import torch
 
 from ablate.data.corpus import token_bytes
+from ablate.data.tokenizer import END_OF_TEXT_ID
 from ablate.data.windows import Windows
 from ablate.model.transformer import build
-from ablate.training.evaluation import HeldOut, evaluate, load_metrics
+from ablate.presets import preset
+from ablate.training.callbacks import Curve
+from ablate.training.evaluation import LOGITS_BYTES, HeldOut, batch_windows, evaluate, load_metrics
 
 
 def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., Any], corpus: Any) -> None:
@@ -22,7 +28,7 @@ def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., 
     with torch.no_grad():
         model.head.weight[6:] = 0  # few greedy choices, so that drafts and choices meet often
     lengths = np.arange(spec.vocab_size)  # all different: counting the bytes of another token shows
-    held_out = HeldOut.first(Windows(corpus.held_out, 32), 5, lengths)
+    held_out = HeldOut.of(Windows(corpus.held_out, 32), 5, lengths)
     found = evaluate(model, {"held_out": held_out, "other": held_out}, batch_size=2)
     assert model.training
     nats, n_bytes, accepted, drafted = 0.0, 0, 0, 0
@@ -45,12 +51,68 @@ def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., 
     assert found["nats_per_token"] == pytest.approx(math.log(spec.vocab_size), abs=1.0)
 
 
-def test_held_out_windows_are_the_first_and_do_not_overlap(corpus: Any) -> None:
+def test_held_out_windows_are_spread_over_every_document(corpus: Any) -> None:
     windows = Windows(corpus.held_out, 32)
-    held_out = HeldOut.first(windows, 4, token_bytes(corpus))
-    stream = np.concatenate([held_out.windows_WT1[:, :-1].flatten().numpy(), held_out.windows_WT1[-1, -1:].numpy()])
-    assert np.array_equal(stream, corpus.held_out.read()[: 4 * 32 + 1])
-    assert len(HeldOut.first(windows, 10**9, token_bytes(corpus)).windows_WT1) == len(windows)
+    stream = corpus.held_out.read()
+    held_out = HeldOut.of(windows, 40, token_bytes(corpus))
+    starts = [int(np.flatnonzero((windows[:] == w.numpy()).all(1))[0]) for w in held_out.windows_WT1]
+    gaps = np.diff(starts)
+    assert len(windows) // 40 <= gaps.min() <= gaps.max() <= len(windows) // 40 + 1
+    assert starts[0] < gaps.max()
+    assert len(windows) - starts[-1] <= gaps.max()
+    for row, start in enumerate(starts):  # the document of a target: how many ended before it
+        for column in range(32):
+            before = stream[: start * 32 + 1 + column]
+            assert held_out.documents_WT[row, column] == (before == END_OF_TEXT_ID).sum()
+    assert held_out.judged() == {"windows": 40, "documents": len(set(held_out.documents_WT.flatten().tolist()))}
+    everything = HeldOut.of(windows, 10**9, token_bytes(corpus))
+    assert everything.judged() == {"windows": len(windows), "documents": corpus.held_out_documents}
+
+
+def test_points_before_the_end_are_judged_on_an_even_part_of_the_windows(
+    make_job: Callable[..., Any], corpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_job(n_steps=12, n_held_out_windows=40, n_curve_windows=8).run
+    held_out = HeldOut.of(Windows(corpus.held_out, 32), 40, token_bytes(corpus))
+    curve = Curve(run, {"held_out": held_out})
+    judged = {}
+
+    def note(model: Any, sets: Any, *, batch_size: int) -> dict[str, float]:
+        judged[step] = sets["held_out"].windows_WT1
+        assert batch_size == batch_windows(run)
+        return {"nats_per_token": 1.0}
+
+    monkeypatch.setattr("ablate.training.callbacks.evaluate", note)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext), logger=None)
+    for step in sorted(curve.steps):
+        curve.add_point(trainer, SimpleNamespace(model=None), step)
+    assert [len(windows) for windows in judged.values()] == [8, 8, 8, 40]
+    assert torch.equal(judged[3], held_out.windows_WT1[2::5])
+
+
+@pytest.mark.parametrize("name", ["nano", "cpu"])
+def test_a_run_judges_no_more_windows_than_when_every_point_had_as_many(name: str) -> None:
+    before = {"nano": 16, "cpu": 128}[name]
+    trainer = preset(name).trainer
+    now = trainer.n_held_out_windows + (trainer.n_evaluations - 1) * trainer.n_curve_windows
+    assert now <= before * trainer.n_evaluations
+
+
+def test_larger_batches_change_no_figure_beyond_rounding(make_job: Callable[..., Any], corpus: Any) -> None:
+    run = make_job().run
+    model = build(run.model, seed=3)
+    held_out = {"held_out": HeldOut.of(Windows(corpus.held_out, 32), 40, token_bytes(corpus))}
+    assert batch_windows(run) == 32
+    one, many = (evaluate(model, held_out, batch_size=size) for size in (1, batch_windows(run)))
+    assert many == pytest.approx(one, rel=1e-6)
+
+
+def test_the_batch_is_bounded_by_its_logits(make_job: Callable[..., Any]) -> None:
+    run = make_job().run
+    wide = replace(run, model=replace(run.model, vocab_size=LOGITS_BYTES // (4 * 32 * 10)))
+    assert batch_windows(wide) == 10
+    huge = replace(run, model=replace(run.model, vocab_size=LOGITS_BYTES))
+    assert batch_windows(huge) == run.trainer.micro_batch_size
 
 
 def test_load_metrics_of_known_loads() -> None:

@@ -57,6 +57,8 @@ def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
     assert record.curve[-1]["n_tokens"] == job.run.n_tokens == record.n_tokens
     for name in ("nats_per_token", "bits_per_byte", "draft_acceptance", "max_violation", "tokens_per_s"):
         assert name in record.metrics
+    assert record.judged["held_out"]["windows"] == job.run.trainer.n_held_out_windows == 40
+    assert 10 < record.judged["held_out"]["documents"] <= job.corpus.held_out_documents
     assert record.evidence == {"loss": "measured", "speed": "emulated", "memory": "emulated"}
     assert record.environment["packages"]["torch"] == torch.__version__
     assert execute(job, Store(tmp_path), ignore) is None

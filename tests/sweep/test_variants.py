@@ -16,7 +16,7 @@ from ablate.components.variants import Variant
 from ablate.files import to_json
 from ablate.model.nodes import AdamWNode
 from ablate.presets import preset
-from ablate.runs.plan import Plan, decode_plan, make_plan
+from ablate.runs.plan import Plan, decode_plan, make_plan, other_study
 from ablate.runs.study import Study, question, read_study, to_toml
 from ablate.spec.decoding import encode, run_id
 from ablate.spec.machine import Machine
@@ -271,6 +271,22 @@ def test_a_staged_design_is_planned_with_its_stages_and_an_optimal_one_with_its_
 def test_a_plan_is_read_as_it_was_written() -> None:
     made = plan(study(design="lattice", disable=(), n_seeds=1))
     assert decode_plan(json.loads(to_json(encode(made)))) == made
+
+
+def test_a_corpus_that_has_changed_is_told_from_another_study() -> None:
+    then = dataclasses.replace(plan(study()), corpus={"source": "text", "hash": "a" * 64, "vocab_size": 320})
+    now = dataclasses.replace(then, corpus={**then.corpus, "hash": "b" * 64, "left_out": {"blank": 1}})
+    said = other_study(then, now)
+    assert said.startswith(
+        "this study on another text: text has changed since (hash aaaaaaaaaaaa then, bbbbbbbbbbbb now"
+    )
+    for other in (
+        {"question": "!"},
+        {"budget": 1.0},
+        {"corpus": {**now.corpus, "max_bytes": 9}},
+        {"corpus": then.corpus},
+    ):
+        assert other_study(then, dataclasses.replace(now, **other)).startswith("another study ('?')")
 
 
 @pytest.mark.parametrize(
