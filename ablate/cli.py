@@ -130,7 +130,7 @@ def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:
             _print_json(encode(done.plan))
         return
     if done.outcome.interrupted:
-        display.say(f"stopped with checkpoints in {done.folder}; the same command goes on from there")
+        display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")
         raise typer.Exit(130)
     _report(done.folder, ("html", "md"), json=json, at=at)
     if "failed" in done.outcome.status.values():
@@ -390,9 +390,23 @@ def _number(given: str, option: str) -> float:
         raise ValueError(f"{option} is {given!r}; it takes a number such as 2e12 or 300k") from None
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """ValueError for an empty value, as an unset shell variable leaves it: it would count as a default or as "."."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not argument.strip():
+            where = f"the value of {before}" if before.startswith("-") else "an argument"
+        elif name.startswith("--") and equals and not value.strip():
+            where = f"the value of {name}"
+        else:
+            continue
+        raise ValueError(f"{where} is empty; give one, or leave it out for the default")
+
+
 def main() -> None:
     """The console script. Bad input is one line and exit code 2."""
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -14,6 +14,7 @@ from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
+from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.effects import attribution, effects, interactions, noise
 from ablate.report.tables.gain import channels, headline, matches
 from ablate.report.tables.metrics import other_metrics, routing
@@ -109,7 +110,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         runs=runs(result),
         lost_runs=lost_runs(result),
         limits=tuple(limits(result)),
-        warnings=tuple(clean(warning) for warning in (*unfinished(result), *result.warnings)),
+        warnings=tuple(clean(warning) for warning in (*unfinished(result), *missed_budget(result), *result.warnings)),
         repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
         study_file=_study_file(store),
     )

@@ -91,8 +91,15 @@ def _sentences(errors: Any, path: str, cls: type) -> Iterator[str]:
 
 
 def encode(value: Any) -> dict[str, Any]:
-    """A dataclass as plain data, nodes with their kind."""
-    return dataclasses.asdict(value)
+    """A dataclass as plain data, as JSON gives it back: lists and no tuples; nodes with their kind."""
+    plain: dict[str, Any] = _listed(dataclasses.asdict(value))
+    return plain
+
+
+def _listed(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _listed(item) for key, item in data.items()}
+    return [_listed(item) for item in data] if isinstance(data, list | tuple) else data
 
 
 def canonical(data: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,11 @@ def prune(attempt: Path) -> None:
         shutil.rmtree(folder)
 
 
-def drop_checkpoints(attempts: Path) -> None:
-    """Remove all checkpoints of a run whose record is committed: nothing can go on from them any more."""
-    for folder in attempts.glob("*/step-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def drop_checkpoints(attempts: Iterable[Path]) -> None:
+    """Remove the checkpoints of attempts that have ended, once their run has a record: nobody goes on from them."""
+    for attempt in attempts:
+        for folder in attempt.glob("step-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_path(attempt: Path, step: int) -> Path:

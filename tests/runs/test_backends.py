@@ -31,7 +31,8 @@ def finish(job: Job, folder: Path) -> RunRecord:
 
 def on_kernels(job: Job) -> Job:
     model: ModelSpec = job.run.model.with_backends(dict.fromkeys(SLOTS, "triton"))
-    return replace(job, run=replace(job.run, model=model.for_machine(this_machine(), "float32")))
+    run = replace(job.run, model=model.for_machine(this_machine(), "float32"))
+    return replace(job, run=run, run_id=run_id(run))
 
 
 @pytest.fixture(scope="module")
