@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.kernels.grouped_product import (
-    find_tile,
     grouped_linear,
     grouped_linear_op,
     grouped_product,
     grouped_product_op,
     grouped_swiglu_backward_op,
     grouped_swiglu_op,
+    locate,
 )
 from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient, grouped_weight_gradient_op
 from ablate.kernels.table import Configuration, forced
@@ -54,10 +54,9 @@ def cover_kernel(
     offsets_ptr, count_ptr, expert_ptr, n_experts, n_tiles, width,
     BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    expert, start, end, n_tile = find_tile(offsets_ptr, n_experts, n_tiles, BLOCK_M, BLOCK_E, GROUP_M)
-    row_M = start + tl.arange(0, BLOCK_M)
-    tl.atomic_add(count_ptr + row_M * width + n_tile, 1, row_M < end)
-    tl.store(expert_ptr + row_M, expert, row_M < end)
+    expert, _, _, n_tile, row_M, inside_M = locate(offsets_ptr, n_experts, n_tiles, BLOCK_M, 1, BLOCK_E, GROUP_M)
+    tl.atomic_add(count_ptr + row_M * width + n_tile, 1, inside_M)
+    tl.store(expert_ptr + row_M, expert, inside_M)
 
 
 @pytest.mark.parametrize("n_tiles", [1, 2, 3])
