@@ -1,7 +1,8 @@
 """Linear functionals of the variants estimated from runs, each with the noise model its seeds allow.
 
 Runs of one seed (same data order, same initial values) form a cluster. Every seed ran every needed variant: t over
-seeds. No shared seed: Welch for two variants, residual mean square otherwise. Small blocks of shared seeds: `blocked`.
+seeds. No shared seed: each variant's own variance where it ran twice, residual mean square otherwise. Small blocks of
+shared seeds: `blocked`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 
 from ablate.attribution.estimation.blocked import blocked_fit
 from ablate.attribution.estimation.functionals import RunWeights, run_weights
-from ablate.attribution.estimation.pairs import welch
 from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix
 
 MIN_DF = 5  # of a residual without interactions of more than three components; below, two are assumed
+SATTERTHWAITE = "variance of each variant, Satterthwaite degrees of freedom"
 ONE_SEED = "one seed for all variants hides how an effect changes from seed to seed, so no interval is given; run more"
 
 
@@ -27,6 +28,7 @@ class Observations:
     cells: tuple[int, ...]
     values: tuple[float, ...]
     clusters: tuple[Hashable | None, ...]
+    resolution: float = 0.0  # step of the last digit that values were rounded to; 0: not rounded
 
     def __post_init__(self) -> None:
         assert len(self.cells) == len(self.values) == len(self.clusters)
@@ -105,6 +107,7 @@ def estimate(
     lines: dict[str, Estimate] = {}
     warnings = list(plan.warnings)
     residual = _independent_residual(lattice, runs, y, plan.order) if kind != "complete" else _seed_residual(runs, y)
+    spread = _spread(runs, y)
     sharing: dict[frozenset[Hashable], list[int]] = {}
     everyone: frozenset[Hashable] = frozenset(runs.clusters)
     for k, name in enumerate(names):
@@ -119,13 +122,16 @@ def estimate(
         elif seeds:
             sharing.setdefault(seeds, []).append(k)
         else:
-            lines[name] = _independent_line(name, runs, plan.weights[k], y, plan.exact[k], residual)
+            lines[name] = _independent_line(name, runs, plan.weights[k], y, spread, residual)
     for seeds, members in sharing.items():
         for k, line in _seed_lines(runs, plan, y, seeds, members, covariance).items():
             lines[names[k]] = replace(line, name=names[k])
-    _fill_independent_covariance(lines, names, plan.weights, residual, covariance)
-    if residual.warning and any("residual" in line.method for line in lines.values()):
-        warnings.append(residual.warning)
+    lines, equal = _without_zero_width(lines, dict(zip(names, plan.weights, strict=True)), runs.resolution)
+    _fill_independent_covariance(lines, names, plan.weights, spread, residual, covariance)
+    warnings += equal
+    if any(line.method.startswith("residual") for line in lines.values()):
+        warnings += [residual.warning] if residual.warning else []
+        warnings.append(_equal_spread_warning(lattice, runs))
     return Estimates(
         lines={name: lines[name] for name in names},
         covariance=covariance,
@@ -191,6 +197,13 @@ def _pure_error(cells: Ints, y: Floats) -> _Residual:
     at, counts = np.unique(cells, return_inverse=True, return_counts=True)[1:]
     df = len(y) - len(counts)
     return _Residual(sd=_root_mean(y - (np.bincount(at, y) / counts)[at], df), df=df)
+
+
+def _equal_spread_warning(lattice: Lattice, runs: Observations) -> str:
+    once = [cell for cell in dict.fromkeys(runs.cells) if runs.cells.count(cell) == 1]
+    named = ", ".join(map(lattice.label, once[:3])) + (f" and {len(once) - 3} more" if len(once) > 3 else "")
+    ran = f"{named} ran once" if once else "variants ran once"
+    return f"{ran}: the intervals assume that all variants have the same noise, and are wrong where one is noisier"
 
 
 def _fit_residual(design: Floats, y: Floats) -> _Residual:
@@ -269,41 +282,95 @@ def _seed_lines(
 
 
 def _independent_line(
-    name: str, runs: Observations, weights: Floats, y: Floats, exact: bool, residual: _Residual
+    name: str, runs: Observations, weights: Floats, y: Floats, spread: _Spread, residual: _Residual
 ) -> Estimate:
-    """Welch where the functional is a difference of two repeated variants, else the residual mean square."""
-    cells = np.asarray(runs.cells)
-    used = np.unique(cells[np.abs(weights) > 1e-12])
+    """Variance of each variant where all that are used ran twice, else the residual mean square of all."""
     value = float(weights @ y)
-    if exact and len(used) == 2:
-        plus, minus = (y[cells == cell] for cell in used)
-        _, error, df, _ = welch(plus.tolist(), minus.tolist())
-        if error is not None and np.isclose(weights[weights > 0].sum(), 1.0):
-            method = f"Welch t, {len(plus)} and {len(minus)} runs"
-            n = len(plus) + len(minus)
-            return Estimate(name=name, value=value, standard_error=error, df=df, n=n, method=method)
+    n = len(runs.cells)
+    if spread.covers(weights):
+        shares = spread.shares(weights)
+        error = float(shares.sum()) ** 0.5
+        # Satterthwaite (1946): df of a sum of independent variances. Without noise every df gives the same interval.
+        df = float(shares.sum() ** 2 / (shares**2 / spread.dfs).sum()) if error > 0 else float(spread.dfs.sum())
+        counts = spread.dfs[spread.used(weights)].astype(int) + 1
+        method = f"Welch t, {' and '.join(map(str, counts))} runs" if len(counts) == 2 else SATTERTHWAITE
+        return Estimate(name=name, value=value, standard_error=error, df=df, n=int(counts.sum()), method=method)
     if residual.sd is None:
         return Estimate(
-            name=name, value=value, n=len(cells),
+            name=name, value=value, n=n,
             reason="no variant ran twice and nothing is left over for the noise, so no interval is given; add seeds",
         )  # fmt: skip
     return Estimate(
         name=name, value=value, standard_error=float(residual.sd * (weights @ weights) ** 0.5), df=float(residual.df),
-        n=len(cells), method=f"residual mean square, {residual.df} degrees of freedom",
+        n=n, method=f"residual mean square, {residual.df} degrees of freedom",
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Spread:
+    """Variance of single runs of each variant; NaN where it ran once."""
+
+    at: Ints  # (R,) variant of each run
+    variances: Floats  # (variants,)
+    dfs: Floats  # (variants,)
+
+    def used(self, weights: Floats) -> Ints:
+        """Variants with weight, the one that counts positively first (so that Welch names on before off)."""
+        sums = np.bincount(self.at, weights, minlength=len(self.dfs))
+        kept = np.flatnonzero(np.abs(sums) > 1e-12)
+        return kept[np.argsort(-sums[kept], kind="stable")]
+
+    def covers(self, weights: Floats) -> bool:
+        return bool((self.dfs[self.at[np.abs(weights) > 1e-12]] > 0).all())
+
+    def shares(self, weights: Floats) -> Floats:
+        """What each variant adds to the variance of a weighted sum of runs."""
+        return np.bincount(self.at, weights**2, minlength=len(self.dfs)) * np.nan_to_num(self.variances)
+
+
+def _spread(runs: Observations, y: Floats) -> _Spread:
+    at, counts = np.unique(np.asarray(runs.cells), return_inverse=True, return_counts=True)[1:]
+    # Each variant less its first run: equal runs have a spread of exactly zero.
+    left = y - np.array([y[np.argmax(at == cell)] for cell in range(len(counts))])[at]
+    squares = np.bincount(at, (left - (np.bincount(at, left) / counts)[at]) ** 2)
+    dfs = counts - 1.0
+    return _Spread(at=at, variances=np.where(dfs > 0, squares / np.maximum(dfs, 1), np.nan), dfs=np.maximum(dfs, 0))
+
+
 def _fill_independent_covariance(
-    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, residual: _Residual, covariance: Floats
-) -> None:
-    """Joint covariance of functionals that share the residual mean square, and the variances of all others."""
+    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, spread: _Spread, residual: _Residual,
+    covariance: Floats,
+) -> None:  # fmt: skip
+    """Joint covariance of functionals that share a noise model, and the variances of all others."""
     pooled = [k for k, name in enumerate(names) if lines[name].method.startswith("residual")]
     if pooled and residual.sd is not None:
         covariance[np.ix_(pooled, pooled)] = residual.sd**2 * weights[pooled] @ weights[pooled].T
+    own = [k for k, name in enumerate(names) if lines[name].method.startswith(("Welch", SATTERTHWAITE))]
+    each = np.nan_to_num(spread.variances)[spread.at]
+    covariance[np.ix_(own, own)] = (weights[own] * each) @ weights[own].T
     for k, name in enumerate(names):
         error = lines[name].standard_error
         if error is not None:
             covariance[k, k] = error**2
+
+
+def _without_zero_width(
+    lines: Mapping[str, Estimate], weights: Mapping[str, Floats], resolution: float
+) -> tuple[dict[str, Estimate], list[str]]:
+    """Lines whose standard error is at least that of rounding, and a word where runs agree to the last digit."""
+    out = dict(lines)
+    agree = False
+    for name, line in lines.items():
+        rounding = resolution * float(weights[name] @ weights[name] / 12) ** 0.5  # uniform within half a step
+        if line.standard_error is not None and line.standard_error <= rounding:
+            agree = True
+            out[name] = replace(line, standard_error=rounding)
+    if not agree:
+        return out, []
+    if resolution:
+        return out, [f"runs agree to the last digit given: their intervals are those of rounding to {resolution:g}, "
+                     "and narrower ones need more digits"]  # fmt: skip
+    return out, ["runs agree to the last bit, so intervals have no width: see whether they are copies of one run"]
 
 
 def _blocked_estimates(
