@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ablate.attribution.estimation.adjusted import adjusted_fit
 from ablate.attribution.estimation.blocked import blocked_fit
 from ablate.attribution.estimation.functionals import RunWeights, run_weights
 from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix
@@ -29,12 +30,13 @@ class Observations:
     values: tuple[float, ...]
     clusters: tuple[Hashable | None, ...]
     resolution: float = 0.0  # step of the last digit that values were rounded to; 0: not rounded
+    covariates: tuple[tuple[float, ...], ...] = ()  # per run, numbers whose linear influence is taken out
 
     def __post_init__(self) -> None:
         assert len(self.cells) == len(self.values) == len(self.clusters)
         assert all(np.isfinite(self.values))
         shared = [key for key in zip(self.cells, self.clusters, strict=True) if key[1] is not None]
-        if len(shared) != len(set(shared)):
+        if len(shared) != len(set(shared)) and not self.covariates:
             twice = next(key for key in shared if shared.count(key) > 1)
             raise ValueError(f"cell {twice[0]:#b} has two runs of seed {twice[1]}; keep one")
 
@@ -99,8 +101,10 @@ def estimate(
     kind = seed_layout(lattice, runs)
     # Weights sum to zero, so any shift is free; this one makes identical records give exactly zero.
     y = np.asarray(runs.values) - runs.values[0]
-    if kind == "blocked":
+    if kind == "blocked" and not runs.covariates:
         return _blocked_estimates(lattice, runs, names, weights, y, order)
+    if runs.covariates:
+        return _adjusted_estimates(lattice, runs, names, weights, y, order)
     plan = run_weights(lattice, runs.cells, weights, order)
     values = plan.weights @ y
     covariance = np.full((len(names), len(names)), np.nan)
@@ -325,7 +329,8 @@ class _Spread:
 
     def shares(self, weights: Floats) -> Floats:
         """What each variant adds to the variance of a weighted sum of runs."""
-        return np.bincount(self.at, weights**2, minlength=len(self.dfs)) * np.nan_to_num(self.variances)
+        squares: Floats = np.bincount(self.at, weights**2, minlength=len(self.dfs)).astype(np.float64)
+        return squares * np.nan_to_num(self.variances)
 
 
 def _spread(runs: Observations, y: Floats) -> _Spread:
@@ -391,4 +396,27 @@ def _blocked_estimates(
     return Estimates(
         lines=lines, covariance=fit.covariance, layout="blocked", order=fit.order, residual_sd=fit.residual_sd,
         residual_df=fit.residual_df, warnings=fit.warnings,
+    )  # fmt: skip
+
+
+def _adjusted_estimates(
+    lattice: Lattice, runs: Observations, names: Sequence[str], weights: Floats, y: Floats, order: int | None
+) -> Estimates:
+    fit = adjusted_fit(lattice, runs.cells, runs.clusters, np.array(runs.covariates), weights, y, order)
+    lines = {}
+    for k, name in enumerate(names):
+        line = Estimate(name=name, value=float(fit.weights[k] @ y), n=len(y))
+        if fit.reasons[k] is not None:
+            lines[name] = replace(line, value=None, reason=fit.reasons[k])
+        elif fit.sd is None:
+            lines[name] = replace(line, reason="nothing is left over for the noise, so no interval is given; add runs")
+        else:
+            error = fit.sd * float(fit.weights[k] @ fit.weights[k]) ** 0.5
+            method = f"residual mean square beside covariates, {fit.df} degrees of freedom"
+            lines[name] = replace(line, standard_error=error, df=float(fit.df), method=method)
+    rounded, equal = _without_zero_width(lines, dict(zip(names, fit.weights, strict=True)), runs.resolution)
+    covariance = np.nan if fit.sd is None else fit.sd**2 * fit.weights @ fit.weights.T
+    return Estimates(
+        lines=rounded, covariance=covariance * np.ones((len(names), len(names))), layout="adjusted", order=fit.order,
+        residual_sd=fit.sd, residual_df=fit.df or None, warnings=(*fit.warnings, *equal),
     )  # fmt: skip
