@@ -178,17 +178,18 @@ def attribute(
 ) -> None:
     """Attribute the results of a table, from wherever they come."""
     from ablate.attribution.table.attribute import attribute as attribute_table
-    from ablate.attribution.table.reading import Choices
     from ablate.attribution.table.text import render_text
 
-    choices = Choices(
-        metric=metric, seed=seed, components=tuple(component or ()), on=tuple(on or ()), where=tuple(where or ()),
-        last=last, log=log,
-    )  # fmt: skip
     result = attribute_table(
         table,
-        choices=choices,
+        metric=metric,
+        components=component or [],
+        on=on or [],
+        where=where or [],
+        seed=seed,
+        last=last,
         study=study,
+        log=log,
         lower_is_better=lower_is_better,
         requires=requires or [],
         blocks=block or [],

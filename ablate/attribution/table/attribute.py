@@ -22,24 +22,32 @@ if TYPE_CHECKING:
 def attribute(
     source: str | Path | DataFrame | Mapping[str, Sequence[object]],
     *,
-    choices: Choices | None = None,
-    study: str | None = None,
+    metric: str | None = None,
     lower_is_better: bool | None = None,
+    components: Sequence[str] = (),
+    on: Sequence[str] = (),
+    where: Sequence[str] = (),
+    seed: str | None = None,
+    last: bool = False,
+    study: str | None = None,
     requires: Sequence[str] = (),
     blocks: Sequence[str] = (),
     margin: float = 0.0,
     confidence: float = 0.95,
+    log: bool = False,
     order: int | None = None,
 ) -> Attribution:
     """Attribution of a table of runs: one column per component (on/off, 1/0, true/false ...), a metric, perhaps seeds.
 
     source: a file (separated text, JSON, Parquet, Optuna's storage, also compressed), "-" for standard input, a pandas
-    DataFrame, or a mapping from column names to columns. choices: what is not to be guessed of its columns. study: of
-    an Optuna storage with several. requires: "A=B" for "A requires B" ("A=B,C" for both). blocks: "A,B" for components
-    that belong together. lower_is_better: None takes it from the source or from whole words of the metric's name.
+    DataFrame, or a mapping from column names to columns. lower_is_better: None takes it from the source or from whole
+    words of the metric's name. components, on, where, seed, last: see `Choices`. study: of an Optuna storage with
+    several. requires: "A=B" for "A requires B" ("A=B,C" for both). blocks: "A,B" for components that belong together.
     Effects are on minus off. Raises ValueError, in one sentence, for a table that cannot be read this way.
     """
-    choices = choices or Choices()
+    choices = Choices(
+        metric=metric, seed=seed, components=tuple(components), on=tuple(on), where=tuple(where), last=last, log=log
+    )
     table = read_table(read_sheet(source, study), choices)
     lower = table.lower_is_better if lower_is_better is None else lower_is_better
     if lower is None:
@@ -48,7 +56,7 @@ def attribute(
             f"--higher-is-better"
         )
     question = Question(
-        metric=table.metric, lower_is_better=lower, margin=margin, confidence=confidence, log=choices.log, order=order
+        metric=table.metric, lower_is_better=lower, margin=margin, confidence=confidence, log=log, order=order
     )
     known = (*table.components, *table.constant)
     parts = _arms(table)

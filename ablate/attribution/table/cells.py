@@ -41,7 +41,7 @@ def levels_of(cells: Sequence[str]) -> list[bool | None] | None:
         return [word != "" for word in words]
     if len(known) == 2:
         for off, on in (known, known[::-1]):
-            rests = [off.removeprefix(no) for no in NEGATIONS if off.startswith(no)]
+            rests = [off.removeprefix(no) for no in NEGATIONS if off.startswith(no) and not is_number(off)]
             if any(on == yes + rest for rest in rests for yes in AFFIRMATIONS):
                 return [None if word == "" else word == on for word in words]
     return None
@@ -84,10 +84,11 @@ def read_numbers(name: str, cells: Sequence[str], places: Sequence[str], decimal
             )
         values.append(float(value))
         errors.append(_error(error, text, mark) if error else None)
-        steps.append(value.normalize().as_tuple().exponent)
+        steps.append(min(int(value.as_tuple().exponent), 0))
     warning = f"commas in {name} are read as thousands separators (1,234 is 1234)" if doubtful else ""
-    smallest = min((step for step in steps if isinstance(step, int)), default=0)
-    return Measured(values=tuple(values), errors=tuple(errors), resolution=10.0**smallest, warning=warning)
+    return Measured(
+        values=tuple(values), errors=tuple(errors), resolution=10.0 ** min(steps, default=0), warning=warning
+    )
 
 
 def _bare(cell: str) -> str:

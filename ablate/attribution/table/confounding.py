@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu
 
 from ablate.attribution.lattice import Floats
 from ablate.attribution.table import names
-from ablate.attribution.table.cells import is_number
+from ablate.attribution.table.cells import is_number, levels_of
 from ablate.attribution.table.sheet import Sheet
 
 SURE = 0.05  # level of the rank test for settings that take a new value in every row
@@ -41,7 +41,8 @@ def confounded(sheet: Sheet, idle: Sequence[str], levels: Sequence[Mapping[str, 
 
 def _together(column: str, cells: Sequence[str], design: Floats, at: int) -> bool:
     values = sorted(set(cells))
-    if 2 * len(values) > len(cells) + 1:
+    two = len(values) == 2 and (names.is_setting(column) or levels_of(cells) is not None)
+    if 2 * len(values) > len(cells) + 1 and not two:
         return names.is_setting(column) and _differs(cells, design[:, at] > 0)
     factor = np.array([[float(cell == value) for value in values] for cell in cells])
     without = np.delete(design, at, axis=1)

@@ -23,6 +23,7 @@ HIGHER = _listed(
 COUNTS = _listed("flops bytes bits gib mib")  # a rate of these is a speed
 RESULTS = LOWER | HIGHER | _listed("params parameters grad norm")
 SEEDS = _listed("run rep reps replicate replica repeat repetition trial fold rng")
+NUMBERS = _listed("number num no nr idx index i")
 STATES = _listed("state status")
 FINISHED = _listed("finished finish complete completed success succeeded done ok")
 UNFINISHED = _listed(
@@ -69,11 +70,9 @@ def lower_is_better(metric: str) -> bool | None:
 
 
 def is_seed(name: str) -> bool:
-    """True for seed, random_seed, trainSeed, seed_everything, run, rep, fold ..."""
-    parts = words(name)
-    return "seed" in "".join(parts) or (
-        bool(parts) and len(parts) <= 2 and bool(SEEDS & set(parts)) and "id" not in parts
-    )
+    """True for seed, random_seed, trainSeed, seed_everything, run, rep, fold_idx ...; not for run_time or run_id."""
+    parts = set(words(name))
+    return "seed" in name.lower() or bool(SEEDS & parts and parts <= SEEDS | NUMBERS)
 
 
 def is_setting(name: str) -> bool:

@@ -56,6 +56,7 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     steps in place of runs, one run only, no component, no or several possible metrics.
     """
     sheet = finished(where(sheet, choices.where))
+    _check_size(sheet)
     seed = _seed_column(sheet, choices)
     metric = choose(sheet, [seed] if seed else [], choices.metric)
     sheet = filled(sheet, [metric])
@@ -65,10 +66,7 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     taken = roles(sheet, [*held, *steps], choices.components, choices.on)
     sheet = filled(sheet, [name for name in taken.columns if name not in taken.binary or "" in sheet.columns[name]])
     sheet = final(sheet, [*taken.columns, *([seed] if seed else []), *_run_names(sheet, held)], last=choices.last)
-    if len(sheet.places) < 2:
-        count = len(sheet.places)
-        lost = "".join(f"; {warning}" for warning in sheet.warnings)
-        raise ValueError(f"the table has {count} run{'s' * (count != 1)}; an effect compares at least two{lost}")
+    _check_size(sheet)
     rows = levels(sheet, taken)
     varying = tuple(name for name in rows[0] if len({row[name] for row in rows}) == 2)
     if not varying:
@@ -87,6 +85,13 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
         warnings=tuple(warnings), arms=len(rows[0]) > len(taken.binary) + len(taken.named),
     )  # fmt: skip
     return _with_values(table, sheet, seed, spread, log=choices.log)
+
+
+def _check_size(sheet: Sheet) -> None:
+    count = len(sheet.places)
+    if count < 2:
+        lost = "".join(f"; {warning}" for warning in sheet.warnings)
+        raise ValueError(f"the table has {count} run{'s' * (count != 1)}; an effect compares at least two{lost}")
 
 
 def _with_values(table: Table, sheet: Sheet, seed: str | None, spread: Spread | None, *, log: bool) -> Table:
@@ -122,7 +127,7 @@ def _seed_column(sheet: Sheet, choices: Choices) -> str | None:
         check_column(choices.seed, sheet, "--seed")
         return choices.seed
     named = [name for name in sheet.columns if names.is_seed(name) and any(sheet.columns[name])]
-    named = [name for name in named if name not in (*choices.components, choices.metric)]
+    named = [name for name in named if name not in choices.components and name.lower() not in names.SIZES]
     varying = [name for name in named if len(set(sheet.columns[name])) > 1] or named[:1]
     by_name = [name for name in varying if "seed" in name.lower()] or varying
     alike = {tuple(map(sheet.columns[name].index, sheet.columns[name])) for name in by_name}
