@@ -32,8 +32,10 @@ MAX_RUNS = 100_000  # a larger number of further runs is no advice
 HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
 
 
-def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> Attribution:
-    """Attribution of the metric among the components of the lattice.
+def attribute_runs(
+    lattice: Lattice, runs: Observations, question: Question, headlines: Sequence[str] = HEADLINE
+) -> Attribution:
+    """Attribution of the metric among the components of the lattice; verdicts are on one of the `headlines`.
 
     Values of `runs` are the metric (its log already taken where `question.log`). What the runs cannot give is None with
     a reason. ValueError where they fit no design at all (it names the variants to add), or for an infeasible variant.
@@ -42,7 +44,7 @@ def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> 
     functionals = _functionals(lattice)
     found = estimate(lattice, runs, functionals, order=question.order)
     lines = found.lines
-    headline = next((i for i in HEADLINE if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
+    headline = next((i for i in headlines if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
     verdicts, warnings = _verdicts(lattice, found, headline, question)
     joint = _simultaneous(lattice, found, headline, question)
     effects = {}

@@ -130,7 +130,7 @@ def estimate(
     for seeds, members in sharing.items():
         for k, line in _seed_lines(runs, plan, y, seeds, members, covariance).items():
             lines[names[k]] = replace(line, name=names[k])
-    lines, equal = _without_zero_width(lines, dict(zip(names, plan.weights, strict=True)), runs.resolution)
+    lines, equal = _without_zero_width(lines, dict(zip(names, plan.weights, strict=True)), runs)
     _fill_independent_covariance(lines, names, plan.weights, spread, residual, covariance)
     warnings += equal
     if any(line.method.startswith("residual") for line in lines.values()):
@@ -360,22 +360,22 @@ def _fill_independent_covariance(
 
 
 def _without_zero_width(
-    lines: Mapping[str, Estimate], weights: Mapping[str, Floats], resolution: float
+    lines: Mapping[str, Estimate], weights: Mapping[str, Floats], runs: Observations
 ) -> tuple[dict[str, Estimate], list[str]]:
-    """Lines whose standard error is at least that of rounding, and a word where runs agree to the last digit."""
+    """Lines whose standard error is at least that of rounding, and a word where differences agree to the last digit."""
     out = dict(lines)
     agree = False
+    bits = 4 * np.finfo(float).eps * max(map(abs, runs.values))
     for name, line in lines.items():
-        rounding = resolution * float(weights[name] @ weights[name] / 12) ** 0.5  # uniform within half a step
-        if line.standard_error is not None and line.standard_error <= rounding:
+        size = float(weights[name] @ weights[name] / 12) ** 0.5  # of an error uniform within half a step, over all runs
+        if line.standard_error is not None and line.standard_error <= size * max(runs.resolution, bits):
             agree = True
-            out[name] = replace(line, standard_error=rounding)
-    if not agree:
-        return out, []
-    if resolution:
-        return out, [f"runs agree to the last digit given: their intervals are those of rounding to {resolution:g}, "
-                     "and narrower ones need more digits"]  # fmt: skip
-    return out, ["runs agree to the last bit, so intervals have no width: see whether they are copies of one run"]
+            out[name] = replace(line, standard_error=max(line.standard_error, size * runs.resolution))
+    word = (
+        f"differences agree to the last digit: the intervals show rounding (to {runs.resolution:g}) and no spread, so "
+        f"give all digits, and see whether runs are copies of one another"
+    )
+    return out, [word] if agree else []
 
 
 def _blocked_estimates(
@@ -414,7 +414,7 @@ def _adjusted_estimates(
             error = fit.sd * float(fit.weights[k] @ fit.weights[k]) ** 0.5
             method = f"residual mean square beside covariates, {fit.df} degrees of freedom"
             lines[name] = replace(line, standard_error=error, df=float(fit.df), method=method)
-    rounded, equal = _without_zero_width(lines, dict(zip(names, fit.weights, strict=True)), runs.resolution)
+    rounded, equal = _without_zero_width(lines, dict(zip(names, fit.weights, strict=True)), runs)
     covariance = np.nan if fit.sd is None else fit.sd**2 * fit.weights @ fit.weights.T
     return Estimates(
         lines=rounded, covariance=covariance * np.ones((len(names), len(names))), layout="adjusted", order=fit.order,

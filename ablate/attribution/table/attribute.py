@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ablate.attribution.estimation.estimates import Observations
 from ablate.attribution.lattice import MAX_COMPONENTS, Lattice, lattice, star
-from ablate.attribution.results import Attribution, Question
-from ablate.attribution.summary import attribute_runs
+from ablate.attribution.results import Attribution, Number, Question
+from ablate.attribution.summary import HEADLINE, attribute_runs
 from ablate.attribution.table.formats import read_sheet
 from ablate.attribution.table.reading import Choices, Table, read_table
 from ablate.errors import nearest
@@ -64,7 +64,9 @@ def attribute(
         needs = _prerequisites(table, parse_requires(requires, known))
         groups = [tuple(name for name in block if name in table.components) for block in parse_blocks(blocks, known)]
         parts = lattice(table.components, needs, [group for group in groups if group])
-    found = attribute_runs(parts, _observations(table, parts), question)
+    found = attribute_runs(parts, _observations(table, parts), question, (table.arms,) if table.arms else HEADLINE)
+    if table.arms and not parts.star:
+        found = _without_impossible(found, table.arms)
     return _with_confounding(replace(found, warnings=(*table.warnings, *found.warnings)), table)
 
 
@@ -85,6 +87,18 @@ def _arms(table: Table) -> Lattice | None:
             f"{MAX_COMPONENTS} can be combined, so name those that matter with --component"
         )
     return None
+
+
+def _without_impossible(found: Attribution, defined: str) -> Attribution:
+    """Without numbers that need a run with several values of one factor."""
+    none = Number(estimate=None, reason="a run has one value of a factor, so no run has all components at once")
+    effects = {
+        name: replace(
+            effect, indices={index: number if index == defined else none for index, number in effect.indices.items()}
+        )
+        for name, effect in found.effects.items()
+    }
+    return replace(found, effects=effects, total=none)
 
 
 def _with_confounding(found: Attribution, table: Table) -> Attribution:

@@ -35,10 +35,10 @@ def levels_of(cells: Sequence[str]) -> list[bool | None] | None:
     """The level of each cell, None for a blank one; None altogether for a column that does not hold levels."""
     words = [cell.lower() for cell in cells]
     known = sorted(set(words) - {""})
-    if known and all(word in LEVELS for word in known):
-        return [LEVELS.get(word) for word in words]
     if len(known) == 1 and known[0] in MARKS and "" in words:
         return [word != "" for word in words]
+    if known and all(word in LEVELS for word in known):
+        return [LEVELS.get(word) for word in words]
     if len(known) == 2:
         for off, on in (known, known[::-1]):
             rests = [off.removeprefix(no) for no in NEGATIONS if off.startswith(no) and not is_number(off)]

@@ -65,7 +65,7 @@ def roles(sheet: Sheet, others: Sequence[str], components: Sequence[str], on: Se
 def _holds_levels(name: str, sheet: Sheet, *, demanded: bool) -> bool:
     """True for a column of levels. ValueError where all but one cell are level words: most likely a slip."""
     cells = sheet.columns[name]
-    levels = levels_of(cells)
+    levels = levels_of(cells) if demanded or not names.is_label(name) else None
     if levels is not None:
         return demanded or 2 * levels.count(None) <= len(levels)
     odd = [r for r, cell in enumerate(cells) if cell and cell.lower() not in LEVELS]
@@ -126,11 +126,28 @@ def levels(sheet: Sheet, taken: Roles) -> list[dict[str, bool]]:
     return [{name: column[r] for name, column in columns.items()} for r in range(len(sheet.places))]
 
 
+def marked(sheet: Sheet, taken: Roles) -> list[str]:
+    """Columns of levels in which a mark is on and a blank is off."""
+    blank = [name for name in taken.binary if "" in sheet.columns[name]]
+    return [name for name in blank if None not in (levels_of(sheet.columns[name]) or [None])]
+
+
+def exclusive(sheet: Sheet, taken: Roles) -> str:
+    """The one index that values of a factor define: "first" around a baseline, "last" around a value that is on."""
+    several = [name for name in taken.named if len(set(sheet.columns[name])) > 2]
+    if several and taken.factors:
+        raise ValueError(
+            f"{several[0]} is compared from a value that is on and {next(iter(taken.factors))} from a baseline; take "
+            f"one of the two at a time with --component and --where"
+        )
+    return "last" if several else "first" if taken.factors else ""
+
+
 def covariate_terms(sheet: Sheet, taken: Roles) -> tuple[Floats, list[str]]:
     """(R, q) terms to be taken out beside the components, and a sentence for each covariate.
 
-    A number is taken as a polynomial, of its logarithm where it is positive and spans a factor of four: of degree one
-    for two or three values, two up to eight, and three beyond, so that an optimum inside the range can be followed.
+    A number is taken as a polynomial, of its logarithm where it is positive and spans a factor of four: one that goes
+    through up to four values, and of degree three beyond, so that an optimum inside the range can be followed.
     """
     terms, told = [], []
     for name in taken.covariates:
@@ -140,7 +157,7 @@ def covariate_terms(sheet: Sheet, taken: Roles) -> tuple[Floats, list[str]]:
         x = np.log(x) if log else x
         x = (x - x.mean()) / x.std()
         values = len(set(numbers.values))
-        degree = 1 if values < 4 else 2 if values <= 8 else 3
+        degree = min(values - 1, 3)
         terms += [x**power for power in range(1, degree + 1)]
         told.append(
             f"effects are at equal {name}: a polynomial of degree {degree} in {'its logarithm' if log else name} is "

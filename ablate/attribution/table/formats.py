@@ -113,6 +113,8 @@ def _json(text: str, name: str) -> Sheet:
         data = rows if names is None or not all(isinstance(row, list) for row in rows) else [
             dict(zip(map(str, names), row, strict=False)) for row in rows
         ]  # fmt: skip
+    if isinstance(data, dict) and data and all(key.isdigit() and isinstance(row, dict) for key, row in data.items()):
+        data = list(data.values())
     if isinstance(data, dict) and data and all(isinstance(column, dict) for column in data.values()):
         rows = dict.fromkeys(key for column in data.values() for key in column)
         return sheet_of({name: [column.get(key) for key in rows] for name, column in data.items()}, "row")
@@ -185,7 +187,7 @@ def _records(lines: list[str], separator: str, name: str) -> tuple[list[str], li
 def _without_index(sheet: Sheet) -> Sheet:
     """Without the row numbers that pandas writes as a first column of no name."""
     first = next(iter(sheet.columns), None)
-    if first is None or not re.fullmatch(r"|Unnamed: 0(\.\d+)?|__index_level_0__", first):
+    if first is None or not re.fullmatch(r"|index|Unnamed: 0(\.\d+)?|__index_level_0__", first):
         return sheet
     cells = sheet.columns[first]
     if len(set(cells)) == len(cells) and all(re.fullmatch(r"\d+", cell) for cell in cells):

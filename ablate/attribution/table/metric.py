@@ -34,7 +34,8 @@ def choose(sheet: Sheet, taken: Sequence[str], metric: str | None) -> str:
     levels = [name for name, cells in sheet.columns.items() if levels_of(cells) is not None]
     rest = [name for name in sheet.columns if name not in (*levels, *taken)]
     numeric = known or [name for name in rest if _holds_numbers(sheet.columns[name]) and not names.declared(name)]
-    results = [name for name in numeric if not (names.is_step(name) or names.is_label(name) or names.is_clock(name))]
+    beside = (names.is_step, names.is_label, names.is_clock, names.is_spread)
+    results = [name for name in numeric if not any(is_other(name) for is_other in beside)]
     for narrower in (results, [name for name in results if names.lower_is_better(name) is not None]):
         numeric = narrower if len(numeric) > 1 and narrower else numeric
     if len(numeric) == 1:

@@ -90,6 +90,11 @@ def is_label(name: str) -> bool:
     return bool(LABELS & set(words(name)))
 
 
+def is_spread(name: str) -> bool:
+    """True for the spread or the count that stands beside a mean."""
+    return name.lower() in SIZES or bool(set(SPREADS) & set(words(name)))
+
+
 def is_clock(name: str) -> bool:
     """True for what every program keeps beside a run."""
     return bool(CLOCKS & set(words(name)))

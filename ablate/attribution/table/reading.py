@@ -11,7 +11,7 @@ import numpy as np
 from ablate.attribution.lattice import Floats
 from ablate.attribution.table import names
 from ablate.attribution.table.confounding import confounded, unused
-from ablate.attribution.table.factors import covariate_terms, levels, roles
+from ablate.attribution.table.factors import covariate_terms, exclusive, levels, marked, roles
 from ablate.attribution.table.metric import Spread, as_runs, choose, numbers, spread_of
 from ablate.attribution.table.rows import canonical, check_column, filled, final, finished, where
 from ablate.attribution.table.sheet import Sheet
@@ -42,7 +42,7 @@ class Table:
     seeds: tuple[str | None, ...]
     places: tuple[str, ...]
     resolution: float  # step of the last digit of the values
-    arms: bool = False  # some components are values of one column, of which a run has one
+    arms: str = ""  # where components are values of one column: the index they define, see `exclusive`
     covariates: Floats = field(default_factory=lambda: np.zeros((0, 0)))  # (runs, terms)
     confounded: Mapping[str, str] = field(default_factory=dict)  # component -> unused column
     lower_is_better: bool | None = None  # where the source or the metric's name says
@@ -64,7 +64,7 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     held = [name for name in (metric, seed, spread and spread.column, spread and spread.count) if name]
     steps = [name for name in sheet.columns if names.is_step(name) and name not in choices.components]
     taken = roles(sheet, [*held, *steps], choices.components, choices.on)
-    sheet = filled(sheet, [name for name in taken.columns if name not in taken.binary or "" in sheet.columns[name]])
+    sheet = filled(sheet, [name for name in taken.columns if name not in marked(sheet, taken)])
     sheet = final(sheet, [*taken.columns, *([seed] if seed else []), *_run_names(sheet, held)], last=choices.last)
     _check_size(sheet)
     rows = levels(sheet, taken)
@@ -76,13 +76,14 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     found = confounded(sheet, idle, [{name: row[name] for name in varying} for row in rows])
     constant = {name: rows[0][name] for name in rows[0] if name not in varying}
     warnings = [*_confounded_warnings(found), *sheet.warnings, *_idle_warning(sheet, idle, varying), *told]
+    warnings += [f"a blank in {name} is taken as off" for name in marked(sheet, taken)]
     warnings += [f"column {name} is {'on' if level else 'off'} in every row, so it has no effect to estimate"
                  for name, level in constant.items()]  # fmt: skip
     direction = sheet.directions.get(metric, names.lower_is_better(metric))
     table = Table(
         metric=metric, components=varying, constant=constant, levels=tuple(rows), values=(), seeds=(),
         places=tuple(sheet.places), resolution=0.0, covariates=terms, confounded=found, lower_is_better=direction,
-        warnings=tuple(warnings), arms=len(rows[0]) > len(taken.binary) + len(taken.named),
+        warnings=tuple(warnings), arms=exclusive(sheet, taken),
     )  # fmt: skip
     return _with_values(table, sheet, seed, spread, log=choices.log)
 
