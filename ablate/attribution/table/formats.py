@@ -131,7 +131,9 @@ def _separated(text: str, name: str) -> Sheet:
     lines = io.StringIO(text, newline="").readlines()
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith("|"):
-        lines = ["\n" if re.fullmatch(r"[\s|:-]+", line) else line.strip().strip("|") + "\n" for line in lines]
+        lines = [
+            "\n" if re.fullmatch(r"[\s|:-]+", line) else re.sub(r"^\||\|$", "", line.strip()) + "\n" for line in lines
+        ]
         first = next(line for line in lines if line.strip())
     separator = given or max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
     if separator not in first and len(first.split()) > 1:

@@ -43,7 +43,7 @@ def read_sqlite(data: bytes, name: str, study: str | None) -> Sheet:
         copy.write_bytes(data)
         try:
             with sqlite3.connect(copy) as database:
-                if Path(name).exists():  # with what still stands in its write-ahead log
+                if Path(f"{name}-wal").exists():  # what a running study has not yet written into the file itself
                     with sqlite3.connect(f"{Path(name).absolute().as_uri()}?mode=ro", uri=True) as original:
                         original.backup(database)
                 tables = {row[0] for row in database.execute("select name from sqlite_master")}
