@@ -49,7 +49,7 @@ def attribute_runs(
     joint = _simultaneous(lattice, found, headline, question)
     effects = {}
     for name in lattice.components:
-        line = lines[f"{headline or 'owen'}:{name}"]
+        line = lines[f"{headline or lattice.star or 'owen'}:{name}"]
         indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
         effects[name] = ComponentEffect(
             indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name],

@@ -71,6 +71,7 @@ def parquet():
         table(number=lambda v: f'"{decimal_comma(v)}"'),
         "sep=;\n" + table(sep=";"),
         table(sep="|"),
+        "# exported yesterday\n\n" + table(),
         table(sep="   "),
         table().replace("\n", "\r\n"),
         table().replace("\n", "\r"),
@@ -181,6 +182,16 @@ def test_unfinished_and_blank_rows_are_left_out_and_counted(tmp_path):
         read(tmp_path, table().replace("1.7268", "nan"))
 
 
+@pytest.mark.parametrize("nothing", ["N/A", "null", "None", "--"])
+def test_words_for_nothing_are_blank(tmp_path, nothing):
+    assert (
+        "1 row left out because rope is blank"
+        in read(tmp_path, table().replace("True,6242,", f"{nothing},6242,")).warnings[0]
+    )
+    assert "1 row left out because val_loss is blank" in read(tmp_path, table() + f"True,777,{nothing}\n").warnings[0]
+    assert list(attribute(arms("none", {"rope": -0.3})).effects) == ["pos=rope"]
+
+
 def test_a_column_that_is_mostly_blank_is_no_component_but_named(tmp_path):
     lines = table().splitlines()
     gap = "\n".join([lines[0] + ",offload", lines[1] + ",True", lines[2] + ",False", *(x + "," for x in lines[3:])])
@@ -272,6 +283,12 @@ def test_values_of_one_factor_are_compared_with_its_baseline_or_the_one_named():
     assert list(named.effects) == ["pos=rope instead of learned", "pos=rope instead of alibi"]
 
 
+def test_arms_of_one_run_each_have_effects_without_intervals():
+    found = attribute({"model": ["baseline", "+mla", "+moe"], "ppl": [20, 19, 21.5]})
+    assert found.effects["model=+moe"].indices["first"].estimate == pytest.approx(1.5)
+    assert found.effects["model=+moe"].indices["first"].low is None
+
+
 def test_a_factor_beside_a_component():
     data = pd.concat([arms("none", {"rope": -0.3, "alibi": 0.2}).assign(moe=m) for m in (0, 1)])
     data["loss"] -= 0.05 * data.moe + 0.001 * data.seed * data.moe
@@ -328,9 +345,9 @@ def test_equal_differences_of_pasted_results_get_a_word(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "lower"),
-    [("val_loss", True), ("valLoss", True), ("answer", None), ("flops", True), ("tokens_per_s", False),
-     ("tok/s", False), ("flops_per_s", False), ("time_to_accuracy", None), ("step_time_s", True), ("power", None), ("f1", False),
-     ("eval/ppl", True), ("closs", None)],
+    [("val_loss", True), ("valLoss", True), ("eval/ppl", True), ("flops", True), ("step_time_s", True), ("f1", False),
+     ("tokens_per_s", False), ("tok/s", False), ("flops_per_s", False), ("answer", None), ("power", None),
+     ("closs", None), ("time_to_accuracy", None)],
 )  # fmt: skip
 def test_a_direction_comes_from_whole_words(tmp_path, name, lower):
     assert lower_is_better(name) is lower
@@ -390,6 +407,7 @@ def test_studies_of_optuna_go_straight_in(tmp_path):
         ("[1, 2]", {}, "no table; give a list of objects"),
         ('a,loss\non,"1\noff,2\n', {}, "line 3: .*see to the quotes"),
         ("a,loss\non,1,7\noff,2,1\n", {}, "line 2 has 3 fields .* stands in quotes"),
+        (table(number=lambda v: f"{v} nats"), {}, "line 2: val_loss is '1.7268 nats', which is not a plain number"),
         ("a,,loss\non,x,1\noff,y,2\n", {}, "column 2 has no name"),
         ("Step,r - loss,r - loss__MIN,r - loss__MAX\n1,2,2,2\n", {}, "the export of a chart"),
         (table(number=lambda v: f"{v}%").replace("1.7268%", "1.7268"), {}, "line 3: .* percent sign"),

@@ -16,6 +16,10 @@ MARKS = ("✓", "✔", "✔️", "☑", "✅", "+", "x", "•", "●", "*")  # a
 NEGATIONS = ("without ", "w/o ", "no ", "no-", "no_", "non-", "-", "disable ", "not ")
 AFFIRMATIONS = ("with ", "w/ ", "+", "")
 
+MISSING = ("n/a", "na", "#n/a", "null", "<na>", "nat")
+GAPS = ("none", "--", "?")  # missing beside levels or numbers; as a text they may be a value
+DASHES = ("-", "–", "—")  # missing beside numbers; beside levels they are off
+
 CORE = r"[+-]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][+-]?\d+)?"
 ERROR = re.compile(rf"({CORE})(?:±|\+/-|\+-|\\pm)({CORE})|({CORE})\((\d+)\)")
 THOUSANDS = r"[+-]?[1-9]\d{{0,2}}(?:{mark}\d{{3}})+"
@@ -45,6 +49,17 @@ def levels_of(cells: Sequence[str]) -> list[bool | None] | None:
             if any(on == yes + rest for rest in rests for yes in AFFIRMATIONS):
                 return [None if word == "" else word == on for word in words]
     return None
+
+
+def without_words_for_nothing(cells: Sequence[str]) -> list[str]:
+    """Cells with what people write into an empty one made blank, as far as the rest of the column leaves no doubt."""
+    out = ["" if cell.lower() in MISSING else cell for cell in cells]
+    rest = [cell for cell in out if cell and cell.lower() not in (*GAPS, *DASHES)]
+    if rest and all(is_number(cell) or is_diverged(cell) for cell in rest) and set(rest) - {"0", "1"}:
+        return ["" if cell.lower() in (*GAPS, *DASHES) else cell for cell in out]
+    if len({cell.lower() for cell in rest} & set(LEVELS)) == 2 and all(cell.lower() in LEVELS for cell in rest):
+        return ["" if cell.lower() in GAPS else cell for cell in out]
+    return out
 
 
 def is_number(cell: str) -> bool:
@@ -85,7 +100,12 @@ def read_numbers(name: str, cells: Sequence[str], places: Sequence[str], decimal
         values.append(float(value))
         errors.append(_error(error, text, mark) if error else None)
         steps.append(min(int(value.as_tuple().exponent), 0))
-    warning = f"commas in {name} are read as thousands separators (1,234 is 1234)" if doubtful else ""
+    warning = ""
+    if doubtful:
+        what = (
+            "points in {} mark decimals (1.234 is 1 and a bit)" if decimal_comma else "commas in {} separate thousands"
+        )
+        warning = f"it is taken that {what.format(name)}; if not, write all decimals or no thousands"
     return Measured(
         values=tuple(values), errors=tuple(errors), resolution=10.0 ** min(steps, default=0), warning=warning
     )
@@ -111,14 +131,15 @@ def _split(cell: str) -> tuple[str, str] | None:
 
 
 def _decimal_mark(numbers: Sequence[str], decimal_comma: bool) -> tuple[str, bool]:
-    """The decimal mark of a column, and whether its commas could as well have been decimal marks."""
+    """The decimal mark of a column, and whether it could as well have been the other one."""
     both = [number for number in numbers if "," in number and "." in number]
     if both:
         return max(",.", key=both[0].rfind), False
     commas = [number for number in numbers if "," in number]
     points = [number for number in numbers if "." in number]
     if not commas:
-        return ("," if any(number.count(".") > 1 for number in points) else "."), False
+        grouped = bool(points) and all(re.fullmatch(THOUSANDS.format(mark=r"\."), number) for number in points)
+        return ("," if any(number.count(".") > 1 for number in points) else "."), grouped and decimal_comma
     if any(number.count(",") > 1 for number in commas) or points:
         return ".", False
     grouped = all(re.fullmatch(THOUSANDS.format(mark=","), number) for number in commas)

@@ -129,6 +129,10 @@ def _separated(text: str, name: str) -> Sheet:
     """Text with a header line; the separator is the one that makes most fields of the header."""
     text, given = _excel_directive(text)
     lines = io.StringIO(text, newline="").readlines()
+    for at, line in enumerate(lines):  # remarks above the header
+        if line.strip() and not (line.startswith("#") and not any(mark in line for mark in SEPARATORS)):
+            break
+        lines[at] = "\n"
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith("|"):
         lines = [

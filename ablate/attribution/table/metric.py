@@ -42,6 +42,13 @@ def choose(sheet: Sheet, taken: Sequence[str], metric: str | None) -> str:
         return numeric[0]
     if numeric:
         raise ValueError(f"the table has several possible metrics ({', '.join(numeric)}); name one with --metric")
+    for name in rest:
+        cells = sheet.columns[name]
+        if sum(cell[:1].isdigit() for cell in cells) * 2 > len(cells):
+            raise ValueError(
+                f"{sheet.places[0]}: {name} is {cells[0]!r}, which is not a plain number; write numbers without a unit, "
+                f"or name another column with --metric"
+            )
     if rest:
         raise ValueError(f"no column holds numbers to compare ({', '.join(rest)} hold text); add a metric column")
     raise ValueError(
@@ -57,7 +64,8 @@ def _holds_numbers(cells: Sequence[str]) -> bool:
 
 def spread_of(sheet: Sheet, metric: str) -> Spread | None:
     """Where a table of means has spread and count of this metric; None for a table of runs."""
-    count = next((name for name in sheet.columns if name.lower() in names.SIZES and name != metric), None)
+    sizes = [name for name in sheet.columns if names.is_size(name) and name != metric]
+    count = next(iter(sorted(sizes, key=lambda name: name.lower() not in names.SIZES)), None)
     if count is None:
         return None
     wanted = set(names.words(metric)) - names.MEANS

@@ -92,7 +92,12 @@ def is_label(name: str) -> bool:
 
 def is_spread(name: str) -> bool:
     """True for the spread or the count that stands beside a mean."""
-    return name.lower() in SIZES or bool(set(SPREADS) & set(words(name)))
+    return is_size(name) or bool(set(SPREADS) & set(words(name)))
+
+
+def is_size(name: str) -> bool:
+    """True for the number of runs behind a mean: n, n_seeds, loss_count."""
+    return name.lower() in SIZES or (words(name) or [""])[-1] in ("n", "count")
 
 
 def is_clock(name: str) -> bool:

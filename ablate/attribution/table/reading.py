@@ -10,6 +10,7 @@ import numpy as np
 
 from ablate.attribution.lattice import Floats
 from ablate.attribution.table import names
+from ablate.attribution.table.cells import without_words_for_nothing
 from ablate.attribution.table.confounding import confounded, unused
 from ablate.attribution.table.factors import covariate_terms, exclusive, levels, marked, roles
 from ablate.attribution.table.metric import Spread, as_runs, choose, numbers, spread_of
@@ -55,7 +56,8 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     ValueError, with the row: a level or number that cannot be read, a run that diverged, a missing or repeated seed,
     steps in place of runs, one run only, no component, no or several possible metrics.
     """
-    sheet = finished(where(sheet, choices.where))
+    columns = {name: without_words_for_nothing(cells) for name, cells in sheet.columns.items()}
+    sheet = finished(where(replace(sheet, columns=columns), choices.where))
     _check_size(sheet)
     seed = _seed_column(sheet, choices)
     metric = choose(sheet, [seed] if seed else [], choices.metric)
