@@ -15,9 +15,16 @@ import numpy as np
 from ablate.attribution.estimation.adjusted import adjusted_fit
 from ablate.attribution.estimation.blocked import blocked_fit
 from ablate.attribution.estimation.functionals import RunWeights, run_weights
-from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix
+from ablate.attribution.estimation.independent import (
+    Residual,
+    Spread,
+    equal_spread_warning,
+    residual_of,
+    seed_residual,
+    spread_of,
+)
+from ablate.attribution.lattice import Floats, Lattice
 
-MIN_DF = 5  # of a residual without interactions of more than three components; below, two are assumed
 SATTERTHWAITE = "variance of each variant, Satterthwaite degrees of freedom"
 ONE_SEED = "one seed for all variants hides how an effect changes from seed to seed, so no interval is given; run more"
 
@@ -110,8 +117,12 @@ def estimate(
     covariance = np.full((len(names), len(names)), np.nan)
     lines: dict[str, Estimate] = {}
     warnings = list(plan.warnings)
-    residual = _independent_residual(lattice, runs, y, plan.order) if kind != "complete" else _seed_residual(runs, y)
-    spread = _spread(runs, y)
+    residual = (
+        residual_of(lattice, runs.cells, y, plan.order)
+        if kind != "complete"
+        else seed_residual(runs.cells, runs.clusters, y)
+    )
+    spread = spread_of(runs.cells, y)
     sharing: dict[frozenset[Hashable], list[int]] = {}
     everyone: frozenset[Hashable] = frozenset(runs.clusters)
     for k, name in enumerate(names):
@@ -135,7 +146,7 @@ def estimate(
     warnings += equal
     if any(line.method.startswith("residual") for line in lines.values()):
         warnings += [residual.warning] if residual.warning else []
-        warnings.append(_equal_spread_warning(lattice, runs))
+        warnings.append(equal_spread_warning(lattice, runs.cells))
     return Estimates(
         lines={name: lines[name] for name in names},
         covariance=covariance,
@@ -166,69 +177,6 @@ def seed_layout(lattice: Lattice, runs: Observations) -> str:
     if any(found == cells for found in members.values()) or shared - 1 - len(lattice.components) < 1:
         return "mixed"
     return "blocked"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Residual:
-    sd: float | None
-    df: int
-    warning: str | None = None
-
-
-def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order: int | None) -> _Residual:
-    """Noise of single runs: pure error where variants were repeated, else the residual of an order-limited model."""
-    cells = np.asarray(runs.cells)
-    repeats = len(cells) - len(set(runs.cells))
-    if order is None and repeats >= len(set(runs.cells)):
-        return _pure_error(cells, y)
-    found = _Residual(sd=None, df=0)
-    for limit in [3, 2] if order is None else [order]:
-        found = _fit_residual(model_matrix(lattice, limit, cells), y)
-        if order is None and limit == 3 and repeats == 0 and found.df < MIN_DF:
-            continue
-        if found.df > repeats and order is None and limit < len(lattice.components):
-            warning = (
-                f"the noise is the residual of a model with interactions of at most {limit} components; "
-                f"if larger ones exist, the intervals are wider than needed"
-            )
-            return replace(found, warning=warning)
-        if found.df:
-            return found
-    return found
-
-
-def _pure_error(cells: Ints, y: Floats) -> _Residual:
-    at, counts = np.unique(cells, return_inverse=True, return_counts=True)[1:]
-    df = len(y) - len(counts)
-    return _Residual(sd=_root_mean(y - (np.bincount(at, y) / counts)[at], df), df=df)
-
-
-def _equal_spread_warning(lattice: Lattice, runs: Observations) -> str:
-    once = [cell for cell in dict.fromkeys(runs.cells) if runs.cells.count(cell) == 1]
-    named = ", ".join(map(lattice.label, once[:3])) + (f" and {len(once) - 3} more" if len(once) > 3 else "")
-    ran = f"{named} ran once" if once else "variants ran once"
-    return f"{ran}: the intervals assume that all variants have the same noise, and are wrong where one is noisier"
-
-
-def _fit_residual(design: Floats, y: Floats) -> _Residual:
-    coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    df = len(y) - int(rank)
-    return _Residual(sd=_root_mean(y - design @ coefficients, df), df=df)
-
-
-def _seed_residual(runs: Observations, y: Floats) -> _Residual:
-    """Residual of variant plus seed: what is left of one run when its seed's own level is taken out."""
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys(runs.cells))}
-    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(runs.clusters))}
-    table = np.zeros((len(cells), len(seeds)))
-    table[[cells[c] for c in runs.cells], [seeds[s] for s in runs.clusters]] = y
-    left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    df = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return _Residual(sd=_root_mean(left.ravel(), df), df=df)
-
-
-def _root_mean(residuals: Floats, df: int) -> float | None:
-    return float((residuals**2).sum() / df) ** 0.5 if df > 0 else None
 
 
 def _shared_seeds(lattice: Lattice, runs: Observations, weights: Floats) -> tuple[frozenset[Hashable], str | None]:
@@ -286,7 +234,7 @@ def _seed_lines(
 
 
 def _independent_line(
-    name: str, runs: Observations, weights: Floats, y: Floats, spread: _Spread, residual: _Residual
+    name: str, runs: Observations, weights: Floats, y: Floats, spread: Spread, residual: Residual
 ) -> Estimate:
     """Variance of each variant where all that are used ran twice, else the residual mean square of all."""
     value = float(weights @ y)
@@ -310,40 +258,8 @@ def _independent_line(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Spread:
-    """Variance of single runs of each variant; NaN where it ran once."""
-
-    at: Ints  # (R,) variant of each run
-    variances: Floats  # (variants,)
-    dfs: Floats  # (variants,)
-
-    def used(self, weights: Floats) -> Ints:
-        """Variants with weight, the one that counts positively first (so that Welch names on before off)."""
-        sums = np.bincount(self.at, weights, minlength=len(self.dfs))
-        kept = np.flatnonzero(np.abs(sums) > 1e-12)
-        return kept[np.argsort(-sums[kept], kind="stable")]
-
-    def covers(self, weights: Floats) -> bool:
-        return bool((self.dfs[self.at[np.abs(weights) > 1e-12]] > 0).all())
-
-    def shares(self, weights: Floats) -> Floats:
-        """What each variant adds to the variance of a weighted sum of runs."""
-        squares: Floats = np.bincount(self.at, weights**2, minlength=len(self.dfs)).astype(np.float64)
-        return squares * np.nan_to_num(self.variances)
-
-
-def _spread(runs: Observations, y: Floats) -> _Spread:
-    at, counts = np.unique(np.asarray(runs.cells), return_inverse=True, return_counts=True)[1:]
-    # Each variant less its first run: equal runs have a spread of exactly zero.
-    left = y - np.array([y[np.argmax(at == cell)] for cell in range(len(counts))])[at]
-    squares = np.bincount(at, (left - (np.bincount(at, left) / counts)[at]) ** 2)
-    dfs = counts - 1.0
-    return _Spread(at=at, variances=np.where(dfs > 0, squares / np.maximum(dfs, 1), np.nan), dfs=np.maximum(dfs, 0))
-
-
 def _fill_independent_covariance(
-    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, spread: _Spread, residual: _Residual,
+    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, spread: Spread, residual: Residual,
     covariance: Floats,
 ) -> None:  # fmt: skip
     """Joint covariance of functionals that share a noise model, and the variances of all others."""

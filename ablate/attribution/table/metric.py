@@ -46,8 +46,8 @@ def choose(sheet: Sheet, taken: Sequence[str], metric: str | None) -> str:
         cells = sheet.columns[name]
         if sum(cell[:1].isdigit() for cell in cells) * 2 > len(cells):
             raise ValueError(
-                f"{sheet.places[0]}: {name} is {cells[0]!r}, which is not a plain number; write numbers without a unit, "
-                f"or name another column with --metric"
+                f"{sheet.places[0]}: {name} is {cells[0]!r}, which is not a plain number; write numbers without "
+                f"a unit, or name another column with --metric"
             )
     if rest:
         raise ValueError(f"no column holds numbers to compare ({', '.join(rest)} hold text); add a metric column")
