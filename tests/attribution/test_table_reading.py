@@ -405,6 +405,8 @@ def test_studies_of_optuna_go_straight_in(tmp_path):
         (b"a,b\0", {}, "zero bytes"),
         ('{"a": [1,', {}, "as JSON: .*; give a list of rows"),
         ("[" * 100_000, {}, "as JSON"),
+        ('{"a": 1, "loss": 2}\n{"a": 0,\n', {}, "line 2 is no JSON"),
+        (table().replace("val_loss", '"val\nloss"').replace("1.7268", '"' + "y\n" * 999 + '"'), {}, "val loss is 'y"),
         ("[1, 2]", {}, "no table; give a list of objects"),
         ('a,loss\non,"1\noff,2\n', {}, "line 3: .*see to the quotes"),
         ("a,loss\non,1,7\noff,2,1\n", {}, "line 2 has 3 fields .* stands in quotes"),
@@ -428,3 +430,4 @@ def test_what_cannot_be_read_is_refused_in_one_sentence_with_its_cure(tmp_path, 
     with pytest.raises(ValueError, match=words) as caught:
         read(tmp_path, content, **options)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

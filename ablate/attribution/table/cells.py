@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from ablate.attribution.table.sheet import quoted
+
 ON = ("on", "true", "t", "yes", "y", "enabled", "enable", "active", "present", "used", "with", "w/", "1", "1.0",
       "✓", "✔", "✔️", "☑", "✅", "+")  # fmt: skip
 OFF = ("off", "false", "f", "no", "n", "disabled", "disable", "inactive", "absent", "unused", "without", "w/o", "0",
@@ -79,14 +81,16 @@ def read_numbers(name: str, cells: Sequence[str], places: Sequence[str], decimal
     for cell, place in zip(cells, places, strict=True):
         found = _split(cell)
         if found is None:
-            raise ValueError(f"{place}: {name} is {cell!r}, which is not a number; write a number or take the row out")
+            raise ValueError(
+                f"{place}: {name} is {quoted(cell)}, which is not a number; write a number or take the row out"
+            )
         split.append(found)
     percent = [cell.rstrip().endswith("%") or "%" in cell for cell in cells]
     if any(percent) and not all(percent):
         at = percent.index(not percent[0])
         raise ValueError(
-            f"{places[at]}: {name} is {cells[at]!r}, and other rows {'have' if percent[0] else 'lack'} a percent sign; "
-            f"write all of the column one way"
+            f"{places[at]}: {name} is {quoted(cells[at])}, and other rows {'have' if percent[0] else 'lack'} a percent "
+            f"sign; write all of the column one way"
         )
     mark, doubtful = _decimal_mark([part for pair in split for part in pair if part], decimal_comma)
     values, errors, steps = [], [], []
@@ -94,8 +98,8 @@ def read_numbers(name: str, cells: Sequence[str], places: Sequence[str], decimal
         value = _decimal(text, mark)
         if value is None or (error and _error(error, text, mark) is None):
             raise ValueError(
-                f"{place}: {name} is {cell!r}, and {'a comma' if mark == ',' else 'a point'} marks the decimals of "
-                f"this column; write all of the column one way"
+                f"{place}: {name} is {quoted(cell)}, and {'a comma' if mark == ',' else 'a point'} marks the decimals "
+                f"of this column; write all of the column one way"
             )
         values.append(float(value))
         errors.append(_error(error, text, mark) if error else None)

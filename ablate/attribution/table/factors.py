@@ -11,7 +11,7 @@ from ablate.attribution.lattice import Floats
 from ablate.attribution.table import names
 from ablate.attribution.table.cells import LEVELS, is_number, levels_of, read_numbers
 from ablate.attribution.table.rows import check_column, pairs, same
-from ablate.attribution.table.sheet import Sheet
+from ablate.attribution.table.sheet import Sheet, quoted
 
 WORDS = frozenset(word for word in LEVELS if word.isalpha())
 MOST_VALUES = 60
@@ -71,8 +71,8 @@ def _holds_levels(name: str, sheet: Sheet, *, demanded: bool) -> bool:
     odd = [r for r, cell in enumerate(cells) if cell and cell.lower() not in LEVELS]
     if len(odd) == 1 and len(cells) > 2 and any(cell.lower() in WORDS for cell in cells):
         raise ValueError(
-            f"{sheet.places[odd[0]]}: {name} is {cells[odd[0]]!r}, but other rows of this column are on or off; write "
-            f"on or off (or 1/0, true/false, yes/no)"
+            f"{sheet.places[odd[0]]}: {name} is {quoted(cells[odd[0]])}, but other rows of this column are on or off; "
+            f"write on or off (or 1/0, true/false, yes/no)"
         )
     return False
 
@@ -100,7 +100,7 @@ def _baseline(name: str, sheet: Sheet) -> str:
     found = [value for value in values if value.lower() in names.BASELINES]
     if len(found) == 1:
         return found[0]
-    shown = ", ".join(values[:6]) + (" ..." if len(values) > 6 else "")
+    shown = ", ".join(value[:40] for value in values[:6]) + (" ..." if len(values) > 6 else "")
     raise ValueError(
         f"column {name} has {len(values)} values ({shown}); say which of them is on with --on {name}=VALUE: it is "
         f"compared with {'the other' if len(values) == 2 else 'each other one'}"

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate.attribution.table.sheet import Sheet, sheet_of
+from ablate.attribution.table.sheet import Sheet, one_line, sheet_of
 from ablate.attribution.table.trials import is_journal, read_journal, read_sqlite
 
 if TYPE_CHECKING:
@@ -98,15 +98,8 @@ def _json(text: str, name: str) -> Sheet:
 
     try:
         data = json.loads(text, parse_constant=str, parse_float=str)
-    except (ValueError, RecursionError) as whole:
-        try:
-            # Not splitlines: other line separators may stand inside a string.
-            lines = [line for line in text.split("\n") if line.strip()]
-            data = [json.loads(line, parse_constant=str, parse_float=str) for line in lines]
-        except (ValueError, RecursionError):
-            raise ValueError(
-                f"cannot read {name} as JSON: {whole}; give a list of rows, or one row per line"
-            ) from whole
+    except (ValueError, RecursionError) as problem:
+        data = _json_lines(text, f"cannot read {name} as JSON: {problem}; give a list of rows, or one row per line")
     layout = "give a list of objects, one per run"
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         names, rows = data.get("columns"), data["data"]
@@ -123,6 +116,19 @@ def _json(text: str, name: str) -> Sheet:
     if not isinstance(data, list) or not data or not all(isinstance(row, dict) for row in data):
         raise ValueError(f"{name} is JSON, but no table; {layout}")
     return sheet_of(pd.json_normalize(data).astype(object), "row")
+
+
+def _json_lines(text: str, otherwise: str) -> list[object]:
+    """One row per line. ValueError names the line that is none, or says `otherwise` where already the first is none."""
+    rows = []
+    for at, line in enumerate(text.split("\n"), start=1):  # other separators of lines may stand inside a string
+        try:
+            rows += [json.loads(line, parse_constant=str, parse_float=str)] if line.strip() else []
+        except (ValueError, RecursionError) as problem:
+            raise ValueError(
+                f"line {at} is no JSON: {problem}; correct it or take it out" if rows else otherwise
+            ) from None
+    return rows
 
 
 def _separated(text: str, name: str) -> Sheet:
@@ -170,7 +176,7 @@ def _records(lines: list[str], separator: str, name: str) -> tuple[list[str], li
             if not any(cells):
                 continue
             if not header:
-                header = cells
+                header = [one_line(cell) for cell in cells]
                 continue
             while len(cells) > len(header) and not cells[-1]:
                 cells.pop()

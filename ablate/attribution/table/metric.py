@@ -11,7 +11,7 @@ import numpy as np
 from ablate.attribution.table import names
 from ablate.attribution.table.cells import Measured, is_diverged, is_number, levels_of, read_numbers
 from ablate.attribution.table.rows import check_column
-from ablate.attribution.table.sheet import Sheet
+from ablate.attribution.table.sheet import Sheet, quoted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def choose(sheet: Sheet, taken: Sequence[str], metric: str | None) -> str:
         cells = sheet.columns[name]
         if sum(cell[:1].isdigit() for cell in cells) * 2 > len(cells):
             raise ValueError(
-                f"{sheet.places[0]}: {name} is {cells[0]!r}, which is not a plain number; write numbers without "
+                f"{sheet.places[0]}: {name} is {quoted(cells[0])}, which is not a plain number; write numbers without "
                 f"a unit, or name another column with --metric"
             )
     if rest:
@@ -83,13 +83,13 @@ def numbers(sheet: Sheet, metric: str, *, log: bool) -> Measured:
     for cell, place in zip(sheet.columns[metric], sheet.places, strict=True):
         if is_diverged(cell):
             raise ValueError(
-                f"{place}: {metric} is {cell!r}; a diverged or failed run is not averaged: run it again with a new "
-                f"seed, replace the row, and report how many diverged"
+                f"{place}: {metric} is {quoted(cell)}; a diverged or failed run is not averaged: run it again with a "
+                f"new seed, replace the row, and report how many diverged"
             )
     found = read_numbers(metric, sheet.columns[metric], sheet.places, sheet.decimal_comma)
     for value, cell, place in zip(found.values, sheet.columns[metric], sheet.places, strict=True):
         if not math.isfinite(value):
-            raise ValueError(f"{place}: {metric} is {cell!r}, beyond what a double can hold; correct the cell")
+            raise ValueError(f"{place}: {metric} is {quoted(cell)}, beyond what a double can hold; correct the cell")
         if log and value <= 0:
             raise ValueError(f"{place}: {metric} is {cell}, and a logarithm needs numbers above 0; leave out --log")
     return found

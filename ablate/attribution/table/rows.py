@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ablate.attribution.table import names
 from ablate.attribution.table.cells import LEVELS, is_number
-from ablate.attribution.table.sheet import Sheet
+from ablate.attribution.table.sheet import Sheet, one_line
 from ablate.errors import nearest
 
 
@@ -21,7 +21,9 @@ def pairs(options: Sequence[str], option: str, sheet: Sheet) -> list[tuple[str, 
         check_column(name, sheet, option)
         values = dict.fromkeys(sheet.columns[name])
         if not any(same(cell, value) for cell in values):
-            shown = ", ".join(cell or "(blank)" for cell in list(values)[:6]) + (" ..." if len(values) > 6 else "")
+            shown = ", ".join(one_line(cell)[:40] or "(blank)" for cell in list(values)[:6]) + (
+                " ..." if len(values) > 6 else ""
+            )
             raise ValueError(f"{option}: no row has {name}={value}; the column holds {shown}")
         out.append((name, value))
     return out

@@ -34,7 +34,10 @@ class Sheet:
 def sheet_of(frame: DataFrame | Mapping[str, Sequence[object]], row_name: str = "line") -> Sheet:
     """A data frame or a mapping of columns as a sheet; lines count as if it were written to a CSV file."""
     names = list(frame.columns) if hasattr(frame, "columns") else list(frame)
-    flat = {name: "_".join(str(part) for part in name if str(part)) if isinstance(name, tuple) else str(name)
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"the column {repeated!r} appears twice; give every column its own name")
+    flat = {name: "_".join(str(part) for part in name if str(part)) if isinstance(name, tuple) else one_line(str(name))
             for name in names}  # fmt: skip
     columns = {flat[name]: [as_text(value) for value in frame[name]] for name in names}
     lengths = {len(column) for column in columns.values()}
@@ -42,6 +45,16 @@ def sheet_of(frame: DataFrame | Mapping[str, Sequence[object]], row_name: str = 
         raise ValueError(f"the columns have {sorted(lengths)} rows; all columns of a table have the same number")
     first = 2 if row_name == "line" else 1
     return Sheet(columns=columns, places=[f"{row_name} {first + r}" for r in range(lengths.pop() if lengths else 0)])
+
+
+def one_line(name: str) -> str:
+    """A column's name as it can stand in a sentence."""
+    return " ".join(name.split())
+
+
+def quoted(cell: str) -> str:
+    """A cell as it can stand in a sentence: in quotes, on one line, and cut where it is long."""
+    return repr(cell if len(cell) <= 60 else cell[:57] + "...")
 
 
 def as_text(value: object) -> str:
