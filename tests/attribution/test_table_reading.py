@@ -253,6 +253,12 @@ def test_a_learning_rate_is_a_covariate(effect):
     assert alone.effects["params_use_moe"].verdict == "confounded with params_lr"
 
 
+def test_a_covariate_that_is_constant_among_the_rows_that_count_is_none():
+    data = trials().assign(params_lr=0.001)
+    data.loc[0, ["params_lr", "value"]] = [0.002, np.nan]
+    assert np.isfinite(only(attribute(data, lower_is_better=True)).high)
+
+
 def test_the_covariate_is_that_of_least_squares():
     data = trials().rename(columns={"params_lr": "lr"})
     number = only(attribute(data, lower_is_better=True, components=["params_use_moe", "lr"], metric="value"))

@@ -152,11 +152,13 @@ def covariate_terms(sheet: Sheet, taken: Roles) -> tuple[Floats, list[str]]:
     terms, told = [], []
     for name in taken.covariates:
         numbers = read_numbers(name, sheet.columns[name], sheet.places, sheet.decimal_comma)
+        values = len(set(numbers.values))
+        if values == 1:
+            continue  # the rows that differed were left out
         x = np.array(numbers.values)
         log = bool((x > 0).all() and x.max() / x.min() >= 4)
         x = np.log(x) if log else x
         x = (x - x.mean()) / x.std()
-        values = len(set(numbers.values))
         degree = min(values - 1, 3)
         terms += [x**power for power in range(1, degree + 1)]
         told.append(

@@ -77,7 +77,7 @@ def read_table(sheet: Sheet, choices: Choices) -> Table:
     idle = unused(sheet, [*held, *taken.columns])
     found = confounded(sheet, idle, [{name: row[name] for name in varying} for row in rows])
     constant = {name: rows[0][name] for name in rows[0] if name not in varying}
-    warnings = [*_confounded_warnings(found), *sheet.warnings, *_idle_warning(sheet, idle, varying), *told]
+    warnings = [*_confounded_warnings(found), *sheet.warnings, *_idle_warning(idle), *told]
     warnings += [f"a blank in {name} is taken as off" for name in marked(sheet, taken)]
     warnings += [f"column {name} is {'on' if level else 'off'} in every row, so it has no effect to estimate"
                  for name, level in constant.items()]  # fmt: skip
@@ -172,7 +172,7 @@ def _confounded_warnings(found: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _idle_warning(sheet: Sheet, idle: Sequence[str], components: Sequence[str]) -> list[str]:
+def _idle_warning(idle: Sequence[str]) -> list[str]:
     if not idle:
         return []
     return [f"not used although they vary: {', '.join(idle)}; where one of them moves the metric, effects carry it"]
