@@ -162,8 +162,26 @@ def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> N
 
 @app.command()
 def attribute(
-    table: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="A row per run; see README.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE", help="A row per run: CSV, JSON, Parquet, Optuna's study.db, W&B's exports, or - for stdin."
+        ),
+    ],
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="Column to attribute.")] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Attribute to these only; a number is taken as a covariate."),
+    ] = None,
+    on: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="The value of a text column that is on.")
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only these rows.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of seeds, if its name hides it.")
+    ] = None,
+    last: Annotated[bool, typer.Option("--last", help="Of rows that are steps, the final one of each run.")] = False,
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="Of an Optuna storage with several.")] = None,
     lower_is_better: Annotated[
         bool | None, typer.Option("--lower-is-better/--higher-is-better", help="Direction of the metric.")
     ] = None,
@@ -184,12 +202,18 @@ def attribute(
     result = attribute_table(
         table,
         metric=metric,
+        components=component or [],
+        on=on or [],
+        where=where or [],
+        seed=seed,
+        last=last,
+        study=study,
+        log=log,
         lower_is_better=lower_is_better,
         requires=requires or [],
         blocks=block or [],
         margin=margin,
         confidence=confidence,
-        log=log,
         order=order,
     )
     if json:

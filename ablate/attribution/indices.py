@@ -29,6 +29,8 @@ def undefined_reason(lattice: Lattice, index: str) -> str | None:
     """Why an index does not exist on this lattice, in one sentence, or None where it does."""
     if index not in INDICES:
         raise ValueError(f"unknown index {index!r}; the indices are {', '.join(INDICES)}")
+    if lattice.star and index != lattice.star:
+        return f"arms of which a run has one at a time define the {TITLES[lattice.star]} effect only"
     if index in ("shapley", "banzhaf") and not lattice.unconstrained:
         return f"the {TITLES[index]} needs all 2^{len(lattice.components)} variants, and prerequisites forbid some"
     return None
@@ -46,7 +48,10 @@ def index_weights(lattice: Lattice, index: str) -> Floats:
     reason = undefined_reason(lattice, index)
     if reason:
         raise ValueError(reason)
-    if index == "first":
+    if lattice.star:
+        sign = 1.0 if index == "first" else -1.0
+        out = sign * np.hstack([-np.ones((len(lattice.components), 1)), np.eye(len(lattice.components))])
+    elif index == "first":
         out = _one_at_a_time(lattice, last=False)
     elif index == "last":
         out = _one_at_a_time(lattice, last=True)
@@ -164,11 +169,11 @@ def interaction_weights(lattice: Lattice) -> dict[tuple[str, str], Floats | None
     """Banzhaf interaction index of every pair: (component, component) -> (C,) weights, or None for a nested pair.
 
     The index is v(T+ij) - v(T+i) - v(T+j) + v(T), averaged over the contexts T in which all four cells are feasible
-    (Grabisch and Roubens 1999). It equals the two-factor interaction of a designed experiment.
+    (Grabisch and Roubens 1999). It equals the two-factor interaction of a designed experiment. Arms have no pairs.
     """
     n = len(lattice.components)
     out: dict[tuple[str, str], Floats | None] = {}
-    for i in range(n):
+    for i in range(0 if lattice.star else n):
         for j in range(i + 1, n):
             pair = (lattice.components[i], lattice.components[j])
             out[pair] = None if is_nested(lattice, i, j) else _pair_weights(lattice, i, j)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_COMPONENTS = 12
+MAX_ARMS = 60  # of a star, whose cells are single bits
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,6 +28,7 @@ class Lattice:
     needs: tuple[int, ...]  # per component: bitmask of all its prerequisites, direct and indirect
     blocks: tuple[int, ...]  # bitmasks that partition the components; no prerequisite crosses two blocks
     cells: tuple[int, ...]  # feasible bitmasks, ascending; the first is `none`, the last is `full`
+    star: str = ""  # of arms, the one index they define: "first" around `none`, "last" around `full`; see `star`
 
     @property
     def full(self) -> int:
@@ -53,6 +55,8 @@ class Lattice:
 
     def label(self, cell: int) -> str:
         """A cell in words: `none`, `full`, or the components that are on, joined by `+`."""
+        if self.star == "last":
+            return f"full without {self.names(cell)[0]}" if cell else "full"
         if cell == 0:
             return "none"
         return "full" if cell == self.full else "+".join(self.names(cell))
@@ -60,9 +64,9 @@ class Lattice:
     def index(self, cells: int | Sequence[int] | Ints) -> Ints:
         """Positions of feasible cells in `cells`. ValueError names the first cell that is not feasible."""
         wanted = np.atleast_1d(np.asarray(cells, dtype=np.int64))
-        where = positions(self)
-        found = where[np.clip(wanted, 0, len(where) - 1)]
-        wrong = np.flatnonzero((found < 0) | (wanted < 0) | (wanted >= len(where)))
+        cells = np.asarray(self.cells, dtype=np.int64)
+        found = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
+        wrong = np.flatnonzero(cells[found] != wanted)
         if len(wrong):
             raise ValueError(self.infeasible_reason(int(wanted[wrong[0]])))
         return found
@@ -113,6 +117,21 @@ def lattice(
         blocks=_merged_blocks(names, needs, blocks or ()),
         cells=tuple(masks[feasible].tolist()),
     )
+
+
+def star(components: Sequence[str], index: str) -> Lattice:
+    """Arms of which a run has one at a time, each compared with one reference and never with each other.
+
+    index "first": the reference is `none` and an arm's bit means on. "last": it is `full`, and the bit means that the
+    arm's component is off. ValueError for more than 60 arms.
+    """
+    names = tuple(components)
+    if len(names) > MAX_ARMS:
+        raise ValueError(
+            f"{len(names)} components were given, and {MAX_ARMS} can be compared with one reference; name fewer"
+        )
+    bits = tuple(1 << i for i in range(len(names)))
+    return Lattice(components=names, needs=(0,) * len(names), blocks=bits, cells=(0, *bits), star=index)
 
 
 def _closed_prerequisites(names: tuple[str, ...], requires: Mapping[str, Iterable[str]]) -> tuple[int, ...]:

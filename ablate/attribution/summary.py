@@ -32,8 +32,10 @@ MAX_RUNS = 100_000  # a larger number of further runs is no advice
 HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
 
 
-def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> Attribution:
-    """Attribution of the metric among the components of the lattice.
+def attribute_runs(
+    lattice: Lattice, runs: Observations, question: Question, headlines: Sequence[str] = HEADLINE
+) -> Attribution:
+    """Attribution of the metric among the components of the lattice; verdicts are on one of the `headlines`.
 
     Values of `runs` are the metric (its log already taken where `question.log`). What the runs cannot give is None with
     a reason. ValueError where they fit no design at all (it names the variants to add), or for an infeasible variant.
@@ -42,12 +44,12 @@ def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> 
     functionals = _functionals(lattice)
     found = estimate(lattice, runs, functionals, order=question.order)
     lines = found.lines
-    headline = next((i for i in HEADLINE if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
+    headline = next((i for i in headlines if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
     verdicts, warnings = _verdicts(lattice, found, headline, question)
     joint = _simultaneous(lattice, found, headline, question)
     effects = {}
     for name in lattice.components:
-        line = lines[f"{headline or 'owen'}:{name}"]
+        line = lines[f"{headline or lattice.star or 'owen'}:{name}"]
         indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
         effects[name] = ComponentEffect(
             indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name],
@@ -55,7 +57,7 @@ def attribute_runs(lattice: Lattice, runs: Observations, question: Question) -> 
             runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
         )  # fmt: skip
     return Attribution(
-        question=question, total=_number(lines["total"], question), effects=effects,
+        question=question, total=_total(lattice, lines, question), effects=effects,
         interactions=_interactions(lattice, lines, question), order_spectrum=_spectrum(lattice, runs),
         residual_sd=found.residual_sd, residual_df=found.residual_df,
         design=describe_design(lattice, runs, found), warnings=(*found.warnings, *warnings, *_refusals(lines)),
@@ -94,7 +96,7 @@ def _levels(lattice: Lattice, cell: int) -> str:
 
 
 def _functionals(lattice: Lattice) -> dict[str, Floats]:
-    out: dict[str, Floats] = {"total": total_weights(lattice)}
+    out: dict[str, Floats] = {} if lattice.star else {"total": total_weights(lattice)}
     for index in (*SHOWN, *SENSITIVITY):
         if undefined_reason(lattice, index) is None:
             rows = index_weights(lattice, index)
@@ -112,6 +114,12 @@ def _number(line: Estimate, question: Question) -> Number:
         return Number(estimate=line.value, reason=line.reason)
     low, high = interval(line.value, line.standard_error, line.df, question.confidence)
     return Number(estimate=line.value, low=low, high=high)
+
+
+def _total(lattice: Lattice, lines: Mapping[str, Estimate], question: Question) -> Number:
+    if lattice.star:
+        return Number(estimate=None, reason="no run has all components at once, so there is no total")
+    return _number(lines["total"], question)
 
 
 def _index_number(lattice: Lattice, lines: Mapping[str, Estimate], index: str, name: str, question: Question) -> Number:
@@ -193,7 +201,7 @@ def _zero_p(line: Estimate) -> float:
 
 def _spectrum(lattice: Lattice, runs: Observations) -> dict[int, float] | None:
     """Order spectrum of the mean metric per variant (not of the noise taken out); None for an incomplete table."""
-    if set(runs.cells) != set(lattice.cells):
+    if lattice.star or set(runs.cells) != set(lattice.cells):
         return None
     cells, values = np.asarray(runs.cells), np.asarray(runs.values) - runs.values[0]
     return order_spectrum(lattice, [float(values[cells == cell].mean()) for cell in lattice.cells])
@@ -223,6 +231,8 @@ def describe_design(lattice: Lattice, runs: Observations, found: Estimates) -> d
 
 def _kind(lattice: Lattice, cells: set[int]) -> str:
     out, into = set(drop_cells(lattice)), set(add_cells(lattice))
+    if lattice.star:
+        return "leave-one-out" if lattice.star == "last" else "add-one-in"
     if len(lattice.components) == 1:
         return "one"
     if cells == set(lattice.cells):

@@ -14,6 +14,8 @@ from ablate.attribution.verdicts import interval, max_t_critical
 LOSS = lattice(["mla", "moe", "aux-free", "mtp", "fp8", "distill"], {"aux-free": ["moe"]})
 OWEN = dict(zip(LOSS.components, index_weights(LOSS, "owen"), strict=True))
 
+OWEN2 = dict(zip("ab", index_weights(lattice("ab"), "owen"), strict=True))
+
 
 def functionals(parts, *indices):
     rows = {f"{i}:{c}": row for i in indices for c, row in zip(parts.components, index_weights(parts, i), strict=True)}
@@ -85,19 +87,68 @@ def test_unshared_seeds_of_two_variants_give_welch():
     assert line.df == pytest.approx(expected.df)
 
 
-def test_repeated_unshared_lattices_use_the_pure_error():
+def test_repeated_variants_bring_their_own_variances():
+    """Satterthwaite over four arms, written out by hand; and the joint covariance that rank claims need."""
     parts = lattice("ab")
-    values = np.random.default_rng(4).normal(0, 1, (4, 3))
-    runs = observed(np.repeat(parts.cells, 3), [None] * 12, values.ravel())
+    generator = np.random.default_rng(4)
+    arms = [generator.normal(0, sd, n) for sd, n in ((0.5, 20), (2, 3), (1, 5), (3, 2))]
+    runs = observed(np.repeat(parts.cells, [20, 3, 5, 2]), [None] * 30, np.concatenate(arms))
     found = estimate(parts, runs, functionals(parts, "owen"))
-    pooled = values.var(axis=1, ddof=1).mean() ** 0.5
+    shares = np.array([arm.var(ddof=1) / len(arm) for arm in arms]) / 4
     line = found.lines["owen:a"]
-    assert line.standard_error == pytest.approx(pooled * (4 * 0.25 / 3) ** 0.5)
-    assert (line.df, found.residual_df) == (8, 8)
-    assert found.residual_sd == pytest.approx(pooled)
+    assert line.standard_error == pytest.approx(shares.sum() ** 0.5)
+    assert line.df == pytest.approx(shares.sum() ** 2 / (shares**2 / [19, 2, 4, 1]).sum())
+    rows = index_weights(parts, "owen")
+    variance = ((rows[0] - rows[1]) ** 2 * shares * 4).sum()
+    assert found.difference("owen:a", "owen:b").standard_error == pytest.approx(variance**0.5)
     assert found.warnings == ()
-    twice = observed(LOSS.cells * 2, [None] * 96, np.random.default_rng(5).normal(0, 1, 96))
-    assert estimate(LOSS, twice, OWEN).residual_df == 48
+
+
+def coverage(sizes, spreads, sims, seed):
+    """Coverage of zero and rate of intervals without it, for effects of two components that do nothing."""
+    parts = lattice("ab")
+    generator = np.random.default_rng(seed)
+    weights = functionals(parts, "owen")
+    hits = 0
+    for _ in range(sims):
+        values = np.concatenate([generator.normal(0, sd, n) for n, sd in zip(sizes, spreads, strict=True)])
+        runs = observed(np.repeat(parts.cells, sizes), [None] * len(values), values)
+        for line in estimate(parts, runs, weights).lines.values():
+            hits += abs(line.value) <= stats.t.ppf(0.975, line.df) * line.standard_error
+    return hits / (len(weights) * sims)
+
+
+def test_a_noisy_arm_with_few_runs_does_not_borrow_the_calm_of_a_common_one():
+    """The pooled variance that stood here before covered .57."""
+    assert coverage((20, 3, 3, 3), (0.5, 2, 2, 2), 300, seed=20) > 0.92
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "spreads"),
+    [((20, 3, 3, 3), (1, 1, 1, 1)), ((20, 3, 3, 3), (0.5, 2, 2, 2)), ((20, 2, 2, 2), (0.5, 3, 3, 3)),
+     ((5, 5, 5, 5), (1, 1, 1, 4))],
+)  # fmt: skip
+def test_unequal_arms_cover(sizes, spreads):
+    assert 0.94 < coverage(sizes, spreads, 3000, seed=21) < 0.97
+
+
+def test_one_run_of_a_variant_is_told_to_rest_on_equal_noise():
+    parts = lattice("ab")
+    runs = observed([0] * 8 + [1, 2, 3], [None] * 11, np.random.default_rng(22).normal(0, 1, 11))
+    assert any("a, b, full ran once" in w and "same noise" in w for w in estimate(parts, runs, OWEN2).warnings)
+
+
+def test_equal_differences_have_the_width_of_rounding_and_a_word():
+    parts = lattice("a")
+    cells, seeds, values = [0, 1] * 3, [0, 0, 1, 1, 2, 2], [3.0, 2.99, 3.1, 3.09, 3.2, 3.19]
+    runs = Observations(cells=tuple(cells), values=tuple(values), clusters=tuple(seeds), resolution=0.01)
+    found = estimate(parts, runs, {"a": np.array([-1.0, 1.0])})
+    assert found.lines["a"].standard_error == pytest.approx(0.01 * (6 / 9 / 12) ** 0.5)
+    assert "rounding (to 0.01)" in found.warnings[0]
+    whole = estimate(parts, observed(cells, seeds, values), {"a": np.array([-1.0, 1.0])})
+    assert whole.lines["a"].standard_error < 1e-15
+    assert "copies of one another" in whole.warnings[0]
 
 
 def test_one_missing_variant_leaves_exact_what_does_not_need_it():

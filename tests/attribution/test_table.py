@@ -11,7 +11,7 @@ from ablate.attribution.design.exchange import lattice_design
 from ablate.attribution.indices import index_weights
 from ablate.attribution.lattice import lattice
 from ablate.attribution.table.attribute import attribute
-from ablate.attribution.table.reading import guess_direction
+from ablate.attribution.table.names import lower_is_better as guess_direction
 from ablate.attribution.table.text import render_text
 
 ON = [2.95, 3.01, 2.97, 2.93]
@@ -110,7 +110,8 @@ def test_direction_changes_the_verdict_and_never_the_estimate():
     assert [higher[c]["verdict"] for c in "ab"] == ["harm", "gain"]
     assert lower["a"]["owen"] == higher["a"]["owen"]
     assert lower["a"]["owen"]["estimate"] == pytest.approx(-0.3, abs=0.01)
-    assert "lower value is taken as better" in attribute(frame).warnings[0]
+    with pytest.raises(ValueError, match="'value' does not say whether lower or higher is better"):
+        attribute(frame)
     assert attribute(frame.rename(columns={"value": "tokens_per_s"})).effects["a"].verdict == "harm"
     assert [guess_direction(name) for name in ("val_loss", "tokens_per_s", "step_time_s", "x")] == [
         True, False, True, None,
@@ -237,9 +238,12 @@ def test_identical_records_have_no_effect_and_no_winner():
         frame["loss"] = 0.1
         found = attribute(frame)
         for effect in found.effects.values():
-            assert effect.indices["owen"].estimate == effect.indices["owen"].low == effect.indices["owen"].high == 0.0
-            assert effect.verdict == "no effect within the margin"
+            number = effect.indices["owen"]
+            assert number.estimate == number.low + number.high == 0.0
+            assert number.high > 0.02, "a table that shows one digit cannot show less than rounding to it hides"
+            assert effect.verdict == "not resolved"
         assert "gain" not in render_text(found)
+        assert any("rounding (to 0.1)" in warning for warning in found.warnings)
 
 
 def test_constant_columns_are_told_and_left_out():
@@ -327,9 +331,7 @@ GOOD = "a,b,seed,loss\non,on,0,1\noff,on,0,2\non,off,0,3\noff,off,0,4\non,on,1,1
         (GOOD.replace("on,off,0,3\n", "on,off,0,wide\n"), {}, "line 4: loss is 'wide', which is not a number"),
         (GOOD.replace("on,off,0,3\n", "on,off,0,nan\n"), {}, "line 4: loss is 'nan'; a diverged"),
         (GOOD.replace("on,off,0,3\n", "on,off,0,inf\n"), {}, "line 4: loss is 'inf'"),
-        (GOOD.replace("on,off,0,3\n", "on,off,0,\n"), {}, "line 4: loss is ''"),
         (GOOD.replace("on,off,0,3\n", "onn,off,0,3\n"), {}, "line 4: a is 'onn'"),
-        ("a,b,loss\n1,1,1\n0,,2\n1,0,3\n", {"metric": "loss"}, "line 3: b is ''"),
         (GOOD.replace("on,off,0,3\n", "on,off,,3\n"), {}, "line 4 has no seed"),
         (GOOD + "on,on,1,5\n", {}, "line 10 repeats seed 1 of the variant in line 6"),
         (GOOD.replace("on,off,0,3\n", "on,off,0\n"), {}, "line 4 has 3 fields and the header has 4"),
@@ -348,7 +350,8 @@ GOOD = "a,b,seed,loss\non,on,0,1\noff,on,0,2\non,off,0,3\noff,off,0,4\non,on,1,1
         ("a,loss\non,1\n", {}, "the table has 1 run;"),
         ("a,loss\n", {}, "the table has 0 runs"),
         ("a,loss\non,1\non,2\n", {}, "never change"),
-        ("x,loss\n3,1\n4,2\n", {"metric": "loss"}, "no component column: of x none holds"),
+        ("x,loss\n3,1\n4,2\n", {"metric": "loss"}, "x has two values: say which is on, as in --on x=3"),
+        ("x,loss\n3,1\n4,2\n5,2\n", {"metric": "loss"}, "no component column: of x none holds"),
         ("loss\n1\n2\n", {}, "no component column: there is no other"),
         ("a,loss,time\non,1,2\noff,2,3\n", {}, r"several possible metrics \(loss, time\)"),
         ("a,note\non,x\noff,y\n", {}, "no column holds numbers"),
@@ -370,8 +373,8 @@ def test_other_ways_to_be_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"columns have \[1, 2\] rows"):
         attribute({"a": ["on", "off"], "loss": [1.0]})
     ignored = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "loss": [1.0, 2.0, 1.1, 2.2], "note": list("wxyz")}))
-    assert "not used because they hold text: note" in ignored.warnings
-    named = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "solved": [1, 0, 1, 1]}), metric="solved")
+    assert "not used although they vary: note" in ignored.warnings[0]
+    named = attribute(pd.DataFrame({"a": [1, 0, 1, 0], "solved": [1, 0, 1, 1]}), metric="solved", lower_is_better=False)
     assert list(named.effects) == ["a"]
 
 

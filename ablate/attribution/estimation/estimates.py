@@ -1,7 +1,8 @@
 """Linear functionals of the variants estimated from runs, each with the noise model its seeds allow.
 
 Runs of one seed (same data order, same initial values) form a cluster. Every seed ran every needed variant: t over
-seeds. No shared seed: Welch for two variants, residual mean square otherwise. Small blocks of shared seeds: `blocked`.
+seeds. No shared seed: each variant's own variance where it ran twice, residual mean square otherwise. Small blocks of
+shared seeds: `blocked`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ablate.attribution.estimation.adjusted import adjusted_fit
 from ablate.attribution.estimation.blocked import blocked_fit
 from ablate.attribution.estimation.functionals import RunWeights, run_weights
-from ablate.attribution.estimation.pairs import welch
-from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix
+from ablate.attribution.estimation.independent import (
+    Residual,
+    Spread,
+    equal_spread_warning,
+    residual_of,
+    seed_residual,
+    spread_of,
+)
+from ablate.attribution.lattice import Floats, Lattice
 
-MIN_DF = 5  # of a residual without interactions of more than three components; below, two are assumed
+SATTERTHWAITE = "variance of each variant, Satterthwaite degrees of freedom"
 ONE_SEED = "one seed for all variants hides how an effect changes from seed to seed, so no interval is given; run more"
 
 
@@ -27,12 +36,14 @@ class Observations:
     cells: tuple[int, ...]
     values: tuple[float, ...]
     clusters: tuple[Hashable | None, ...]
+    resolution: float = 0.0  # step of the last digit that values were rounded to; 0: not rounded
+    covariates: tuple[tuple[float, ...], ...] = ()  # per run, numbers whose linear influence is taken out
 
     def __post_init__(self) -> None:
         assert len(self.cells) == len(self.values) == len(self.clusters)
         assert all(np.isfinite(self.values))
         shared = [key for key in zip(self.cells, self.clusters, strict=True) if key[1] is not None]
-        if len(shared) != len(set(shared)):
+        if len(shared) != len(set(shared)) and not self.covariates:
             twice = next(key for key in shared if shared.count(key) > 1)
             raise ValueError(f"cell {twice[0]:#b} has two runs of seed {twice[1]}; keep one")
 
@@ -97,14 +108,21 @@ def estimate(
     kind = seed_layout(lattice, runs)
     # Weights sum to zero, so any shift is free; this one makes identical records give exactly zero.
     y = np.asarray(runs.values) - runs.values[0]
-    if kind == "blocked":
+    if kind == "blocked" and not runs.covariates:
         return _blocked_estimates(lattice, runs, names, weights, y, order)
+    if runs.covariates:
+        return _adjusted_estimates(lattice, runs, names, weights, y, order)
     plan = run_weights(lattice, runs.cells, weights, order)
     values = plan.weights @ y
     covariance = np.full((len(names), len(names)), np.nan)
     lines: dict[str, Estimate] = {}
     warnings = list(plan.warnings)
-    residual = _independent_residual(lattice, runs, y, plan.order) if kind != "complete" else _seed_residual(runs, y)
+    residual = (
+        residual_of(lattice, runs.cells, y, plan.order)
+        if kind != "complete"
+        else seed_residual(runs.cells, runs.clusters, y)
+    )
+    spread = spread_of(runs.cells, y)
     sharing: dict[frozenset[Hashable], list[int]] = {}
     everyone: frozenset[Hashable] = frozenset(runs.clusters)
     for k, name in enumerate(names):
@@ -119,13 +137,16 @@ def estimate(
         elif seeds:
             sharing.setdefault(seeds, []).append(k)
         else:
-            lines[name] = _independent_line(name, runs, plan.weights[k], y, plan.exact[k], residual)
+            lines[name] = _independent_line(name, runs, plan.weights[k], y, spread, residual)
     for seeds, members in sharing.items():
         for k, line in _seed_lines(runs, plan, y, seeds, members, covariance).items():
             lines[names[k]] = replace(line, name=names[k])
-    _fill_independent_covariance(lines, names, plan.weights, residual, covariance)
-    if residual.warning and any("residual" in line.method for line in lines.values()):
-        warnings.append(residual.warning)
+    lines, equal = _without_zero_width(lines, dict(zip(names, plan.weights, strict=True)), runs)
+    _fill_independent_covariance(lines, names, plan.weights, spread, residual, covariance)
+    warnings += equal
+    if any(line.method.startswith("residual") for line in lines.values()):
+        warnings += [residual.warning] if residual.warning else []
+        warnings.append(equal_spread_warning(lattice, runs.cells))
     return Estimates(
         lines={name: lines[name] for name in names},
         covariance=covariance,
@@ -156,62 +177,6 @@ def seed_layout(lattice: Lattice, runs: Observations) -> str:
     if any(found == cells for found in members.values()) or shared - 1 - len(lattice.components) < 1:
         return "mixed"
     return "blocked"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Residual:
-    sd: float | None
-    df: int
-    warning: str | None = None
-
-
-def _independent_residual(lattice: Lattice, runs: Observations, y: Floats, order: int | None) -> _Residual:
-    """Noise of single runs: pure error where variants were repeated, else the residual of an order-limited model."""
-    cells = np.asarray(runs.cells)
-    repeats = len(cells) - len(set(runs.cells))
-    if order is None and repeats >= len(set(runs.cells)):
-        return _pure_error(cells, y)
-    found = _Residual(sd=None, df=0)
-    for limit in [3, 2] if order is None else [order]:
-        found = _fit_residual(model_matrix(lattice, limit, cells), y)
-        if order is None and limit == 3 and repeats == 0 and found.df < MIN_DF:
-            continue
-        if found.df > repeats and order is None and limit < len(lattice.components):
-            warning = (
-                f"the noise is the residual of a model with interactions of at most {limit} components; "
-                f"if larger ones exist, the intervals are wider than needed"
-            )
-            return replace(found, warning=warning)
-        if found.df:
-            return found
-    return found
-
-
-def _pure_error(cells: Ints, y: Floats) -> _Residual:
-    at, counts = np.unique(cells, return_inverse=True, return_counts=True)[1:]
-    df = len(y) - len(counts)
-    return _Residual(sd=_root_mean(y - (np.bincount(at, y) / counts)[at], df), df=df)
-
-
-def _fit_residual(design: Floats, y: Floats) -> _Residual:
-    coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    df = len(y) - int(rank)
-    return _Residual(sd=_root_mean(y - design @ coefficients, df), df=df)
-
-
-def _seed_residual(runs: Observations, y: Floats) -> _Residual:
-    """Residual of variant plus seed: what is left of one run when its seed's own level is taken out."""
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys(runs.cells))}
-    seeds = {seed: i for i, seed in enumerate(dict.fromkeys(runs.clusters))}
-    table = np.zeros((len(cells), len(seeds)))
-    table[[cells[c] for c in runs.cells], [seeds[s] for s in runs.clusters]] = y
-    left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    df = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return _Residual(sd=_root_mean(left.ravel(), df), df=df)
-
-
-def _root_mean(residuals: Floats, df: int) -> float | None:
-    return float((residuals**2).sum() / df) ** 0.5 if df > 0 else None
 
 
 def _shared_seeds(lattice: Lattice, runs: Observations, weights: Floats) -> tuple[frozenset[Hashable], str | None]:
@@ -269,41 +234,64 @@ def _seed_lines(
 
 
 def _independent_line(
-    name: str, runs: Observations, weights: Floats, y: Floats, exact: bool, residual: _Residual
+    name: str, runs: Observations, weights: Floats, y: Floats, spread: Spread, residual: Residual
 ) -> Estimate:
-    """Welch where the functional is a difference of two repeated variants, else the residual mean square."""
-    cells = np.asarray(runs.cells)
-    used = np.unique(cells[np.abs(weights) > 1e-12])
+    """Variance of each variant where all that are used ran twice, else the residual mean square of all."""
     value = float(weights @ y)
-    if exact and len(used) == 2:
-        plus, minus = (y[cells == cell] for cell in used)
-        _, error, df, _ = welch(plus.tolist(), minus.tolist())
-        if error is not None and np.isclose(weights[weights > 0].sum(), 1.0):
-            method = f"Welch t, {len(plus)} and {len(minus)} runs"
-            n = len(plus) + len(minus)
-            return Estimate(name=name, value=value, standard_error=error, df=df, n=n, method=method)
+    n = len(runs.cells)
+    if spread.covers(weights):
+        shares = spread.shares(weights)
+        error = float(shares.sum()) ** 0.5
+        # Satterthwaite (1946): df of a sum of independent variances. Without noise every df gives the same interval.
+        df = float(shares.sum() ** 2 / (shares**2 / spread.dfs).sum()) if error > 0 else float(spread.dfs.sum())
+        counts = spread.dfs[spread.used(weights)].astype(int) + 1
+        method = f"Welch t, {' and '.join(map(str, counts))} runs" if len(counts) == 2 else SATTERTHWAITE
+        return Estimate(name=name, value=value, standard_error=error, df=df, n=int(counts.sum()), method=method)
     if residual.sd is None:
         return Estimate(
-            name=name, value=value, n=len(cells),
+            name=name, value=value, n=n,
             reason="no variant ran twice and nothing is left over for the noise, so no interval is given; add seeds",
         )  # fmt: skip
     return Estimate(
         name=name, value=value, standard_error=float(residual.sd * (weights @ weights) ** 0.5), df=float(residual.df),
-        n=len(cells), method=f"residual mean square, {residual.df} degrees of freedom",
+        n=n, method=f"residual mean square, {residual.df} degrees of freedom",
     )  # fmt: skip
 
 
 def _fill_independent_covariance(
-    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, residual: _Residual, covariance: Floats
-) -> None:
-    """Joint covariance of functionals that share the residual mean square, and the variances of all others."""
+    lines: Mapping[str, Estimate], names: Sequence[str], weights: Floats, spread: Spread, residual: Residual,
+    covariance: Floats,
+) -> None:  # fmt: skip
+    """Joint covariance of functionals that share a noise model, and the variances of all others."""
     pooled = [k for k, name in enumerate(names) if lines[name].method.startswith("residual")]
     if pooled and residual.sd is not None:
         covariance[np.ix_(pooled, pooled)] = residual.sd**2 * weights[pooled] @ weights[pooled].T
+    own = [k for k, name in enumerate(names) if lines[name].method.startswith(("Welch", SATTERTHWAITE))]
+    each = np.nan_to_num(spread.variances)[spread.at]
+    covariance[np.ix_(own, own)] = (weights[own] * each) @ weights[own].T
     for k, name in enumerate(names):
         error = lines[name].standard_error
         if error is not None:
             covariance[k, k] = error**2
+
+
+def _without_zero_width(
+    lines: Mapping[str, Estimate], weights: Mapping[str, Floats], runs: Observations
+) -> tuple[dict[str, Estimate], list[str]]:
+    """Lines whose standard error is at least that of rounding, and a word where differences agree to the last digit."""
+    out = dict(lines)
+    agree = False
+    bits = 4 * np.finfo(float).eps * max(map(abs, runs.values))
+    for name, line in lines.items():
+        size = float(weights[name] @ weights[name] / 12) ** 0.5  # of an error uniform within half a step, over all runs
+        if line.standard_error is not None and line.standard_error <= size * max(runs.resolution, bits):
+            agree = True
+            out[name] = replace(line, standard_error=max(line.standard_error, size * runs.resolution))
+    word = (
+        f"differences agree to the last digit: the intervals show rounding (to {runs.resolution:g}) and no spread, so "
+        f"give all digits, and see whether runs are copies of one another"
+    )
+    return out, [word] if agree else []
 
 
 def _blocked_estimates(
@@ -324,4 +312,27 @@ def _blocked_estimates(
     return Estimates(
         lines=lines, covariance=fit.covariance, layout="blocked", order=fit.order, residual_sd=fit.residual_sd,
         residual_df=fit.residual_df, warnings=fit.warnings,
+    )  # fmt: skip
+
+
+def _adjusted_estimates(
+    lattice: Lattice, runs: Observations, names: Sequence[str], weights: Floats, y: Floats, order: int | None
+) -> Estimates:
+    fit = adjusted_fit(lattice, runs.cells, runs.clusters, np.array(runs.covariates), weights, y, order)
+    lines = {}
+    for k, name in enumerate(names):
+        line = Estimate(name=name, value=float(fit.weights[k] @ y), n=len(y))
+        if fit.reasons[k] is not None:
+            lines[name] = replace(line, value=None, reason=fit.reasons[k])
+        elif fit.sd is None:
+            lines[name] = replace(line, reason="nothing is left over for the noise, so no interval is given; add runs")
+        else:
+            error = fit.sd * float(fit.weights[k] @ fit.weights[k]) ** 0.5
+            method = f"residual mean square beside covariates, {fit.df} degrees of freedom"
+            lines[name] = replace(line, standard_error=error, df=float(fit.df), method=method)
+    rounded, equal = _without_zero_width(lines, dict(zip(names, fit.weights, strict=True)), runs)
+    covariance = np.nan if fit.sd is None else fit.sd**2 * fit.weights @ fit.weights.T
+    return Estimates(
+        lines=rounded, covariance=covariance * np.ones((len(names), len(names))), layout="adjusted", order=fit.order,
+        residual_sd=fit.sd, residual_df=fit.df or None, warnings=(*fit.warnings, *equal),
     )  # fmt: skip

@@ -1,233 +1,216 @@
-"""Reads a table of runs from anywhere: its component columns, metric and seeds; one sentence for what is wrong."""
+"""A sheet of cells -> checked runs: levels, one metric, seeds; what was left out or assumed stands in warnings."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-WORDS = {"on": True, "off": False, "true": True, "false": False, "yes": True, "no": False}
-LEVELS = {**WORDS, "1": True, "0": False, "1.0": True, "0.0": False}
-SEED = "seed"
+import numpy as np
 
-LOWER = ("loss", "nll", "ppl", "perplexity", "bpb", "bits", "error", "cost", "second", "time", "latency", "bytes",
-         "memory", "flops", "wer")  # fmt: skip
-HIGHER = (
-    "accuracy",
-    "acc",
-    "per_s",
-    "per_second",
-    "throughput",
-    "score",
-    "reward",
-    "mfu",
-    "speed",
-    "auc",
-    "f1",
-    "bleu",
-)
+from ablate.attribution.lattice import Floats
+from ablate.attribution.table import names
+from ablate.attribution.table.cells import without_words_for_nothing
+from ablate.attribution.table.confounding import confounded, unused
+from ablate.attribution.table.factors import covariate_terms, exclusive, levels, marked, roles
+from ablate.attribution.table.metric import Spread, as_runs, choose, numbers, spread_of
+from ablate.attribution.table.rows import canonical, check_column, filled, final, finished, where
+from ablate.attribution.table.sheet import Sheet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """What the reader of a table is told, instead of having to guess it."""
+
+    metric: str | None = None
+    seed: str | None = None
+    components: tuple[str, ...] = ()
+    on: tuple[str, ...] = ()  # COLUMN=VALUE that is on
+    where: tuple[str, ...] = ()  # COLUMN=VALUE of the rows that count
+    last: bool = False  # the final row of each run
+    log: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Checked rows: levels of every component column, one metric, seeds where there are any."""
+    """Checked runs: levels of every component, one metric, seeds where there are any."""
 
     metric: str
-    components: tuple[str, ...]  # columns that hold both levels
-    constant: Mapping[str, bool]  # component columns with one level only
-    levels: tuple[Mapping[str, bool], ...]  # per row, of both kinds of column
+    components: tuple[str, ...]  # those with both levels
+    constant: Mapping[str, bool]  # components with one level only
+    levels: tuple[Mapping[str, bool], ...]  # per run, of both kinds
     values: tuple[float, ...]
     seeds: tuple[str | None, ...]
-    lines: tuple[int, ...]  # line in the file, the header is line 1
-    warnings: tuple[str, ...]
+    places: tuple[str, ...]
+    resolution: float  # step of the last digit of the values
+    arms: str = ""  # where components are values of one column: the index they define, see `exclusive`
+    covariates: Floats = field(default_factory=lambda: np.zeros((0, 0)))  # (runs, terms)
+    confounded: Mapping[str, str] = field(default_factory=dict)  # component -> unused column
+    lower_is_better: bool | None = None  # where the source or the metric's name says
+    warnings: tuple[str, ...] = ()
 
 
-def read_csv(path: str | Path) -> tuple[dict[str, list[str]], list[int]]:
-    """Columns as text, and the line of each row. ValueError: no such file, no rows, ragged rows, repeated columns."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(f"cannot read {path}: {problem}; give a CSV file in UTF-8") from problem
-    reader = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(reader, [])]
-    if not header or not all(header):
-        raise ValueError(f"{path} has no header line with a name for every column; the first line names the columns")
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{path}: the column {repeated[0]!r} appears twice in line 1; give every column its own name")
-    columns: dict[str, list[str]] = {name: [] for name in header}
-    lines = []
-    for row in reader:
-        if not any(field.strip() for field in row):
-            continue
-        if len(row) != len(header):
-            raise ValueError(
-                f"line {reader.line_num} has {len(row)} fields and the header has {len(header)}; make them equal"
-            )
-        lines.append(reader.line_num)
-        for name, field in zip(header, row, strict=True):
-            columns[name].append(field.strip())
-    return columns, lines
+def read_table(sheet: Sheet, choices: Choices) -> Table:
+    """Check a sheet. Without `components`, these are the columns that hold nothing but levels.
 
-
-def columns_of(frame: Any) -> tuple[dict[str, list[str]], list[int]]:
-    """The same from a pandas DataFrame or a mapping of columns; lines count as if it were written to a CSV file."""
-    names = list(frame.columns) if hasattr(frame, "columns") else list(frame)
-    columns = {str(name): ["" if value is None else str(value).strip() for value in frame[name]] for name in names}
-    lengths = {len(column) for column in columns.values()}
-    if len(lengths) > 1:
-        raise ValueError(f"the columns have {sorted(lengths)} rows; all columns of a table have the same number")
-    return columns, list(range(2, 2 + (lengths.pop() if lengths else 0)))
-
-
-def read_table(
-    columns: Mapping[str, Sequence[str]], lines: Sequence[int], *, metric: str | None = None, log: bool = False
-) -> Table:
-    """Check a table. Component columns are those that hold nothing but on/off, true/false, yes/no, 1/0, in any case.
-
-    ValueError, with the line: a level or metric that cannot be read, a metric that is not finite (or not positive with
-    `log`), a missing or repeated seed, one run only, no component column, no or several possible metrics.
+    ValueError, with the row: a level or number that cannot be read, a run that diverged, a missing or repeated seed,
+    steps in place of runs, one run only, no component, no or several possible metrics.
     """
-    if len(lines) < 2:
-        raise ValueError(f"the table has {len(lines)} run{'s' * (len(lines) != 1)}; an effect compares at least two")
-    seed = next((name for name in columns if name.lower() == SEED), None)
-    levels = [name for name in columns if name not in (metric, seed) and _holds_levels(name, columns[name], lines)]
-    chosen = _metric(columns, levels, seed, metric)
-    levels = [name for name in levels if name != chosen]
-    rows = tuple({name: LEVELS[columns[name][r].lower()] for name in levels} for r in range(len(lines)))
-    varying = tuple(name for name in levels if len({row[name] for row in rows}) == 2)
+    columns = {name: without_words_for_nothing(cells) for name, cells in sheet.columns.items()}
+    sheet = finished(where(replace(sheet, columns=columns), choices.where))
+    _check_size(sheet)
+    seed = _seed_column(sheet, choices)
+    metric = choose(sheet, [seed] if seed else [], choices.metric)
+    sheet = filled(sheet, [metric])
+    spread = spread_of(sheet, metric)
+    held = [name for name in (metric, seed, spread and spread.column, spread and spread.count) if name]
+    steps = [name for name in sheet.columns if names.is_step(name) and name not in choices.components]
+    taken = roles(sheet, [*held, *steps], choices.components, choices.on)
+    sheet = filled(sheet, [name for name in taken.columns if name not in marked(sheet, taken)])
+    sheet = final(sheet, [*taken.columns, *([seed] if seed else []), *_run_names(sheet, held)], last=choices.last)
+    _check_size(sheet)
+    rows = levels(sheet, taken)
+    varying = tuple(name for name in rows[0] if len({row[name] for row in rows}) == 2)
     if not varying:
-        raise ValueError(_no_component(columns, levels, chosen, seed))
-    constant = {name: rows[0][name] for name in levels if name not in varying}
-    warnings = [
-        f"column {name} is {'on' if level else 'off'} in every row, so it has no effect to estimate"
-        for name, level in constant.items()
-    ]
-    unused = [name for name in columns if name not in (*levels, chosen, seed) and not _numeric(columns[name])]
-    if unused:
-        warnings.append(f"not used because they hold text: {', '.join(unused)}")
+        raise ValueError(_no_component(sheet, list(rows[0]), held, choices))
+    terms, told = covariate_terms(sheet, taken)
+    idle = unused(sheet, [*held, *taken.columns])
+    found = confounded(sheet, idle, [{name: row[name] for name in varying} for row in rows])
+    constant = {name: rows[0][name] for name in rows[0] if name not in varying}
+    warnings = [*_confounded_warnings(found), *sheet.warnings, *_idle_warning(idle), *told]
+    warnings += [f"a blank in {name} is taken as off" for name in marked(sheet, taken)]
+    warnings += [f"column {name} is {'on' if level else 'off'} in every row, so it has no effect to estimate"
+                 for name, level in constant.items()]  # fmt: skip
+    direction = sheet.directions.get(metric, names.lower_is_better(metric))
     table = Table(
-        metric=chosen, components=varying, constant=constant, levels=rows,
-        values=tuple(_value(chosen, text, line, log) for text, line in zip(columns[chosen], lines, strict=True)),
-        seeds=_seeds(columns, seed, lines), lines=tuple(lines), warnings=tuple(warnings),
+        metric=metric, components=varying, constant=constant, levels=tuple(rows), values=(), seeds=(),
+        places=tuple(sheet.places), resolution=0.0, covariates=terms, confounded=found, lower_is_better=direction,
+        warnings=tuple(warnings), arms=exclusive(sheet, taken),
     )  # fmt: skip
-    _refuse_repeats(table)
+    return _with_values(table, sheet, seed, spread, log=choices.log)
+
+
+def _check_size(sheet: Sheet) -> None:
+    count = len(sheet.places)
+    if count < 2:
+        lost = "".join(f"; {warning}" for warning in sheet.warnings)
+        raise ValueError(f"the table has {count} run{'s' * (count != 1)}; an effect compares at least two{lost}")
+
+
+def _with_values(table: Table, sheet: Sheet, seed: str | None, spread: Spread | None, *, log: bool) -> Table:
+    measured = numbers(sheet, table.metric, log=log)
+    warnings = [*table.warnings, *([measured.warning] if measured.warning else [])]
+    values, resolution = measured.values, measured.resolution
+    seeds, reruns = _seeds(sheet, seed, table)
+    warnings += reruns
+    if spread is not None:
+        at, runs = as_runs(sheet, measured, spread)
+        warnings.append("rows are means: their runs are taken as independent, since pairs of one seed cannot be told")
+        table = replace(
+            table, levels=tuple(table.levels[r] for r in at), places=tuple(table.places[r] for r in at),
+            covariates=table.covariates[at],
+        )  # fmt: skip
+        values, seeds = tuple(runs), (None,) * len(runs)
+    elif any(error is not None for error in measured.errors):
+        warnings.append(
+            f"what is behind ± in {table.metric} is not used: add a column n with the number of runs, and its spread "
+            f"is taken as their standard deviation"
+        )
+    if log:
+        resolution /= min(values)
+        values = tuple(math.log(value) for value in values)
+    table = replace(table, values=values, seeds=seeds, resolution=resolution, warnings=tuple(warnings))
+    _refuse_repeats(table, sheet)
     return table
 
 
-def _holds_levels(name: str, column: Sequence[str], lines: Sequence[int]) -> bool:
-    """True for a component column. ValueError where only some entries are level words: most likely a slip."""
-    known = [text.lower() in LEVELS for text in column]
-    if all(known):
-        return True
-    words = any(text.lower() in WORDS for text in column)
-    gaps = [text.lower() in ("", "nan", "none") for text in column]
-    only_gaps = any(known) and all(level or gap for level, gap in zip(known, gaps, strict=True))
-    if words or only_gaps:
-        at = known.index(False)
-        raise ValueError(
-            f"line {lines[at]}: {name} is {column[at]!r}, but other rows of this column are on or off; write on or off "
-            f"(or 1/0, true/false)"
-        )
-    return False
+def _seed_column(sheet: Sheet, choices: Choices) -> str | None:
+    """The column of seeds: the one named, else the one of which the name says so."""
+    if choices.seed is not None:
+        check_column(choices.seed, sheet, "--seed")
+        return choices.seed
+    named = [name for name in sheet.columns if names.is_seed(name) and any(sheet.columns[name])]
+    named = [name for name in named if name not in choices.components and name.lower() not in names.SIZES]
+    varying = [name for name in named if len(set(sheet.columns[name])) > 1] or named[:1]
+    by_name = [name for name in varying if "seed" in name.lower()] or varying
+    alike = {tuple(map(sheet.columns[name].index, sheet.columns[name])) for name in by_name}
+    if len(alike) > 1:
+        raise ValueError(f"several columns look like seeds ({', '.join(by_name)}); name one with --seed")
+    return by_name[0] if by_name else None
 
 
-def _metric(columns: Mapping[str, Sequence[str]], levels: Sequence[str], seed: str | None, metric: str | None) -> str:
-    if metric is not None:
-        if metric not in columns:
-            near = get_close_matches(metric, list(columns), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(columns)}"
-            raise ValueError(f"the table has no column {metric!r}; {hint}")
-        if metric == seed:
-            raise ValueError(f"{metric!r} is the column of seeds and cannot be the metric; name another column")
-        return metric
-    rest = [name for name in columns if name not in levels and name != seed]
-    numeric = [name for name in rest if any(_is_number(text) for text in columns[name])]
-    if len(numeric) == 1:
-        return numeric[0]
-    if numeric:
-        raise ValueError(f"the table has several possible metrics ({', '.join(numeric)}); name one with --metric")
-    if rest:
-        raise ValueError(f"no column holds numbers to compare ({', '.join(rest)} hold text); add a metric column")
-    raise ValueError(
-        f"every column besides the seed reads as on or off ({', '.join(levels)}), so none is left as metric; "
-        f"name it with --metric"
+def _run_names(sheet: Sheet, held: Sequence[str]) -> list[str]:
+    """Columns that name runs, so that rows of two names are never steps of one run."""
+    clocks = {"created", "date", "timestamp", "time"}
+    return [
+        name for name in sheet.columns
+        if name not in held and names.is_label(name) and not clocks & set(names.words(name))
+    ]  # fmt: skip
+
+
+def _no_component(sheet: Sheet, found: Sequence[str], held: Sequence[str], choices: Choices) -> str:
+    if found:
+        return f"{', '.join(found)} never change in this table, so there is nothing to compare; add runs of both levels"
+    others = [name for name in sheet.columns if name not in held]
+    two = [name for name in others if len({cell for cell in sheet.columns[name] if cell}) == 2]
+    if two:
+        value = next(cell for cell in sheet.columns[two[0]] if cell)
+        hint = f"{two[0]} has two values: say which is on, as in --on {two[0]}={value}"
+        return f"no column holds only on/off, true/false or 1/0; {hint}"
+    columns = f"of {', '.join(others)} none holds" if others else "there is no other column that holds"
+    return (
+        f"no component column: {columns} only on/off, true/false or 1/0; add one column per component, or name one of "
+        f"several values with --component"
     )
 
 
-def _no_component(columns: Mapping[str, Sequence[str]], levels: Sequence[str], metric: str, seed: str | None) -> str:
-    if levels:
-        return (
-            f"{', '.join(levels)} never change in this table, so there is nothing to compare; add runs of both levels"
-        )
-    others = [name for name in columns if name not in (metric, seed)]
-    found = f"of {', '.join(others)} none holds" if others else "there is no other column that holds"
-    return f"no component column: {found} only on/off, true/false or 1/0; add one column per component"
+def _confounded_warnings(found: Mapping[str, str]) -> list[str]:
+    return [
+        f"{component} is confounded with {column}, which changes together with it: nobody can tell which of the two "
+        f"made the difference; run them apart, choose rows with --where, or take {column} in with --component"
+        for component, column in found.items()
+    ]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _idle_warning(idle: Sequence[str]) -> list[str]:
+    if not idle:
+        return []
+    return [f"not used although they vary: {', '.join(idle)}; where one of them moves the metric, effects carry it"]
 
 
-def _numeric(column: Iterable[str]) -> bool:
-    return all(_is_number(text) for text in column)
+def _seeds(sheet: Sheet, seed: str | None, table: Table) -> tuple[tuple[str | None, ...], list[str]]:
+    """Seed of every row, and a warning where one seed was run again and again, which tells no runs apart."""
+    none = (None,) * len(sheet.places)
+    if seed is None or not any(sheet.columns[seed]):
+        return none, []
+    for text, place in zip(sheet.columns[seed], sheet.places, strict=True):
+        if not text:
+            raise ValueError(f"{place} has no seed, but other rows have one; give every row its seed or none")
+    found = tuple(canonical(text) for text in sheet.columns[seed])
+    variants = {tuple(row.values()) for row in table.levels}
+    if len(set(found)) == 1 and len(found) > len(variants):
+        return none, [
+            f"{seed} is {found[0]} in every row: rows of a variant are taken as independent reruns, and where they "
+            f"truly share that seed, the intervals leave out how an effect changes from seed to seed"
+        ]
+    return found, []
 
 
-def _value(metric: str, text: str, line: int, log: bool) -> float:
-    if not _is_number(text):
-        raise ValueError(
-            f"line {line}: {metric} is {text!r}, which is not a number; write a number or take the row out"
-        )
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(
-            f"line {line}: {metric} is {text!r}; a diverged or failed run is not averaged: run it again with a "
-            f"new seed, replace the row, and report how many diverged"
-        )
-    if not log:
-        return value
-    if value <= 0:
-        raise ValueError(f"line {line}: {metric} is {text}, and a logarithm needs numbers above 0; leave out --log")
-    return math.log(value)
-
-
-def _seeds(columns: Mapping[str, Sequence[str]], seed: str | None, lines: Sequence[int]) -> tuple[str | None, ...]:
-    if seed is None or not any(columns[seed]):
-        return (None,) * len(lines)
-    for text, line in zip(columns[seed], lines, strict=True):
-        if not text or text.lower() == "nan":
-            raise ValueError(f"line {line} has no seed, but other rows have one; give every row its seed or none")
-    # 3 and 3.0 are one seed: a spreadsheet or a float column writes the second.
-    return tuple(
-        str(int(float(text))) if _is_number(text) and float(text).is_integer() else text for text in columns[seed]
-    )
-
-
-def _refuse_repeats(table: Table) -> None:
+def _refuse_repeats(table: Table, sheet: Sheet) -> None:
     first: dict[tuple[tuple[bool, ...], str], int] = {}
-    for row, seed, line in zip(table.levels, table.seeds, table.lines, strict=True):
-        if seed is None:
+    for r, (row, seed, place) in enumerate(zip(table.levels, table.seeds, table.places, strict=True)):
+        if seed is None or table.covariates.size:
             continue
         key = (tuple(row.values()), seed)
         if key in first:
+            differ = [n for n, cells in sheet.columns.items() if cells[r] != cells[first[key]] and n != table.metric]
+            settings = [n for n in differ if not (names.is_result(n) or names.is_label(n) or names.is_step(n))]
+            cure = "so remove one or correct its seed"
+            if settings:
+                value = f"{settings[0]}={sheet.columns[settings[0]][r]}"
+                cure = f"and these differ in {settings[0]}: choose with --where {value}, or take it in with --component"
             raise ValueError(
-                f"line {line} repeats seed {seed} of the variant in line {first[key]}; a variant has one run per seed, "
-                f"so remove one or correct its seed"
+                f"{place} repeats seed {seed} of the variant in {table.places[first[key]]}; a variant has one run per "
+                f"seed, {cure}"
             )
-        first[key] = line
-
-
-def guess_direction(metric: str) -> bool | None:
-    """Whether lower is better, from the metric's name; None where the name does not say."""
-    name = metric.lower()
-    if any(word in name for word in HIGHER):
-        return False
-    return True if name.endswith(("_s", "_ms")) or any(word in name for word in LOWER) else None
+        first[key] = r
