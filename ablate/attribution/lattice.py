@@ -27,6 +27,7 @@ class Lattice:
     needs: tuple[int, ...]  # per component: bitmask of all its prerequisites, direct and indirect
     blocks: tuple[int, ...]  # bitmasks that partition the components; no prerequisite crosses two blocks
     cells: tuple[int, ...]  # feasible bitmasks, ascending; the first is `none`, the last is `full`
+    labels: tuple[tuple[int, str], ...] = ()  # what a study calls its cells, where it has names for them
 
     @property
     def full(self) -> int:
@@ -52,7 +53,9 @@ class Lattice:
         return tuple(name for i, name in enumerate(self.components) if cell >> i & 1)
 
     def label(self, cell: int) -> str:
-        """A cell in words: `none`, `full`, or the components that are on, joined by `+`."""
+        """A cell in words: the study's name, else `none`, `full`, or the components that are on, joined by `+`."""
+        if cell in (known := dict(self.labels)):
+            return known[cell]
         if cell == 0:
             return "none"
         return "full" if cell == self.full else "+".join(self.names(cell))
