@@ -35,7 +35,7 @@ SENSITIVITY = ("banzhaf", "permission", "faigle-kern")
 MAX_RUNS = 100_000  # a larger number of further runs is no advice
 MAX_NAMED = 3  # variants in one sentence
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
-HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
+HEADLINE = ("owen", "last")  # verdicts are on the first of these, unless more components have the other
 
 
 def attribute_runs(
@@ -59,7 +59,7 @@ def attribute_runs(
     estimated = estimate(lattice, runs, functionals, order=question.order)
     found = _refuse(lattice, estimated, functionals, set(runs.cells), refused)
     lines = found.lines
-    headline = next((i for i in HEADLINE if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
+    headline = _headline(lattice, lines)
     verdicts, n_tests = _verdicts(lattice, found, headline, question)
     joint = _simultaneous(lattice, found, headline, question)
     effects = {}
@@ -77,7 +77,7 @@ def attribute_runs(
         interactions=_interactions(lattice, lines, question), ranks=_ranks(lattice, found, headline, question),
         order_spectrum=_spectrum(lattice, runs), residual_sd=found.residual_sd, residual_df=found.residual_df,
         design=describe_design(lattice, runs, found),
-        warnings=(*found.warnings, *_not_after_holm(effects, question), *_refusals(estimated.lines),
+        warnings=(*found.warnings, *_not_after_holm(effects, question), *_refusals(lines, estimated.lines),
                   *_without_spread(lattice, lines, runs)),
     )  # fmt: skip
 
@@ -120,9 +120,18 @@ def _without_spread(lattice: Lattice, lines: Mapping[str, Estimate], runs: Obser
     return [no_spread_warning(named)] if named else []
 
 
-def _refusals(lines: Mapping[str, Estimate]) -> list[str]:
-    """Why estimates stand without an interval, each reason once."""
-    return list(dict.fromkeys(line.reason for line in lines.values() if line.value is not None and line.reason))
+def _refusals(lines: Mapping[str, Estimate], estimated: Mapping[str, Estimate]) -> list[str]:
+    """Why estimates stand without an interval, each reason once; what is refused for its cells says so where it is."""
+    open_lines = [line for name, line in lines.items() if line is estimated[name]]
+    return list(dict.fromkeys(line.reason for line in open_lines if line.value is not None and line.reason))
+
+
+def _headline(lattice: Lattice, lines: Mapping[str, Estimate]) -> str | None:
+    """The index that verdicts are on: that of HEADLINE which most components have, add-one-in where they have none."""
+    counts = {i: sum(_known(lines.get(f"{i}:{c}")) for c in lattice.components) for i in (*HEADLINE, "first")}
+    index = max(HEADLINE, key=lambda i: counts[i])
+    index = index if counts[index] else "first"
+    return index if counts[index] else None
 
 
 def check_design(lattice: Lattice, cells: set[int], order: int | None = None) -> None:

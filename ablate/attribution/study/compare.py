@@ -175,7 +175,7 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         {run.run_id: run.status for v in variants for run in v.runs},
         {record.run_id: record for records in finished.values() for record in records},
         LOSS,
-        {found.variant for found in breaks},
+        {found.run_id for found in breaks},
         {c.name: c.loss for c in comparisons},
     )
     strangers = sorted(set(kept) - {run_id for planned in facts.variants for run_id in planned.run_ids})

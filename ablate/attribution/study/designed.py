@@ -40,8 +40,8 @@ def attribute_design(
 ) -> tuple[Attribution | None, str]:
     """The attribution of a study's finished runs, or None and why. A comparison of two variants needs none.
 
-    statuses and records: by run id, the records of finished runs. unpaired: variants whose runs are no pairs of those
-    that share their seed; they count as independent ones. compared: component -> its effect by comparison with the
+    statuses and records: by run id, the records of finished runs. unpaired: ids of the runs that are no pairs of those
+    with their seed; they count as independent ones. compared: component -> its effect by comparison with the
     reference. An effect that is defined on a variant that diverged has no interval; nor has one that lacks any run
     where every variant was to run with every seed.
     """
@@ -55,7 +55,7 @@ def attribute_design(
     observed = Observations(
         cells=tuple(cells[v.name] for v, _ in runs),
         values=tuple(record.metrics[metric] for _, record in runs),
-        clusters=tuple(None if v.name in unpaired else record.seed for v, record in runs),
+        clusters=tuple(None if record.run_id in unpaired else record.seed for _, record in runs),
     )
     refused = {cells[v.name]: said for v in plan.variants if (said := _refusal(v, plan, statuses))}
     question = Question(
@@ -77,7 +77,16 @@ def design_lattice(variants: Sequence[PlannedVariant]) -> Lattice:
     names = [n for n in known if len({level.get(n) == ON for level in levels}) == 2]
     off = {n: next(level[n] for level in levels if level.get(n) != ON) for n in names}
     parts = lattice(names, REGISTRY.prerequisites(names, off))
-    return replace(parts, labels=tuple((_cell(parts, v), v.name) for v in variants))
+    named = {_cell(parts, v): v.name for v in variants}
+    return replace(parts, labels=tuple((cell, named.get(cell) or _name(parts, cell)) for cell in parts.cells))
+
+
+def _name(parts: Lattice, cell: int) -> str:
+    """What the tables would call a variant that is not among the study's."""
+    on, off = parts.names(cell), parts.names(parts.full & ~cell)
+    if not on or not off:
+        return "full" if on else "none"
+    return " ".join(f"+{name}" for name in on) if len(on) < len(off) else " ".join(f"-{name}" for name in off)
 
 
 def _cell(parts: Lattice, variant: PlannedVariant) -> int:
@@ -86,11 +95,15 @@ def _cell(parts: Lattice, variant: PlannedVariant) -> int:
 
 def _refusal(variant: PlannedVariant, plan: Plan, statuses: Mapping[str, RunStatus]) -> str:
     """The variant and what became of its runs, where that leaves no interval to what is defined on it; else ""."""
-    complete = all(set(v.seeds) == set(plan.seeds) for v in plan.variants)
-    kinds = ("diverged", "failed", "missing") if complete else ("diverged",)
+    kinds = ("diverged", "failed", "missing") if _is_complete(plan) else ("diverged",)
     counts = {kind: sum(statuses[i] == kind for i in variant.run_ids) for kind in kinds}
     said = listed(f"{n} {kind}" for kind, n in counts.items() if n)
     return f"{variant.name} ({said} of {plural(len(variant.run_ids), 'run')})" if said else ""
+
+
+def _is_complete(plan: Plan) -> bool:
+    """Whether every variant was to run with every seed."""
+    return all(set(v.seeds) == set(plan.seeds) for v in plan.variants)
 
 
 def _lost(plan: Plan, statuses: Mapping[str, RunStatus], found: Attribution) -> list[str]:
@@ -107,8 +120,10 @@ def _lost(plan: Plan, statuses: Mapping[str, RunStatus], found: Attribution) -> 
     modelled = any(ASSUMED in warning for warning in found.warnings)
     order = found.design["order"] or (DEFAULT_ORDER if modelled else None)
     rests = f"that {ASSUMED} {order} components are zero" if order else "nothing of interactions"
+    refused = "What needs one of them has no interval. " if _is_complete(plan) else ""
+    if not refused and "diverged" in statuses.values():
+        refused = "What is defined on a variant that diverged has no interval. "
     return [
-        f"{len(lost)} of {plan.n_runs} planned runs left no loss ({', '.join(lost[:MAX_NAMED])}{more}). What is "
-        f"defined on a variant that diverged has no interval. Without these runs the other numbers assume {rests}, and "
-        f"{LAYOUTS[found.design['seed_layout']]}"
+        f"{len(lost)} of {plan.n_runs} planned runs left no loss ({', '.join(lost[:MAX_NAMED])}{more}). {refused}"
+        f"Without these runs the other numbers assume {rests}, and {LAYOUTS[found.design['seed_layout']]}"
     ]

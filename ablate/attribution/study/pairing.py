@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablate.quantities import listed
 from ablate.runs.record import RunRecord, pairing_fault
 
 MAX_NAMED = 4  # broken pairs that are named one by one
@@ -59,9 +58,6 @@ def broken_pairs(breaks: Sequence[PairingBreak], unpaired: Mapping[str, str]) ->
     found = [str(broken) for broken in breaks[:MAX_NAMED]]
     if len(breaks) > MAX_NAMED:
         found.append(f"{len(breaks) - MAX_NAMED} more runs are no pairs of those that share their seed")
-    if breaks:
-        names = listed(dict.fromkeys(broken.variant for broken in breaks))
-        found.append(f"all runs of {names} count as independent ones, not as pairs")
     return found + [
         f"{name}: the runs of a seed are not pairs ({why}), so they are compared as independent runs"
         for name, why in unpaired.items()
