@@ -12,7 +12,7 @@ from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
-from ablate.report.tables.effects import attribution, effects, interactions, noise
+from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
@@ -31,12 +31,13 @@ class ReportContent:
     question: str
     scale: str  # one line: which study this is
     complete: bool  # every planned run has a record
-    answer: tuple[str, str]
+    answer: tuple[str, str, str]
     result: StudyResult
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
     attribution: Table
+    ranks: Table
     interactions: Table
     noise: Table
     speed: Table
@@ -74,6 +75,7 @@ def build(folder: Path) -> ReportContent:
         variants=variants(result),
         effects=effects(result),
         attribution=attribution(result),
+        ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
         effect_notes=tuple(effect_notes(result)),

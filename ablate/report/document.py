@@ -1,12 +1,13 @@
 """The report as one JSON document: `report --format json`, `run --json`, and the data inside the HTML file.
 
-Keys: `format`, `format_version`; `question`, `answer` (two sentences), `complete`; `study` (preset, design, match,
-budget, seeds, margin_nats, confidence, corpus); `variants` (name, levels, cost, learning_rate, n_steps, n_tokens,
-flops, evidence, backends, `runs` by seed, `metrics` by name with mean, interval, median, range and the value of each
-seed); `effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
-`differences` by seed, seeds that planning needs); `attribution` (of a designed study, as of `attribute --json`, or
-null); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A number that there is not is
-null.
+Keys: `format`, `format_version`; `question`, `answer` (what was found, what it costs or would decide, the caveat),
+`complete`; `study` (preset, design, match, budget, seeds, margin_nats, confidence, corpus); `variants` (name, levels,
+cost, learning_rate, n_steps, n_tokens, flops, evidence, backends, `runs` by seed, `metrics` by name with mean,
+interval, median, range and the value of each seed); `effects` (with minus without: `loss` and `held_out_sets` in nats
+per token, `speed` as a ratio, `pairing_ok`, `pairing_gain`, `differences` by seed, seeds that planning needs; `family`
+is how many effects Holm's correction of a verdict is over); `attribution` (of a designed study, as of `attribute
+--json`, or null); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A
+number that there is not is null.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "variants": [_variant(v) for v in result.variants],
         "effects": [_comparison(c) for c in result.comparisons],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
+        "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
@@ -93,6 +95,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "speed": _speed(c),
         "pairing_ok": c.pairing_ok,
         "pairing_reason": c.pairing_reason,
+        "pairing_gain": None if c.pairing_gain is None else dataclasses.asdict(c.pairing_gain),
         "differences": {str(seed): value for seed, value in c.differences.items()},
         "target_nats": TARGET_NATS,
         "seeds_for_target": c.target_seeds,
