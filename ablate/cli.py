@@ -31,6 +31,9 @@ Match = Literal["flops", "tokens", "seconds"]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+At = Annotated[
+    str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
+]
 Wandb = Annotated[
     str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
 ]
@@ -59,6 +62,7 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
+    at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -66,12 +70,13 @@ def run(
     from ablate.runs.study import Study, question, unavailable
 
     alternatives, preset = _pairs(alternative or []), preset or _default_preset()
+    left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(
-        question=question(disable or [], enable or [], alternatives),
+        question=question(disable or [], enable or [], alternatives, left_out),
         preset=preset,
         disable=tuple(disable or ()),
         enable=tuple(enable or ()),
-        without=tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset)))),
+        without=left_out,
         alternatives=alternatives,
         match=match,
         budget=_number(budget, "--budget") if budget else None,
@@ -81,7 +86,7 @@ def run(
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
         backends=_pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    _run_study(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+    _run_study(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
 
 
 @app.command()
@@ -90,16 +95,17 @@ def sweep(
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
+    at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Run what a study file asks for, as far as it has not been run, and report."""
     from ablate.runs.study import read_study
 
-    _run_study(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json)
+    _run_study(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
 
 
-def _run_study(study: Any, *, json: bool, **options: Any) -> None:
+def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:
     from ablate.sweep.console import ConsoleDisplay
     from ablate.sweep.run import Options, run_study
 
@@ -114,7 +120,7 @@ def _run_study(study: Any, *, json: bool, **options: Any) -> None:
     if done.outcome.interrupted:
         display.say(f"stopped with checkpoints in {done.folder}; the same command goes on from there")
         raise typer.Exit(130)
-    _report(done.folder, ("html", "md"), json=json)
+    _report(done.folder, ("html", "md"), json=json, at=at)
     if "failed" in done.outcome.status.values():
         raise typer.Exit(1)
 
@@ -123,18 +129,19 @@ def _run_study(study: Any, *, json: bool, **options: Any) -> None:
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
     format: Annotated[Literal["html", "md", "json"] | None, typer.Option(help="Only this one.")] = None,
+    at: At = "v3-671b",
 ) -> None:
     """Write the report of a study from its records: HTML and Markdown, or JSON on stdout."""
-    _report(folder, ("html", "md") if format is None else (format,), json=format == "json")
+    _report(folder, ("html", "md") if format is None else (format,), json=format == "json", at=at)
 
 
-def _report(folder: Path, formats: tuple[str, ...], *, json: bool) -> None:
+def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> None:
     from rich.console import Console
 
     import ablate.report as reports
     from ablate.report import text
 
-    content = reports.build(folder)
+    content = reports.build(folder, at)
     paths = reports.write(content, tuple(form for form in formats if form != "json"))
     Console(stderr=True, highlight=False).print(text.render(content, paths))
     if json:

@@ -33,20 +33,20 @@ MAX_NAMED = 4  # variants in one sentence
 
 
 def answer(result: StudyResult) -> tuple[str, str, str]:
-    """What diverged and what was found; what it costs or what would decide it; what to bear in mind above all."""
+    """What was found; what it costs or what would decide it; what to bear in mind above all."""
     found, more = _found(result)
-    return f"{_diverged(result)}{found[0].upper()}{found[1:]}", more, _caveat(result)
+    return f"{found[0].upper()}{found[1:]}", more, _caveat(result)
 
 
-def _diverged(result: StudyResult) -> str:
-    """Which variants diverge, before anything else is said."""
+def diverged(result: StudyResult) -> str:
+    """Which variants diverge, which a report says before anything else; "" where none does."""
     counts = {v.name: (v.counts["diverged"], len(v.runs)) for v in result.variants if "diverged" in v.counts}
     if not counts:
         return ""
     named = [f"{clean(name)} ({n} of {plural(of, 'run')})" for name, (n, of) in counts.items()]
     if len(named) > MAX_NAMED:
         named = [*named[:MAX_NAMED], plural(len(named) - MAX_NAMED, "more variant")]
-    return f"Diverged: {listed(named)}. "
+    return f"Diverged: {listed(named)}."
 
 
 def _caveat(result: StudyResult) -> str:
@@ -66,6 +66,10 @@ def _where(result: StudyResult) -> str:
 
 
 def _found(result: StudyResult) -> tuple[str, str]:
+    if len(result.comparisons) > 1:
+        return _of_several(result)
+    if result.comparisons:
+        return _of_one(result.comparisons[0], result)
     if result.attribution is not None:
         return _of_attribution(result.attribution, result)
     if result.attribution_reason:
@@ -73,11 +77,7 @@ def _found(result: StudyResult) -> tuple[str, str]:
             f"The study's runs do not give an attribution: {clean(result.attribution_reason)}.",
             "Run what is missing.",
         )
-    if not result.comparisons:
-        return "The study has one variant, so there is nothing to compare.", "Add a component to turn off."
-    if len(result.comparisons) == 1:
-        return _of_one(result.comparisons[0], result)
-    return _of_several(result)
+    return "The study has one variant, so there is nothing to compare.", "Add a component to turn off."
 
 
 def _of_one(c: Comparison, result: StudyResult) -> tuple[str, str]:
@@ -176,7 +176,7 @@ def _of_several(result: StudyResult) -> tuple[str, str]:
         if c.loss.verdict == NOT_RESOLVED
     ]
     n = len(result.comparisons)
-    first = f"{_where(result)}, {n - len(left)} of {n} effects on the held-out loss are resolved"
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'effect on the held-out loss')}"
     said = "; ".join(["with minus without, nats per token", *_correction(result.comparisons[0].loss.family), *parts])
     return f"{first} ({said}).", _not_resolved(left)
 
@@ -192,22 +192,24 @@ def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
         ),
         result,
     )
-    seconds = {c.name: pair_run_s(c) for c in result.comparisons}
     left = []
     for name, effect in found.effects.items():
         if effect.verdict == NOT_RESOLVED:
             shown = effect.indices[index or "owen"]
-            run_s = seconds.get(name, design_run_s(result))
-            more = _more(shown, clean(shown.reason or ""), effect.runs_to_resolve, run_s)
+            more = _more(shown, clean(shown.reason or ""), effect.runs_to_resolve, design_run_s(result))
             left.append(f"{clean(name)} ({more})")
     n = len(found.effects)
     family = max(effect.family for effect in found.effects.values())
     read = ["on minus off, nats per token", *([TITLES[index]] if index else []), *_correction(family), *parts]
-    first = f"{_where(result)}, {n - len(left)} of {n} components are resolved ({'; '.join(read)})"
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'component')} ({'; '.join(read)})"
     if found.total.estimate is not None:
         first += f"; all together {signed(found.total.estimate)}"
         first += f" ({signed_between(found.total.low, found.total.high)})" if found.total.low is not None else ""
     return f"{first}.", _not_resolved(left)
+
+
+def _resolved(n: int, of: int, noun: str) -> str:
+    return f"{n} of {plural(of, noun)} {'is' if n == 1 else 'are'} resolved"
 
 
 def _correction(family: int) -> list[str]:

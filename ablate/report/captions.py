@@ -5,7 +5,6 @@ from __future__ import annotations
 from ablate.quantities import percent, short
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
-from ablate.report.figures.canvas import MAX_LINES
 from ablate.report.names import confidence, emulated
 
 
@@ -23,24 +22,36 @@ def _effects(content: ReportContent) -> str:
     margin = content.result.plan.margin_nats
     band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
     return (
-        f"Diamond and bar: mean difference with its {confidence(content.result)} interval. Small rings: the difference "
-        f"of each pair of runs that share a seed.{band} Left of zero the loss is lower with the component."
+        f"{_marks(content)}{band} Left of zero the loss is lower with the component. Bars that end in an arrow go on."
+    )
+
+
+def _marks(content: ReportContent) -> str:
+    if content.result.attribution is None:
+        return (
+            f"Diamond and bar: mean difference with its {confidence(content.result)} interval, the largest gain "
+            "first. Small rings: the difference of each pair of runs that share a seed."
+        )
+    return (
+        f"Diamond and bar: the index that the verdict was drawn from, with its {confidence(content.result)} interval, "
+        "the largest gain first. Stroke: the component added to none of the others. Cross: left out of all. Where "
+        "the three differ, components interact."
     )
 
 
 def _curves(content: ReportContent) -> str:
-    said = "Lines are means over the finished runs; the band spans the lowest and the highest of them. "
+    said = "Lines are means over the finished runs; the band spans the lowest and the highest of them; the "
+    said += "beginning, where losses fall by nats, lies above the panel. "
     line = next((line for line in content.curves if line.points), None)
-    last = line.points[-1].n_tokens if line else 0
-    if line is not None and line.decay_start_tokens is not None and line.decay_start_tokens < last:
-        share = 1 - line.decay_start_tokens / last
-        said += f"The learning rate decays over the last {percent(round(share, 3))} of a run, so only the marked end "
-        said += "points are finished models. "
-    hidden = len(content.curves) - MAX_LINES
-    if hidden > 0:
+    if line is not None and line.n_undecayed:
+        assert line.decay_start_tokens is not None
+        share = 1 - line.decay_start_tokens / line.points[-1].n_tokens
         said += (
-            f"The first {MAX_LINES} variants are drawn; {hidden} more {'is' if hidden == 1 else 'are'} in the table. "
+            f"The learning rate decays over the last {percent(round(share, 3))} of a run; what lies before is faded, "
         )
+        said += "and only the marked end points are finished models. "
+    if len(content.curves) > 2:
+        said += "Each panel has the two sides of one comparison in colour; every other variant is a pale line. "
     return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
 
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
-from ablate.report.answer import answer
+from ablate.attribution.study.gains import ComponentGain, component_gains
+from ablate.report.answer import answer, diverged
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
+from ablate.report.tables.gain import channels, headline, matches
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
@@ -31,11 +34,15 @@ class ReportContent:
     question: str
     scale: str  # one line: which study this is
     complete: bool  # every planned run has a record
-    answer: tuple[str, str, str]
+    answer: tuple[str, ...]  # sentences: what diverged, the headline in compute, the loss, its price, the caveat
     result: StudyResult
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
+    gains: tuple[ComponentGain, ...]
+    channels: Table
+    matches: Table
+    at_size: Table
     attribution: Table
     ranks: Table
     interactions: Table
@@ -59,18 +66,22 @@ class ReportContent:
     study_file: str
 
 
-def build(folder: Path) -> ReportContent:
-    """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended."""
+def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
+    """The report of the study in a folder. ValueError if it holds none, a file is torn, or no run has ended.
+
+    `size`: the preset at whose size the FLOPs per token of each component are set beside this study's.
+    """
     store = Store(folder)
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
     lines = curves(result)
+    gains, no_gains = component_gains(result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=answer(result),
+        answer=tuple(filter(None, (diverged(result), headline(gains, result), *answer(result)))),
         result=result,
         variants=variants(result),
         effects=effects(result),
@@ -78,7 +89,14 @@ def build(folder: Path) -> ReportContent:
         ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
-        effect_notes=tuple(effect_notes(result)),
+        effect_notes=(
+            *effect_notes(result),
+            *([f"No cost in compute is given: {clean(no_gains)}."] if no_gains else ()),
+        ),
+        gains=gains,
+        channels=channels(gains, result),
+        matches=matches(gains, result),
+        at_size=at_size(result, gains, size),
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),

@@ -30,6 +30,11 @@ class Curve:
     points: tuple[CurvePoint, ...]
     decay_start_tokens: float | None  # where the learning rate begins to decay
 
+    @property
+    def n_undecayed(self) -> int:
+        """How many of the points lie where the learning rate has not begun to decay; none where that is not known."""
+        return sum(p.n_tokens <= self.decay_start_tokens for p in self.points) if self.decay_start_tokens else 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GapPoint:

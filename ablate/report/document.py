@@ -1,21 +1,26 @@
 """The report as one JSON document: `report --format json`, `run --json`, and the data inside the HTML file.
 
-Keys: `format`, `format_version`; `question`, `answer` (what was found, what it costs or would decide, the caveat),
-`complete`; `study` (preset, design, match, budget, seeds, margin_nats, confidence, corpus); `variants` (name, levels,
-cost, learning_rate, n_steps, n_tokens, flops, evidence, backends, `runs` by seed, `metrics` by name with mean,
-interval, median, range and the value of each seed); `effects` (with minus without: `loss` and `held_out_sets` in nats
-per token, `speed` as a ratio, `pairing_ok`, `pairing_gain`, `differences` by seed, seeds that planning needs; `family`
-is how many effects Holm's correction of a verdict is over); `attribution` (of a designed study, as of `attribute
---json`, or null); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A
-number that there is not is null.
+Keys: `format`, `format_version`; `question`, `answer` (sentences), `complete`; `study` (preset, design, match, budget,
+seeds, margin_nats, confidence, corpus); `variants` (name, levels, cost, learning_rate, n_steps, n_tokens, flops,
+evidence, backends, `runs` by seed, `metrics` by name with mean, interval, median, range and the value of each seed);
+`effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
+`pairing_gain`, `differences` by seed, seeds that planning needs; `family` is how many effects Holm's correction of a
+verdict is over); `gains` (per comparison, natural logarithms of the cost without over the cost with at `target_loss`:
+`tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`, `log_flops_per_s`, evidence of each
+channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
+or null); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A number
+that there is not is null.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+from ablate.attribution.gain.compute_gain import Gain
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
+from ablate.attribution.study.gains import ComponentGain
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
 from ablate.report.tables.speed import ratios
@@ -38,6 +43,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         | {"design": plan.design.name, "confidence": plan.interval_confidence},
         "variants": [_variant(v) for v in result.variants],
         "effects": [_comparison(c) for c in result.comparisons],
+        "gains": [_gain(gain) for gain in content.gains],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
@@ -101,6 +107,26 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "seeds_for_target": c.target_seeds,
         "seeds_for_margin": c.margin_seeds,
     }
+
+
+def _gain(gain: ComponentGain) -> dict[str, Any]:
+    return {
+        "name": gain.comparison.name,
+        "target_loss": gain.target.loss,
+        "tokens": _log_cost(gain.tokens),
+        "log_flops_per_token": gain.log_flops_per_token,
+        "log_flops_per_s": gain.log_flops_per_s,
+        "flops": _log_cost(gain.flops),
+        "seconds": None if gain.seconds is None else _log_cost(gain.seconds),
+        "evidence": gain.evidence,
+        "matched": {match: _effect(effect) for match, effect in gain.matched.items()},
+    }
+
+
+def _log_cost(gain: Gain) -> dict[str, Any]:
+    """Ends that are not finite are null: one of them, where there is a bound only."""
+    ends = {key: value if math.isfinite(value) else None for key, value in (("low", gain.low), ("high", gain.high))}
+    return {"estimate": gain.estimate, **ends, "bound": gain.bound, "n": gain.n}
 
 
 def _effect(effect: Effect) -> dict[str, Any]:

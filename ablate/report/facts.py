@@ -9,7 +9,7 @@ from typing import Any
 
 from ablate.attribution.study.comparability import flatten
 from ablate.attribution.study.compare import StudyResult
-from ablate.quantities import budget, listed, plural, scaled, short
+from ablate.quantities import budget, listed, percent, plural, scaled, short
 from ablate.report.cleaning import clean
 from ablate.report.names import matched
 
@@ -31,13 +31,12 @@ def _fact(label: object, value: object) -> Fact:
 def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     """What all variants of the study have in common, as planned and as recorded."""
     plan = result.plan
+    each = f"{budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
     found = [
-        _fact(
-            "Matched", f"{matched(result)}: {budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
-        ),
+        _fact("Matched", f"{matched(result)}: {each}{_router(result)}"),
         _fact("Design", plan.design.name),
         _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
-        _fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
+        _fact("Seeds", _seeds(result)),
         _fact("Tokens and order", _pairs(result)),
         _fact("Learning rate", _rates(result)),
         *_trainer(result),
@@ -48,20 +47,49 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     return tuple(found)
 
 
+def _router(result: StudyResult) -> str:
+    """How much of the arithmetic the convention of FLOPs per token leaves out, where it is not the same for all."""
+    shares = {}
+    for v in result.variants:
+        flops = v.planned.cost.get("training_flops_per_token", 0)
+        shares[v.name] = v.planned.cost.get("uncounted_router_flops_per_token", 0) / flops if flops else 0.0
+    if max(shares.values()) == min(shares.values()):
+        return ""
+    most = max(shares, key=shares.__getitem__)
+    return (
+        f"; the main model's router products are not counted (the published convention), and are between "
+        f"{percent(min(shares.values()), 2)} and {percent(shares[most], 2)} of a variant's FLOPs, most in {most}"
+    )
+
+
 def _corpus(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:
     flat = flatten(corpus)
     return [(key, f"{int(value):,}" if value.isdecimal() and len(value) < 16 else value) for key, value in flat.items()]
 
 
+def _seeds(result: StudyResult) -> str:
+    """Which seeds variants share, as their finished runs have them."""
+    found = {frozenset(run.seed for run in v.finished) for v in result.variants}
+    planned = {frozenset(v.seeds) for v in result.plan.variants}
+    seeds = listed(map(str, result.plan.seeds))
+    if len(planned) > 1:
+        return f"{seeds}, and not all for every variant: every run has its seed in the table of runs"
+    return f"{seeds}, the same for every variant" + (", as planned; some runs are not finished" * (len(found) > 1))
+
+
 def _pairs(result: StudyResult) -> str:
-    bad = [c.name for c in result.comparisons if not c.pairing_ok]
-    if bad:
-        return f"not the same for {listed(bad)}: see the warnings"
+    """What runs of one seed have in common, checked run by run."""
+    if result.pairing_breaks:
+        runs = listed(f"{broken.variant} seed {broken.seed}" for broken in result.pairing_breaks)
+        return f"not the same for {runs}: see the warnings"
+    sharing = Counter(run.seed for run in result.runs if run.status == "finished")
+    if max(sharing.values(), default=0) < 2:
+        return "no two finished runs share a seed, so none are pairs"
     texts = [planned.text for planned in result.plan.variants]
     tokens = "the same tokens in the same order"
     if any(text != texts[0] for text in texts):
         tokens = "the same raw text in the same order, where no teacher's text took its place,"
-    return f"runs of one seed saw {tokens} and began from the same values of shared parameters"
+    return f"checked: runs of one seed saw {tokens} and began from the same values of shared parameters"
 
 
 def _teachers(result: StudyResult) -> list[Fact]:

@@ -10,7 +10,7 @@ from ablate.report.captions import captions
 from ablate.report.content import ReportContent
 from ablate.report.document import to_json
 from ablate.report.figures import all_figures
-from ablate.report.figures.canvas import SERIES
+from ablate.report.figures.canvas import SIDES
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
@@ -28,14 +28,12 @@ SECTIONS = (
 
 def render(content: ReportContent) -> str:
     """The whole page."""
-    # Variants without a finished run have no line, and the legend is that of the lines where there are any.
-    names = [line.variant for line in content.curves if line.points] or [v.name for v in content.result.variants]
     comparisons = content.result.comparisons
     return template("report.html.j2", autoescape=True).render(
         c=content,
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         figures=all_figures(content),
-        keys=[{"name": name, "series": series} for name, series in zip(names, SERIES, strict=False)],
+        sides=SIDES,
         sections=SECTIONS,
         verdict_class=_verdict_class,
         answer_class=_verdict_class(comparisons[0].loss.verdict if len(comparisons) == 1 else ""),

@@ -32,7 +32,7 @@ def limits(result: StudyResult) -> Iterator[str]:
         "The verdicts are about held-out language-model loss on one corpus. Gains that were published on benchmarks "
         "can be invisible in it."
     )
-    for name in dict.fromkeys(change.component for c in result.comparisons for change in c.changes):
+    for name in _components(result):
         component = known(name)
         outside = [OUTSIDE_LOSS[a] for a in component.affects if a in OUTSIDE_LOSS] if component else []
         if outside:
@@ -40,6 +40,13 @@ def limits(result: StudyResult) -> Iterator[str]:
             yield said[0].upper() + said[1:]
     if result.plan.design.name == "one" or len(result.comparisons) == 1:
         yield "Each effect is beside everything else as it was; interactions with the rest are not measured."
+
+
+def _components(result: StudyResult) -> list[str]:
+    """What the study is about, in any design: the components that two of its variants differ in."""
+    levels = [v.planned.levels for v in result.variants]
+    names = dict.fromkeys(name for each in levels for name in each)
+    return [name for name in names if len({each.get(name) for each in levels}) > 1]
 
 
 def _scale(reference: VariantResult) -> str:

@@ -18,8 +18,9 @@ class RunRecord:
     """One run that has ended. Committed once and never changed; the file is the truth about the run.
 
     `metrics` are the figures at the end, by name with unit; `curve` has a point per evaluation (step, n_tokens,
-    learning_rate, train_loss, and held-out metrics). A diverged run has the metrics it had before it diverged:
-    `diverged_step` and `last_finite_loss`.
+    learning_rate, train_loss, and held-out metrics). `branches` has a point per branch, the shortest first: the figures
+    of the finished model that the trunk was decayed to there. The run's own end is in `metrics`. A diverged run has the
+    metrics it had before it diverged: `diverged_step` and `last_finite_loss`.
     """
 
     run_id: str
@@ -29,6 +30,7 @@ class RunRecord:
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[Mapping[str, float], ...] = ()
+    branches: tuple[Mapping[str, float], ...] = ()
     order_hash: str = ""  # equal: the same tokens in the same order
     initial_parameters: Mapping[str, str] = field(default_factory=dict)  # name -> shape:hash of initial values
     final_parameters_hash: str = ""

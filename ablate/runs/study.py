@@ -120,14 +120,17 @@ def to_toml(study: Study) -> str:
 
 
 def unavailable(data: str, name: str) -> tuple[str, ...]:
-    """Components that a corpus other than the preset's own leaves off in every variant."""
-    if not data or data == Study(question="", preset=name).load_preset().data.source:
+    """Components of the recipe that a corpus other than the preset's own leaves off in every variant."""
+    base = Study(question="", preset=name).load_preset()
+    if not data or data == base.data.source:
         return ()
-    return tuple(c.name for c in COMPONENTS if c.tied_to_corpus)
+    return tuple(c.name for c in COMPONENTS if c.tied_to_corpus and c.name in base.recipe)
 
 
-def question(disable: Sequence[str], enable: Sequence[str], alternatives: Mapping[str, str]) -> str:
-    """What a comparison of the command line asks, in words."""
+def question(
+    disable: Sequence[str], enable: Sequence[str], alternatives: Mapping[str, str], without: Sequence[str] = ()
+) -> str:
+    """What a comparison of the command line asks, in words; `without`: what is off in every variant."""
 
     def title(name: str) -> str:
         chosen = component(name)
@@ -135,5 +138,6 @@ def question(disable: Sequence[str], enable: Sequence[str], alternatives: Mappin
         return f"{chosen.title}{against}"
 
     names = " and ".join(title(name) for name in disable or enable)
-    whole = "the full recipe" if disable else "the dense baseline"
+    recipe = f"the full recipe without {' and '.join(without)}" if without else "the full recipe"
+    whole = recipe if disable else "the dense baseline"
     return f"What is {names} worth in {whole}?" if names else ""

@@ -85,6 +85,7 @@ class ModelCost:
             "trained_parameters": self.trained_parameters,
             "training_flops_per_token": self.training_flops_per_token,
             "forward_flops_per_token": self.forward_flops_per_token,
+            "uncounted_router_flops_per_token": 3 * self.main.gate_flops,
             "kv_cache_bytes_per_token": BF16_BYTES * self.main.kv_cache_elements,
             "kv_cache_elements_per_token": self.main.kv_cache_elements,
             "weight_bytes": BF16_BYTES * self.trained_parameters,

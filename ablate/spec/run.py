@@ -80,6 +80,7 @@ class TrainerSpec:
     dtype: Literal["float32", "bfloat16"]
     n_evaluations: int  # points of the held-out curve, the last one at the end
     n_held_out_windows: int  # of sequence_length tokens
+    branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
 
     def __post_init__(self) -> None:
@@ -91,6 +92,17 @@ class TrainerSpec:
                 f"trainer.warmup_share is {self.warmup_share} and trainer.decay_share {self.decay_share}; "
                 "they are shares of the steps and sum to at most 1"
             )
+        for before, share in zip((0.0, *self.branches), self.branches, strict=False):
+            if not before < share < 1:
+                raise ValueError(
+                    f"trainer.branches is {list(self.branches)}; they are increasing shares of the budget, between 0 "
+                    "and 1"
+                )
+            if share * (1 - self.decay_share) < self.warmup_share:
+                raise ValueError(
+                    f"trainer.branches has {share}, whose decay would begin at {share * (1 - self.decay_share):.3g} of "
+                    f"the run, before the warm-up ends at {self.warmup_share}; leave it out or warm up for less"
+                )
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -156,3 +168,24 @@ class RunSpec:
     @property
     def n_tokens(self) -> int:
         return self.n_steps * self.trainer.tokens_per_step
+
+    @property
+    def decay_start(self) -> int:
+        """The first step of the decay: up to there a run and any longer one are the same."""
+        return self.n_steps - round(self.trainer.decay_share * self.n_steps)
+
+    @property
+    def branch_runs(self) -> tuple[RunSpec, ...]:
+        """The shorter runs that leave this one's trunk where their own decay begins (WSD, arXiv:2405.18392).
+
+        Each ends as a finished model at its share of the steps. Their warm-up is the trunk's.
+        """
+        trainer = replace(self.trainer, branches=())
+        lengths = dict.fromkeys(round(share * self.n_steps) for share in self.trainer.branches)
+        shorter = (replace(self, trainer=trainer, n_steps=n) for n in lengths)
+        return tuple(run for run in shorter if 0 < run.decay_start < run.n_steps < self.n_steps)
+
+    @property
+    def n_branch_steps(self) -> int:
+        """Optimizer steps of all branches, which come on top of the trunk's."""
+        return sum(branch.n_steps - branch.decay_start for branch in self.branch_runs)

@@ -107,6 +107,8 @@ def _named(variant: Variant, seeds: tuple[int, ...], full: Variant, study: Study
     none = variant | {chosen.name: chosen.default_alternative for chosen, _ in variant.choices}
     none |= {name: level for name, level in study.alternatives.items() if variant[name] == level}
     name = variant.describe(full)
+    if variant == full and full != Variant.full(base) | _on(study.calibration):
+        name = f"full without {' and '.join(study.without)}"
     if not variant.on:
         name = "none" if variant == none else variant.describe(none)
     elif variant != full and len(variant.on) < len(full.on) / 2 and variant == none | _on(variant.on):

@@ -85,7 +85,8 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path):
     assert rows["-mtp", "1"] == ("failed", "out of memory")
     assert rows["-mtp", "2"][0] == "missing"
     assert "2 of 10 runs still to be done" in content.warnings[0]
-    assert "seed 3 of full diverged, seed 1 of -mtp failed and seed 2 of -mtp is missing" in content.answer[1]
+    assert content.answer[0] == "Diverged: full (1 of 5 runs)."
+    assert "seed 3 of full diverged, seed 1 of -mtp failed and seed 2 of -mtp is missing" in content.answer[2]
     assert "out of memory" in printed(content)
     assert content.variants.rows[1][4] == "3 of 5"
 
@@ -107,7 +108,8 @@ def test_no_study_and_nothing_finished_are_one_sentence(tmp_path):
 def test_a_study_whose_runs_all_diverged_is_a_report(tmp_path):
     lost = [dataclasses.replace(r, status="diverged", metrics={}, curve=(), reason="x") for r in fake.records()]
     content = content_of(tmp_path, records=lost)
-    assert "no pair of runs has finished" in content.answer[0]
+    assert content.answer[0] == "Diverged: full (5 of 5 runs) and -mtp (5 of 5 runs)."
+    assert "no pair of runs has finished" in content.answer[1]
     assert len(content.lost_runs.rows) == 10
     assert printed(content)
 
@@ -139,8 +141,9 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     content = content_of(tmp_path)
     document = json.loads(json.dumps(to_json(content), allow_nan=False))
     assert set(document) == {
-        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "attribution",
-        "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance", "repeat",
+        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "gains",
+        "attribution", "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance",
+        "repeat",
     }  # fmt: skip
     (effect,), (c,) = document["effects"], content.result.comparisons
     assert effect["loss"]["estimate"] == c.loss.estimate

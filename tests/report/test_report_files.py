@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import fake_study as fake
 import pytest
+from matplotlib.figure import Figure
 
 from ablate.report import build, to_json, write
+from ablate.report.figures import all_figures
+from ablate.report.figures.effects import Row, forest, rows
 from ablate.report.html import render as to_html
 from ablate.report.markdown import render as to_markdown
 
@@ -205,15 +207,56 @@ def test_a_study_without_a_comparison_has_no_empty_table(tmp_path):
     assert content.noise.title not in to_markdown(content)
 
 
-@pytest.mark.parametrize(("n", "said"), [(7, "1 more is in the table"), (9, "3 more are in the table")])
-def test_many_variants_are_all_in_the_tables(tmp_path, n, said):
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    """A study of nine variants."""
     variants, records = [], []
-    for i in range(n):
+    for i in range(9):
         levels = fake.FULL if i == 0 else fake.FULL | {"mtp": f"other-{i}"}
         variants.append(fake.variant(f"v{i}" * 20, levels, range(3)))
         records += [fake.record(f"v{i}" * 20, s, 3.2 + 0.01 * i + 0.002 * ((s * i) % 3), levels) for s in range(3)]
-    content = build(fake.write_study(tmp_path / "s", fake.plan(variants, seeds=[0, 1, 2]), records))
-    text = to_html(content)
-    assert all(f"v{i}" * 20 in text for i in range(n))
-    assert said in text
-    assert Path(content.folder / "plan.json").exists()
+    folder = tmp_path_factory.mktemp("nine") / "s"
+    return build(fake.write_study(folder, fake.plan(variants, seeds=[0, 1, 2]), records))
+
+
+def test_no_figure_leaves_a_variant_out_or_uses_a_colour_twice(nine):
+    figures = all_figures(nine)
+    comparisons = [f"mtp, instead of other-{i}" for i in range(1, 9)]
+    for name in ("tokens", "flops", "gaps"):
+        assert [panel.title for panel in figures[name]] == comparisons
+    for panel in figures["tokens"]:
+        # Two lines in colour with their bands, and the other seven pale.
+        assert panel.svg.count("stroke: var(--muted); stroke-opacity: 0.25") == 7
+        assert "var(--series-0)" in panel.svg
+        assert "var(--series-1)" in panel.svg
+    (forest,) = figures["effects"]
+    assert all(forest.svg.count(name) == 1 for name in comparisons)
+    assert len(re.findall(r"−0\.\d+ to|\+0\.\d+ to", forest.svg)) == 8
+    text = to_html(nine)
+    assert all(f"v{i}" * 20 in text for i in range(9))
+
+
+def test_the_forest_is_sorted_and_cuts_an_interval_that_would_hide_the_others():
+    near = [
+        Row(name=n, verdict="gain", estimate=x, low=x - 0.01, high=x + 0.01) for n, x in (("b", -0.02), ("a", 0.03))
+    ]
+    far = Row(name="c", verdict="not resolved", estimate=0.01, low=-5.0, high=5.0)
+    figure = Figure()
+    axes = figure.subplots()
+    forest(axes, [*near, far], 0.005, "nats per token")
+    assert max(map(abs, axes.get_xlim())) < 0.2
+    arrows = [line for line in axes.lines if line.get_marker() in ("<", ">")]
+    assert [line.get_ydata()[0] for line in arrows] == [0, 0]
+
+
+def test_the_forest_has_the_largest_gain_first(nine):
+    found = rows(nine.result)
+    assert [row.estimate for row in found] == sorted(row.estimate for row in found)
+    assert len(found) == 8
+
+
+def test_what_has_not_decayed_is_faded(content):
+    (line, _) = content.curves
+    assert line.n_undecayed == 16  # of 20 points, the last fifth decays
+    (panel,) = all_figures(content)["tokens"]
+    assert "stroke-opacity: 0.4" in panel.svg

@@ -17,7 +17,7 @@ from ablate.files import to_json
 from ablate.model.nodes import AdamWNode
 from ablate.presets import preset
 from ablate.runs.plan import Plan, decode_plan, make_plan
-from ablate.runs.study import Study, read_study, to_toml
+from ablate.runs.study import Study, question, read_study, to_toml
 from ablate.spec.decoding import encode, run_id
 from ablate.spec.machine import Machine
 from ablate.spec.run import RunSpec
@@ -70,6 +70,8 @@ def test_enable_starts_from_nothing_but_prerequisites() -> None:
 def test_without_is_off_everywhere() -> None:
     for variant in variants(study(without=("fp8",)), study().load_preset())[0]:
         assert variant.levels["fp8"] == "bf16"
+    assert names(study(without=("fp8",))) == ["full without fp8", "-mtp"]
+    assert question(["mtp"], [], {}, ["fp8"]).endswith("worth in the full recipe without fp8?")
     with pytest.raises(ValueError, match="off in every variant of this study already"):
         names(study(without=("mtp",)))
 

@@ -36,17 +36,20 @@ class VariantSpeed:
     """What a variant costs per token and per second."""
 
     flops_per_token: float  # training FLOPs, closed form
-    log_flops_per_s: tuple[float, ...]  # ln of the achieved rate per device, one for each process restart
+    log_flops_per_s: tuple[float, ...] = ()  # ln of the achieved rate per device, one for each process restart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ChannelTable:
-    """Components x channels, as natural logs of cost factors; positive is cheaper. exp(gain) is the factor."""
+    """Components x channels, as natural logs of cost factors; positive is cheaper. exp(gain) is the factor.
+
+    The third channel is absent where no rates were given: two channels add up to the cost in FLOPs, three in seconds.
+    """
 
     components: tuple[str, ...]
-    gains: Floats  # (K, 3)
-    errors: Floats  # (K, 3) standard errors; 0 for FLOPs per token
-    dfs: Floats  # (K, 3) degrees of freedom of the errors; infinite where they are known
+    gains: Floats  # (K, 2 or 3)
+    errors: Floats  # (K, 2 or 3) standard errors; 0 for FLOPs per token
+    dfs: Floats  # (K, 2 or 3) degrees of freedom of the errors; infinite where they are known
 
     @property
     def by_component(self) -> Floats:
@@ -55,7 +58,7 @@ class ChannelTable:
 
     @property
     def by_channel(self) -> Floats:
-        """Total log-cost gain of each channel, (3,)."""
+        """Total log-cost gain of each channel, (2 or 3,)."""
         return np.asarray(self.gains.sum(axis=0))
 
     @property
@@ -69,7 +72,7 @@ class ChannelTable:
         return np.asarray(np.sqrt((self.errors**2).sum(axis=1)))
 
     def intervals(self, confidence: float = 0.95) -> Floats:
-        """(K, 3, 2) t-intervals of every cell of the table."""
+        """(K, 2 or 3, 2) t-intervals of every cell of the table."""
         half = _quantiles(self.dfs, confidence) * self.errors
         return np.stack([self.gains - half, self.gains + half], axis=-1)
 
@@ -94,7 +97,8 @@ def measured_table(
 ) -> ChannelTable:
     """The channel table of a finished study: each run's curve inverted at the target, and every variant's speed.
 
-    runs: any design; order: interactions above it are assumed away, as in `estimate`. speeds: every feasible variant.
+    runs: any design; order: interactions above it are assumed away, as in `estimate`. speeds: every feasible variant,
+    with rates for all of them or for none.
     loss_neutral: components proven to leave loss and gradients alone; runs need not vary them, and their tokens channel
     is exactly zero.
     ValueError names a run that does not reach the target, a variant without a speed, or why an effect has no interval.
@@ -106,7 +110,8 @@ def measured_table(
     flops = -np.log([speeds[cell].flops_per_token for cell in lattice.cells])
     known = np.column_stack([functionals @ flops, np.zeros(len(functionals)), np.full(len(functionals), np.inf)])
     tokens = _tokens_column(lattice, functionals, runs, target_loss, order, loss_neutral)
-    columns = np.stack([tokens, known, _rate_column(lattice, functionals, speeds)], axis=1)
+    rates = [_rate_column(lattice, functionals, speeds)] if any(s.log_flops_per_s for s in speeds.values()) else []
+    columns = np.stack([tokens, known, *rates], axis=1)
     return ChannelTable(
         components=lattice.components, gains=columns[:, :, 0], errors=columns[:, :, 1], dfs=columns[:, :, 2]
     )

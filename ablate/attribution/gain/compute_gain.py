@@ -9,7 +9,7 @@ The module `channels` splits a gain in its three channels.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -69,6 +69,7 @@ class Gain:
     df: float
     bound: Bound
     confidence: float
+    standard_error: float | None = None  # None where there is no estimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,19 +159,18 @@ def token_gain(
     target_loss: float,
     *,
     confidence: float = 0.95,
+    paired: bool | None = None,
 ) -> Gain:
     """ln(tokens of the baseline) - ln(tokens of the variant) at the target, with a t-interval over seeds.
 
     Paired where both sides ran the same seeds, Welch where they share none; partly shared seeds raise ValueError.
+    `paired` says what the caller knows of the runs: False for those of one seed that may not be paired.
     A side whose seed mean does not cross inside its measured range gives a bound: `estimate` is None and the finite end
     of [low, high] is a one-sided confidence limit.
     """
     check_confidence(confidence)
-    return _gain_at(_fit(baseline), _fit(variant), target_loss, confidence)
-
-
-def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float) -> Gain:
-    paired = _is_paired(first.seeds, second.seeds)
+    first, second = _fit(baseline), _fit(variant)
+    paired = _is_paired(first.seeds, second.seeds) if paired is None else paired
     a, a_side = _crossings(first, target_loss)
     b, b_side = _crossings(second, target_loss)
     if a_side == b_side == "inside":
@@ -181,6 +181,19 @@ def _gain_at(first: _Fit, second: _Fit, target_loss: float, confidence: float) -
     low, high = a_low - b_high, a_high - b_low
     bound: Bound = "at least" if math.isfinite(low) else "at most" if math.isfinite(high) else "unknown"
     return Gain(estimate=None, low=low, high=high, n=len(second.seeds), df=math.nan, bound=bound, confidence=confidence)
+
+
+def losses_at(curves: Sequence[DecayedCurve], tokens: float) -> FloatArray:
+    """Each seed's decayed loss at a number of tokens, (seeds,) by increasing seed; nan outside the measured range."""
+    fit = _fit(curves)
+    inside = fit.low - _EDGE <= math.log(tokens) <= fit.high + _EDGE
+    return fit.loss_at(math.log(tokens)) if inside else np.full(len(curves), np.nan)
+
+
+def shifted(gain: Gain, exact: float) -> Gain:
+    """The gain together with another channel that is known exactly."""
+    estimate = None if gain.estimate is None else gain.estimate + exact
+    return replace(gain, estimate=estimate, low=gain.low + exact, high=gain.high + exact)
 
 
 def loss_slope(curves: Sequence[DecayedCurve], target_loss: float) -> float:
@@ -198,25 +211,23 @@ def difference_interval(a: FloatArray, b: FloatArray, *, paired: bool, confidenc
     if len(a) < 2 or len(b) < 2:
         raise ValueError(f"an interval needs at least 2 seeds on each side, got {len(a)} and {len(b)}; add seeds")
     if paired:
-        low, high = interval(
-            float((a - b).mean()), float((a - b).std(ddof=1) / math.sqrt(len(a))), len(a) - 1, confidence
-        )
-        df = float(len(a) - 1)
+        error, df = float((a - b).std(ddof=1) / math.sqrt(len(a))), float(len(a) - 1)
     else:
-        estimate, error, welch_df, _ = welch(a.tolist(), b.tolist())
-        assert estimate is not None
-        assert error is not None
+        _, welch_error, welch_df, _ = welch(a.tolist(), b.tolist())
+        assert welch_error is not None
         assert welch_df is not None
-        low, high = interval(estimate, error, welch_df, confidence)
-        df = welch_df
+        error, df = welch_error, welch_df
+    estimate = float(a.mean() - b.mean())
+    low, high = interval(estimate, error, df, confidence)
     return Gain(
-        estimate=float(a.mean() - b.mean()),
+        estimate=estimate,
         low=low,
         high=high,
         n=len(b),
         df=df,
         bound="exact",
         confidence=confidence,
+        standard_error=error,
     )
 
 

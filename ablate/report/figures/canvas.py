@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 # Stand-ins that matplotlib draws with and the style sheet's variables replace, so that one drawing has two themes.
 INK, MUTED, GRID, PAPER = "#0a0b0c", "#6d6e6f", "#d7d8d9", "#fefdfc"
 GOOD, BAD, SAME, OPEN = "#0b7a5a", "#b2450b", "#3d5a9c", "#7a7b7c"
-WIDTH = 5.2  # inches; 1 inch is 72 units of the SVG
+WIDE, NARROW = 5.2, 3.5  # inches of a figure by itself and of one panel among several; 1 inch is 72 units of the SVG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """How a variant looks in every figure, and in the legend: SVG's dash array, and a path around the origin."""
+    """How one side of a comparison looks in every panel, and in the legend: SVG's dash array, a path at the origin."""
 
+    name: str
     color: str
     dashes: Any  # of matplotlib
     marker: str  # of matplotlib
@@ -28,41 +29,33 @@ class Series:
     legend_marker: str
 
 
-SERIES = (
-    Series(color="#0c69a8", dashes="-", marker="o",
-           legend_dashes="none", legend_marker="M4 0A4 4 0 1 1 -4 0A4 4 0 1 1 4 0Z"),
-    Series(color="#c8500c", dashes=(0, (5, 2)), marker="s",
-           legend_dashes="7 3", legend_marker="M-3.6 -3.6H3.6V3.6H-3.6Z"),
-    Series(color="#0a8f6e", dashes=(0, (1, 1.4)), marker="D",
-           legend_dashes="2 2.5", legend_marker="M0 -5L5 0L0 5L-5 0Z"),
-    Series(color="#b5629a", dashes=(0, (6, 1.5, 1.2, 1.5)), marker="^",
-           legend_dashes="8 2.5 2 2.5", legend_marker="M0 -4.5L4.5 4H-4.5Z"),
-    Series(color="#8a6d00", dashes=(0, (3, 1)), marker="v",
-           legend_dashes="4 2", legend_marker="M0 4.5L4.5 -4H-4.5Z"),
-    Series(color="#3f9fd0", dashes=(0, (8, 2)), marker="P",
-           legend_dashes="11 3", legend_marker="M-1.4 -4.4H1.4V-1.4H4.4V1.4H1.4V4.4H-1.4V1.4H-4.4V-1.4H-1.4Z"),
-)  # fmt: skip
-MAX_LINES = len(SERIES)
+# The two sides of a comparison are the only colours: each comparison has a panel of its own, so none can run out.
+WITH = Series(name="with the component", color="#0c69a8", dashes="-", marker="o",
+              legend_dashes="none", legend_marker="M4 0A4 4 0 1 1 -4 0A4 4 0 1 1 4 0Z")  # fmt: skip
+WITHOUT = Series(name="without it", color="#c8500c", dashes=(0, (5, 2)), marker="s",
+                 legend_dashes="7 3", legend_marker="M-3.6 -3.6H3.6V3.6H-3.6Z")  # fmt: skip
+SIDES = (WITH, WITHOUT)
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", GOOD: "good", BAD: "bad", SAME: "same",
-             OPEN: "open"} | {series.color: f"series-{i}" for i, series in enumerate(SERIES)}  # fmt: skip
+             OPEN: "open"} | {side.color: f"series-{i}" for i, side in enumerate(SIDES)}  # fmt: skip
 
 
-def mark(axes: Axes, x: float, y: float, series: Series, *, hollow: bool = False, **options: Any) -> None:
-    """The marker of a variant at one point."""
-    face, edge, width = ("none", series.color, 1.4) if hollow else (series.color, PAPER, 0.8)
-    style: dict[str, Any] = {
-        "ls": "",
-        "marker": series.marker,
-        "ms": 6,
-        "mfc": face,
-        "mec": edge,
-        "mew": width,
-    } | options
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One drawing and what stands above it; a figure that needs no heading of its own has none."""
+
+    svg: str
+    title: str = ""
+
+
+def mark(axes: Axes, x: float, y: float, color: str, marker: str, *, hollow: bool = False, **options: Any) -> None:
+    """One point, filled or hollow."""
+    face, edge, width = ("none", color, 1.4) if hollow else (color, PAPER, 0.8)
+    style: dict[str, Any] = {"ls": "", "marker": marker, "ms": 6, "mfc": face, "mec": edge, "mew": width} | options
     axes.plot([x], [y], **style)
 
 
-def draw(name: str, height: float, paint: Callable[[Axes], None]) -> str:
-    """A figure of one panel, `height` inches high, as SVG in the report's style."""
+def draw(name: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
+    """A drawing of one pair of axes, width and height in inches, as SVG in the report's style."""
     import matplotlib as mpl
     import seaborn
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -73,11 +66,12 @@ def draw(name: str, height: float, paint: Callable[[Axes], None]) -> str:
         # From matplotlib's own defaults: a user's matplotlibrc must not change a report.
         mpl.rcdefaults()
         seaborn.set_theme(style="white", rc=_style(name))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         paint(axes)
-        seaborn.despine(ax=axes, left=True)
+        for each in figure.axes:
+            seaborn.despine(ax=each, left=True)
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     return _inline(file.getvalue(), name)

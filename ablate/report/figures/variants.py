@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from ablate.attribution.study.compare import SPEED, StudyResult
+from ablate.report.cleaning import clean, shortened
 from ablate.report.curves import Curve
-from ablate.report.figures.canvas import GRID, INK, SERIES, mark
+from ablate.report.figures.canvas import INK, MUTED, SIDES, WITH, Series, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,41 +17,57 @@ AGAINST = {"tokens": "training tokens", "flops": "training FLOPs"}
 MEASURED = {"tokens/s": (SPEED, "speed"), "peak memory": ("peak_memory_bytes", "memory")}  # (metric, its group)
 COUNTED = {"FLOP/token": "training_flops_per_token", "KV bytes/token": "kv_cache_bytes_per_token",
            "parameters": "total_parameters", "activated": "activated_parameters"}  # fmt: skip
+UNDECAYED = 0.4  # opacity of what lies before the learning rate decays: no finished model
+LABEL = 22  # characters of a name inside a figure
 
 Costs: TypeAlias = Mapping[str, Mapping[str, tuple[float, bool]]]  # quantity -> variant -> (multiple, emulated)
 
 
-def loss_lines(axes: Axes, lines: Sequence[Curve], against: str) -> None:
-    """Held-out loss, mean and range over seeds, against tokens or FLOPs; the decayed end point is marked."""
-    from matplotlib.ticker import EngFormatter
+def loss_lines(axes: Axes, pair: Sequence[Curve], rest: Sequence[Curve], against: str, top: float) -> None:
+    """Held-out loss of the two sides of one comparison over tokens or FLOPs, before the pale lines of all others.
 
-    for line, series in zip(lines, SERIES, strict=False):
-        x = [p.n_tokens if against == "tokens" else p.flops for p in line.points]
-        axes.plot(x, [p.mean for p in line.points], color=series.color, ls=series.dashes, lw=1.6)
-        low, high = [p.low for p in line.points], [p.high for p in line.points]
-        axes.fill_between(x, low, high, color=series.color, alpha=0.22, lw=0)
-        mark(axes, x[-1], line.points[-1].mean, series, zorder=5)
+    Means over seeds with their range, up to the loss `top`. What lies before the decay of the learning rate is faded.
+    """
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    for line in rest:
+        x = _positions(line, against)
+        axes.plot(x, [p.mean for p in line.points], color=MUTED, lw=0.8, alpha=0.25, zorder=1)
+    for line, side in zip(pair, SIDES, strict=False):
+        _one(axes, line, side, against)
     axes.set_xlabel(AGAINST[against])
     axes.set_ylabel("held-out loss, nats per token")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlim(left=0)
+    axes.set_ylim(top=top)
 
 
-def cost_marks(axes: Axes, costs: Costs, variants: Sequence[str]) -> None:
-    """Speed, arithmetic and memory of each variant as multiples of the reference; emulated ones are hollow."""
+def _positions(line: Curve, against: str) -> list[float]:
+    return [p.n_tokens if against == "tokens" else p.flops for p in line.points]
+
+
+def _one(axes: Axes, line: Curve, side: Series, against: str) -> None:
+    x, y = _positions(line, against), [p.mean for p in line.points]
+    n = line.n_undecayed
+    low, high = [p.low for p in line.points], [p.high for p in line.points]
+    axes.fill_between(x, low, high, color=side.color, alpha=0.15, lw=0)
+    axes.plot(x[:n], y[:n], color=side.color, ls=side.dashes, lw=1.4, alpha=UNDECAYED)
+    # The decaying part begins at the last point before it, so that the line is whole.
+    axes.plot(x[max(n - 1, 0) :], y[max(n - 1, 0) :], color=side.color, ls=side.dashes, lw=1.8)
+    mark(axes, x[-1], y[-1], side.color, side.marker, zorder=5)
+
+
+def cost_marks(axes: Axes, values: Mapping[str, tuple[float, bool]]) -> None:
+    """One quantity of each variant as a multiple of the reference's; emulated ones are hollow."""
     axes.axvline(1, color=INK, lw=0.9)
-    for y, values in enumerate(reversed(list(costs.values()))):
-        for i, variant in enumerate(variants):
-            if variant in values:
-                value, hollow = values[variant]
-                offset = 0.62 * (i / (len(variants) - 1) - 0.5)
-                mark(axes, value, y - offset, SERIES[i], hollow=hollow, ms=6.5)
-    for y in range(1, len(costs)):
-        axes.axhline(y - 0.5, color=GRID, lw=0.7)
-    axes.set_yticks(range(len(costs)), list(costs)[::-1], color=INK)
-    axes.set_ylim(-0.5, len(costs) - 0.5)
+    names = list(values)[::-1]
+    for y, name in enumerate(names):
+        multiple, hollow = values[name]
+        mark(axes, multiple, y, WITH.color, WITH.marker, hollow=hollow)
+    axes.set_yticks(range(len(names)), [shortened(clean(name), LABEL) for name in names], color=INK)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
     axes.set_xlabel("multiple of the reference")
     low, high = axes.get_xlim()
     axes.set_xlim(max(0, min(low, 0.9)), max(high, 1.1))

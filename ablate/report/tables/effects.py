@@ -7,7 +7,7 @@ from ablate.attribution.results import Attribution, ComponentEffect, Number
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResult
 from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
-from ablate.quantities import NONE, duration, number, short, signed, signed_between, times, whole
+from ablate.quantities import NONE, duration, number, short, signed, signed_between, significant, whole
 from ablate.report.names import confidence, label
 from ablate.report.tables.table import Column, Columns, Table, make, text
 
@@ -67,8 +67,8 @@ def runs_and_time(n_runs: int | None, run_s: float | None) -> str:
 
 
 def attribution(result: StudyResult) -> Table:
-    """How a designed study splits the distance between its ends; without rows for a comparison."""
-    found = result.attribution
+    """How a designed study splits the distance between its ends; without rows where comparisons say all of it."""
+    found = None if result.comparisons else result.attribution
     known = list(found.effects.values()) if found else []
     columns: Columns = [
         text("Component"),
@@ -76,12 +76,11 @@ def attribution(result: StudyResult) -> Table:
         *(TITLES[index].capitalize() for index in SHOWN),
         NEEDED,
     ]
-    seconds = {c.name: pair_run_s(c) for c in result.comparisons}
     rows = []
     for name, effect in found.effects.items() if found else ():
         numbers = [_attributed(effect.indices[index]) for index in SHOWN]
         verdict = effect.verdict if effect.verdict_from else f"{effect.verdict} (no interval)"
-        rows.append([name, verdict, *numbers, further_runs(effect, seconds.get(name, design_run_s(result)))])
+        rows.append([name, verdict, *numbers, further_runs(effect, design_run_s(result))])
     if found:
         rows.append(["total", "", "", "", _attributed(found.total), ""])
     return make("The total split among the components, nats per token, on minus off", columns, rows)
@@ -103,7 +102,11 @@ def ranks(result: StudyResult) -> Table:
     ]  # fmt: skip
     columns: Columns = [text("Component"), text("Worth more than"), text("Resolved (Holm)"), "Difference, nats/token",
                         f"{confidence(result)} interval", "Adjusted p"]  # fmt: skip
-    note = f"Neighbours in order of the {TITLES[index]}; without a yes their order may be chance." if index else ""
+    note = (
+        f"Neighbours in order of worth, by the {TITLES[index]}; without a yes their order may be chance."
+        if index
+        else ""
+    )
     return make("Which component is worth more than the next", columns, rows, note if rows else "")
 
 
@@ -151,4 +154,4 @@ def noise(result: StudyResult) -> Table:
 
 
 def _saved(gain: PairingGain | None) -> str:
-    return f"{times(gain.runs_ratio)} ({gain.n} pairs)" if gain else NONE
+    return f"{significant(gain.runs_ratio)}× ({gain.n} pairs)" if gain else NONE

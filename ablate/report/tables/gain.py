@@ -1,0 +1,108 @@
+"""What components are worth in compute: the headline sentence, the table of channels, and the three kinds of equality.
+
+A factor above 1 is a saving: 1.25× means that the loss which costs 1 with the component costs 1.25 without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ablate.attribution.gain.compute_gain import Gain
+from ablate.attribution.study.compare import StudyResult
+from ablate.attribution.study.gains import MATCHES, ComponentGain
+from ablate.quantities import NONE, number, signed, signed_between
+from ablate.report.cleaning import clean
+from ablate.report.names import MATCHED, confidence, label
+from ablate.report.tables.table import Columns, Table, make, text
+
+DECIMALS = 2  # of a factor
+
+
+def headline(gains: Sequence[ComponentGain], result: StudyResult) -> str:
+    """The study's answer in compute, one clause a component; "" where no gain is known."""
+    if not gains:
+        return ""
+    said = "; ".join(f"{clean(gain.comparison.name)}: {_clause(gain)}" for gain in gains)
+    return (
+        f"In compute, for the same loss of {number(gains[0].target.loss, 3)} nats per token (above 1 is a saving, "
+        f"{confidence(result)} intervals): {said}."
+    )
+
+
+def _clause(gain: ComponentGain) -> str:
+    parts = [f"tokens {factor(gain.tokens.estimate)}", f"FLOPs per token {factor(gain.log_flops_per_token)}"]
+    if gain.tokens.estimate is None:
+        return f"{_bound(gain.flops)} the training FLOPs (FLOPs per token {factor(gain.log_flops_per_token)}, exact)"
+    evidence = gain.evidence["FLOP/s"]
+    if gain.log_flops_per_s is not None and evidence:
+        parts.append(f"FLOP/s {factor(gain.log_flops_per_s)} ({evidence}, not multiplied in)")
+    return f"{_whole(gain.flops)} the training FLOPs: {', '.join(parts)}"
+
+
+def factor(log: float | None) -> str:
+    """A log gain as a factor."""
+    return NONE if log is None else f"{number(math.exp(log), DECIMALS)}×"
+
+
+def _whole(gain: Gain | None) -> str:
+    if gain is None:
+        return NONE
+    if gain.estimate is None:
+        return _bound(gain)
+    ends = f"{number(math.exp(gain.low), DECIMALS)} to {number(math.exp(gain.high), DECIMALS)}"
+    return f"{factor(gain.estimate)} ({ends})"
+
+
+def _bound(gain: Gain) -> str:
+    """What is known where one side never reaches the target inside its measured range."""
+    if math.isfinite(gain.low):
+        return f"at least {factor(gain.low)}"
+    return f"at most {factor(gain.high)}" if math.isfinite(gain.high) else "not known:"
+
+
+def channels(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
+    """Components by channels; each row's logarithms add up."""
+    columns: Columns = [text("Component"), f"Tokens ({confidence(result)} interval)", "FLOPs per token, exact",
+                        "Training FLOPs: the two together", "FLOP/s", text("Evidence of FLOP/s"),
+                        "Time: all three together"]  # fmt: skip
+    rows = [
+        [label(gain.comparison), _whole(gain.tokens), factor(gain.log_flops_per_token), _whole(gain.flops),
+         factor(gain.log_flops_per_s), gain.evidence["FLOP/s"] or NONE, _whole(gain.seconds)]
+        for gain in gains
+    ]  # fmt: skip
+    return make("What each component is worth in compute, for the same loss", columns, rows, _how(gains))
+
+
+def _how(gains: Sequence[ComponentGain]) -> str:
+    if not gains:
+        return ""
+    target = gains[0].target
+    said = (
+        f"Cost without the component over cost with it, to the loss of {number(target.loss, 4)} nats per token, which "
+        f"{clean(target.worst)}, the last to reach it, has at the end of its budget; above 1 is a saving. Read off a "
+        "quadratic in ln(tokens) through the finished models of each run. "
+    )
+    if any("emulated" in gain.comparison.speed_evidence for gain in gains):
+        said += "Emulated FLOP/s, and time with them in it, say nothing of hardware that has the arithmetic. "
+    return said + "A bound stands where a variant does not reach the loss inside its measured range."
+
+
+def matches(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
+    """The differences in nats at equal tokens, FLOPs and time, the kind that the study matched first."""
+    order = sorted(MATCHES, key=lambda match: match != result.plan.match)
+    columns: Columns = [text("Component"), *(f"At equal {MATCHED[match]}" for match in order)]
+    rows = []
+    for gain in gains:
+        cells = []
+        for match in order:
+            effect = gain.matched[match]
+            ends = "" if effect.low is None else f" ({signed_between(effect.low, effect.high)})"
+            cells.append(f"{signed(effect.estimate)}{ends}")
+        rows.append([label(gain.comparison), *cells])
+    note = (
+        f"With minus without, nats per token, with {confidence(result)} intervals. The kind that was matched is "
+        "measured at the end of the runs; the others are read off the same runs' finished models, at the largest "
+        "amount that both sides had."
+    )
+    return make("The same runs at equal tokens, FLOPs and time", columns, rows, note if rows else "")
