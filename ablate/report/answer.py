@@ -176,7 +176,7 @@ def _of_several(result: StudyResult) -> tuple[str, str]:
         if c.loss.verdict == NOT_RESOLVED
     ]
     n = len(result.comparisons)
-    first = f"{_where(result)}, {_resolved(n - len(left), n, 'effect on the held-out loss')}"
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'effects on the held-out loss')}"
     said = "; ".join(["with minus without, nats per token", *_correction(result.comparisons[0].loss.family), *parts])
     return f"{first} ({said}).", _not_resolved(left)
 
@@ -201,7 +201,7 @@ def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
     n = len(found.effects)
     family = max(effect.family for effect in found.effects.values())
     read = ["on minus off, nats per token", *([TITLES[index]] if index else []), *_correction(family), *parts]
-    first = f"{_where(result)}, {_resolved(n - len(left), n, 'component')} ({'; '.join(read)})"
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'components')} ({'; '.join(read)})"
     if found.total.estimate is not None:
         first += f"; all together {signed(found.total.estimate)}"
         first += f" ({signed_between(found.total.low, found.total.high)})" if found.total.low is not None else ""
@@ -209,7 +209,7 @@ def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
 
 
 def _resolved(n: int, of: int, noun: str) -> str:
-    return f"{n} of {plural(of, noun)} {'is' if n == 1 else 'are'} resolved"
+    return f"{n} of {of} {noun} {'is' if n == 1 else 'are'} resolved"
 
 
 def _correction(family: int) -> list[str]:

@@ -23,7 +23,8 @@ class PairingBreak:
     fault: str
 
     def __str__(self) -> str:
-        return f"run {self.run_id} ({self.variant}, seed {self.seed}) is no pair of {self.against}: {self.fault}"
+        run = f"run {self.run_id} ({self.variant}, seed {self.seed})"
+        return f"{run} is no pair of {self.against}, but a run of its own: {self.fault}"
 
 
 def pairing_breaks(finished: Mapping[str, Sequence[RunRecord]]) -> tuple[PairingBreak, ...]:
