@@ -60,11 +60,12 @@ def attribute_runs(
     found = _refuse(lattice, estimated, functionals, set(runs.cells), refused)
     lines = found.lines
     headline = _headline(lattice, lines)
+    index = headline or next(i for i in (*HEADLINE, "first") if f"{i}:{lattice.components[0]}" in lines)
     verdicts, n_tests = _verdicts(lattice, found, headline, question)
     joint = _simultaneous(lattice, found, headline, question)
     effects = {}
     for name in lattice.components:
-        line = lines[f"{headline or 'owen'}:{name}"]
+        line = lines[f"{index}:{name}"]
         indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
         effects[name] = ComponentEffect(
             indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name], family=n_tests,
