@@ -60,18 +60,7 @@ def attribute_runs(
     found = _refuse(lattice, estimated, functionals, set(runs.cells), refused)
     lines = found.lines
     headline = _headline(lattice, lines)
-    index = headline or next(i for i in (*HEADLINE, "first") if f"{i}:{lattice.components[0]}" in lines)
-    verdicts, n_tests = _verdicts(lattice, found, headline, question)
-    joint = _simultaneous(lattice, found, headline, question)
-    effects = {}
-    for name in lattice.components:
-        line = lines[f"{index}:{name}"]
-        indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
-        effects[name] = ComponentEffect(
-            indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name], family=n_tests,
-            verdict_from=headline if _known(line) else None, method=line.method,
-            runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
-        )  # fmt: skip
+    effects = _effects(lattice, found, headline, question)
     effects |= {name: _as_compared(effects[name], effect) for name, effect in compared.items()}
     return Attribution(
         question=question, total=_number(lines["total"], question), effects=effects,
@@ -81,6 +70,26 @@ def attribute_runs(
         warnings=(*found.warnings, *_not_after_holm(effects, question), *_refusals(lines, estimated.lines),
                   *_without_spread(lattice, lines, runs)),
     )  # fmt: skip
+
+
+def _effects(
+    lattice: Lattice, found: Estimates, headline: str | None, question: Question
+) -> dict[str, ComponentEffect]:
+    """Every component by every index, with the verdict on the headline one."""
+    lines = found.lines
+    index = headline or next(i for i in (*HEADLINE, "first") if f"{i}:{lattice.components[0]}" in lines)
+    verdicts, n_tests = _verdicts(lattice, found, headline, question)
+    joint = _simultaneous(lattice, found, headline, question)
+    return {
+        name: ComponentEffect(
+            indices={i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)},
+            simultaneous=joint.get(name), n=line.n, verdict=verdicts[name], family=n_tests,
+            verdict_from=headline if _known(line) else None, method=line.method,
+            runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
+        )
+        for name in lattice.components
+        if (line := lines[f"{index}:{name}"])
+    }  # fmt: skip
 
 
 def _refuse(

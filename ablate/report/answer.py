@@ -234,7 +234,7 @@ def _more(found: Effect | Number, reason: str, n_runs: int | None, run_s: float 
     if found.high is None or found.low is None:
         return f"no interval, because {reason}"
     needed = f"about {_runs(n_runs, run_s)}" if n_runs else "too near the margin for any number of runs"
-    return f"excluded beyond {signed_between(found.low, found.high)}, {needed}"
+    return f"excluded outside {signed_between(found.low, found.high)}, {needed}"
 
 
 def _runs(n_runs: int, run_s: float | None) -> str:

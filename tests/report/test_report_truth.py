@@ -112,7 +112,7 @@ def test_where_nothing_is_resolved_the_answer_says_what_is_excluded_and_what_wou
     for c in content.result.comparisons:
         assert c.loss.verdict == NOT_RESOLVED
         low, high = (f"{end:+.4f}".replace("-", "−") for end in (c.loss.low, c.loss.high))
-        assert f"{c.name} (excluded beyond {low} to {high}, " in answer
+        assert f"{c.name} (excluded outside {low} to {high}, " in answer
     c = next(c for c in content.result.comparisons if c.loss.runs_to_resolve)
     assert f"about {c.loss.runs_to_resolve:,} more runs (" in answer
     assert "one after another" in answer

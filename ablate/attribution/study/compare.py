@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 
 from ablate.attribution.estimation.noise import NoiseFloor, noise_floor
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
@@ -178,16 +177,6 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         {found.run_id for found in breaks},
         {c.name: c.loss for c in comparisons},
     )
-    strangers = sorted(set(kept) - {run_id for planned in facts.variants for run_id in planned.run_ids})
-    warnings = (
-        *_of_design(facts),
-        *(attribution.warnings if attribution else ()),
-        *warnings_of([*chain(*finished.values())], strangers, {v.name: v.backends for v in variants}),
-        *broken_pairs(breaks, {c.name: c.pairing_reason for c in comparisons if not c.pairing_ok}),
-        *no_spread(
-            {v.name: v.metrics[LOSS].values for v in variants if LOSS in v.metrics}, [c.loss for c in comparisons]
-        ),
-    )
     return StudyResult(
         plan=facts,
         variants=variants,
@@ -197,7 +186,23 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         noise=noise,
         noise_reason=reason,
         pairing_breaks=breaks,
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=(*_of_design(facts), *(attribution.warnings if attribution else ()))
+        + _of_runs(facts, kept, variants, breaks, comparisons),
+    )
+
+
+def _of_runs(
+    facts: Plan, kept: Mapping[str, RunRecord], variants: Sequence[VariantResult], breaks: Sequence[PairingBreak],
+    comparisons: Sequence[Comparison],
+) -> tuple[str, ...]:  # fmt: skip
+    """What is to be known of the runs before they are compared."""
+    finished = [run.record for v in variants for run in v.finished if run.record is not None]
+    strangers = sorted(set(kept) - {run_id for planned in facts.variants for run_id in planned.run_ids})
+    losses = {v.name: v.metrics[LOSS].values for v in variants if LOSS in v.metrics}
+    return (
+        *warnings_of(finished, strangers, {v.name: v.backends for v in variants}),
+        *broken_pairs(breaks, {c.name: c.pairing_reason for c in comparisons if not c.pairing_ok}),
+        *no_spread(losses, [c.loss for c in comparisons] if facts.design.name == "one" else []),
     )
 
 
@@ -293,19 +298,7 @@ def _comparison(
     name = " + ".join(change.component for change in changes if not change.forced) or other.name
 
     def effect(metric: str) -> Effect:
-        at = partial(
-            compare_pairs, _values(on, metric), _values(off, metric), name=name, unit="nats per token",
-            margin=facts.margin_nats, pairing_ok=not pairing,
-        )  # fmt: skip
-        found = at(confidence=facts.interval_confidence)
-        # What is still needed is counted at the level that Holm's correction asks of the clearest effect.
-        strict = at(confidence=1 - (1 - facts.interval_confidence) / n_effects)
-        return replace(
-            found,
-            seeds_to_resolve=strict.seeds_to_resolve,
-            runs_to_resolve=strict.runs_to_resolve,
-            reason=found.reason and (_lost_runs(on, off) or found.reason),
-        )
+        return _effect(on, off, metric, name, facts, n_effects, pairing_ok=not pairing)
 
     sets = {n for v in (on, off) for n in v.metrics if n.endswith(f"_{LOSS}")}
     loss = effect(LOSS)
@@ -330,6 +323,24 @@ def _comparison(
         pair_s=on.run_s + off.run_s if on.run_s is not None and off.run_s is not None else None,
         target_seeds=_planned_seeds(TARGET_NATS, pair_sd, facts),
         margin_seeds=_planned_seeds(0.0, pair_sd, facts),
+    )
+
+
+def _effect(
+    on: VariantResult, off: VariantResult, metric: str, name: str, facts: Plan, n_effects: int, *, pairing_ok: bool
+) -> Effect:
+    """With minus without; what is still needed is counted at the level that Holm asks of the clearest effect."""
+    at = partial(
+        compare_pairs, _values(on, metric), _values(off, metric), name=name, unit="nats per token",
+        margin=facts.margin_nats, pairing_ok=pairing_ok,
+    )  # fmt: skip
+    found = at(confidence=facts.interval_confidence)
+    strict = at(confidence=1 - (1 - facts.interval_confidence) / n_effects)
+    return replace(
+        found,
+        seeds_to_resolve=strict.seeds_to_resolve,
+        runs_to_resolve=strict.runs_to_resolve,
+        reason=found.reason and (_lost_runs(on, off) or found.reason),
     )
 
 
@@ -399,7 +410,7 @@ def _speed(on: VariantResult, off: VariantResult, facts: Plan, name: str) -> tup
         confidence=facts.interval_confidence,
         lower_is_better=False,
     )
-    return effect, "", both
+    return replace(effect, reason=effect.reason and (_lost_runs(on, off) or effect.reason)), "", both
 
 
 def _planned_seeds(difference: float, sd: float | None, facts: Plan) -> int | None:

@@ -97,7 +97,7 @@ def ranks(result: StudyResult) -> Table:
     index = headline(found)
     rows = [
         [rank.better, rank.worse, "yes" if rank.resolved else "no", signed(rank.number.estimate),
-         signed_between(rank.number.low, rank.number.high), number(rank.adjusted_p, 3)]
+         signed_between(rank.number.low, rank.number.high), _p(rank.adjusted_p)]
         for rank in (found.ranks if found else ())
     ]  # fmt: skip
     columns: Columns = [text("Component"), text("Worth more than"), text("Resolved (Holm)"), "Difference, nats/token",
@@ -114,12 +114,16 @@ def interactions(result: StudyResult) -> Table:
     """Pairs whose joint effect is not the sum of theirs; those that a study leaves undefined are not listed."""
     found = result.attribution
     rows = [
-        [" x ".join(pair.components), _attributed(pair.number), number(pair.adjusted_p, 3)]
+        [" x ".join(pair.components), _attributed(pair.number), _p(pair.adjusted_p)]
         for pair in (found.interactions if found else ())
         if pair.number.estimate is not None
     ]
     columns: Columns = [text("Pair"), "Estimate", "Adjusted p (Benjamini-Hochberg)"]
     return make("Interactions (Banzhaf index), nats per token", columns, rows)
+
+
+def _p(value: float | None) -> str:
+    return "below 0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
 def _attributed(value: Number) -> str:
