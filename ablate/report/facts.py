@@ -85,6 +85,10 @@ def _pairs(result: StudyResult) -> str:
     sharing = Counter(run.seed for run in result.runs if run.status == "finished")
     if max(sharing.values(), default=0) < 2:
         return "no two finished runs share a seed, so none are pairs"
+    records = [run.record for v in result.variants for run in v.finished if run.record]
+    unknown = sum(not (record.order_hash and record.initial_parameters) for record in records)
+    if unknown:
+        return f"not checked: {plural(unknown, 'finished run')} recorded no order of tokens or no initial values"
     texts = [planned.text for planned in result.plan.variants]
     tokens = "the same tokens in the same order"
     if any(text != texts[0] for text in texts):

@@ -153,6 +153,10 @@ def test_held_equal_is_what_the_records_hold(tmp_path):
         tmp_path / "m", "leave-one-out", lambda v, s: "missing" if s == 3 and v.name == "full" else "finished"
     )
     assert "as planned" in facts(lacking)["Seeds"]
+    records = fake.changed(fake.records(), "full", 0, order_hash="")
+    records = fake.changed(records, "-mtp", 0, order_hash="")
+    silent = build(fake.write_study(tmp_path / "silent", fake.plan(), records))
+    assert facts(silent)["Tokens and order"].startswith("not checked: 2 finished runs")
 
 
 def test_ranks_stand_in_every_form(tmp_path):
