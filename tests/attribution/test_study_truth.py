@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
 from synthetic_study import planted
 
 from ablate.attribution.estimation.estimates import Observations
@@ -207,9 +208,16 @@ def test_ranks_have_the_interval_of_the_difference():
     assert first.number.low < first.number.estimate < first.number.high < 0
     assert first.resolved
     assert any(not rank.resolved for rank in found.ranks), "aux-free and fp8 are the same but for .001"
-    a, b = (found.effects[name].indices["owen"] for name in order[:2])
-    apart = (a.high - a.low) + (b.high - b.low)
-    assert first.number.high - first.number.low < apart, "not the sum of two intervals"
+
+
+def test_a_rank_is_the_textbook_paired_interval_of_what_sets_two_components_apart():
+    only_a, only_b = [1.0, 1.2, 0.9, 1.1], [1.3, 1.4, 1.35, 1.3]  # with two components, Owen a - Owen b is v(a) - v(b)
+    values = [x for at in range(4) for x in (2.0 + at, only_a[at], only_b[at], 0.5 * at)]
+    runs = Observations(cells=(0, 1, 2, 3) * 4, values=tuple(values), clusters=tuple(np.repeat(range(4), 4)))
+    (rank,) = attribute_runs(lattice(["a", "b"]), runs, Question(metric="loss")).ranks
+    expected = stats.ttest_rel(only_a, only_b).confidence_interval(0.95)
+    assert (rank.better, rank.worse) == ("a", "b")
+    assert (rank.number.low, rank.number.high) == pytest.approx((expected.low, expected.high))
 
 
 @pytest.mark.slow
