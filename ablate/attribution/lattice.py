@@ -29,6 +29,7 @@ class Lattice:
     blocks: tuple[int, ...]  # bitmasks that partition the components; no prerequisite crosses two blocks
     cells: tuple[int, ...]  # feasible bitmasks, ascending; the first is `none`, the last is `full`
     star: str = ""  # of arms, the one index they define: "first" around `none`, "last" around `full`; see `star`
+    labels: tuple[tuple[int, str], ...] = ()  # what a study calls its cells, where it has names for them
 
     @property
     def full(self) -> int:
@@ -54,7 +55,9 @@ class Lattice:
         return tuple(name for i, name in enumerate(self.components) if cell >> i & 1)
 
     def label(self, cell: int) -> str:
-        """A cell in words: `none`, `full`, or the components that are on, joined by `+`."""
+        """A cell in words: the study's name, else `none`, `full`, or the components that are on, joined by `+`."""
+        if cell in (known := dict(self.labels)):
+            return known[cell]
         if self.star == "last":
             return f"full without {self.names(cell)[0]}" if cell else "full"
         if cell == 0:

@@ -51,6 +51,7 @@ class ComponentEffect:
     verdict_from: str | None  # the index the verdict is on
     runs_to_resolve: int | None  # further runs, 0 when resolved, None where no number can be given
     method: str
+    family: int = 1  # effects that gain and harm are corrected over together (Holm)
 
     def to_json(self) -> dict[str, Any]:
         """The indices side by side with verdict and n."""
@@ -60,6 +61,7 @@ class ComponentEffect:
             "n": self.n,
             "verdict": self.verdict,
             "verdict_from": self.verdict_from,
+            "corrected_over": self.family,
             "runs_to_resolve": self.runs_to_resolve,
             "interval": self.method,
         }
@@ -75,6 +77,17 @@ class Interaction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rank:
+    """Whether a component is worth more than the next one in order of worth, by the index that verdicts are on."""
+
+    better: str
+    worse: str
+    number: Number  # effect of the better minus effect of the worse
+    adjusted_p: float | None  # Holm over all neighbours; None without an interval
+    resolved: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attribution:
     """The answer of one table, as values; `to_json` is the document of `dsv3-ablate attribute --json`."""
 
@@ -82,6 +95,7 @@ class Attribution:
     total: Number
     effects: Mapping[str, ComponentEffect]
     interactions: tuple[Interaction, ...]
+    ranks: tuple[Rank, ...]  # neighbours, the most useful component first
     order_spectrum: Mapping[int, float] | None  # None where a feasible variant has no run
     residual_sd: float | None
     residual_df: int | None
@@ -97,6 +111,16 @@ class Attribution:
             "interactions": [
                 {"components": list(pair.components), **pair.number.to_json(), "adjusted_p": pair.adjusted_p}
                 for pair in self.interactions
+            ],
+            "ranks": [
+                {
+                    "better": rank.better,
+                    "worse": rank.worse,
+                    **rank.number.to_json(),
+                    "adjusted_p": rank.adjusted_p,
+                    "resolved": rank.resolved,
+                }
+                for rank in self.ranks
             ],
             "order_spectrum": None
             if self.order_spectrum is None

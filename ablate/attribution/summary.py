@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from math import ceil
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,60 +16,133 @@ from ablate.attribution.design.designs import add_cells, drop_cells
 from ablate.attribution.estimation.estimates import Estimate, Estimates, Observations, estimate
 from ablate.attribution.indices import index_weights, interaction_weights, total_weights, undefined_reason
 from ablate.attribution.lattice import Floats, Lattice, order_spectrum
-from ablate.attribution.results import Attribution, ComponentEffect, Interaction, Number, Question
+from ablate.attribution.results import Attribution, ComponentEffect, Interaction, Number, Question, Rank
 from ablate.attribution.verdicts import (
-    GAIN,
-    HARM,
     NOT_RESOLVED,
+    Effect,
     beyond_margin_p,
-    decide,
+    has_no_spread,
     holm,
+    holm_verdicts,
     interval,
     max_t_critical,
+    no_spread_warning,
     units_to_resolve,
 )
 
 SHOWN = ("first", "last", "owen", "shapley")
 SENSITIVITY = ("banzhaf", "permission", "faigle-kern")
 MAX_RUNS = 100_000  # a larger number of further runs is no advice
-HEADLINE = ("owen", "last", "first")  # the verdict is on the first of these that the runs determine
+MAX_NAMED = 3  # variants in one sentence
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+HEADLINE = ("owen", "last")  # verdicts are on the first of these, unless more components have the other
 
 
 def attribute_runs(
-    lattice: Lattice, runs: Observations, question: Question, headlines: Sequence[str] = HEADLINE
+    lattice: Lattice,
+    runs: Observations,
+    question: Question,
+    *,
+    headlines: Sequence[str] = HEADLINE,
+    refused: Mapping[int, str] = NOTHING,
+    compared: Mapping[str, Effect] = NOTHING,
 ) -> Attribution:
     """Attribution of the metric among the components of the lattice; verdicts are on one of the `headlines`.
 
     Values of `runs` are the metric (its log already taken where `question.log`). What the runs cannot give is None with
-    a reason. ValueError where they fit no design at all (it names the variants to add), or for an infeasible variant.
+    a reason. `refused`: cell -> what became of its runs, such as "-mla (1 diverged of 4 runs)"; what is defined on such
+    a cell has no interval. `compared`: component -> its leave-one-out effect where pairs of runs gave it, which then
+    stands here too.
+    ValueError where the runs fit no design at all (it names the variants to add), or for an infeasible variant.
     """
-    check_design(lattice, set(runs.cells), question.order)
+    check_design(lattice, {*runs.cells, *refused}, question.order)
     functionals = _functionals(lattice)
-    found = estimate(lattice, runs, functionals, order=question.order)
+    estimated = estimate(lattice, runs, functionals, order=question.order)
+    found = _refuse(lattice, estimated, functionals, set(runs.cells), refused)
     lines = found.lines
-    headline = next((i for i in headlines if any(_known(lines.get(f"{i}:{c}")) for c in lattice.components)), None)
-    verdicts, warnings = _verdicts(lattice, found, headline, question)
-    joint = _simultaneous(lattice, found, headline, question)
-    effects = {}
-    for name in lattice.components:
-        line = lines[f"{headline or lattice.star or 'owen'}:{name}"]
-        indices = {i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)}
-        effects[name] = ComponentEffect(
-            indices=indices, simultaneous=joint.get(name), n=line.n, verdict=verdicts[name],
-            verdict_from=headline if _known(line) else None, method=line.method,
-            runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
-        )  # fmt: skip
+    headline = _headline(lattice, lines, headlines)
+    effects = _effects(lattice, found, headline, question)
+    effects |= {name: _as_compared(effects[name], effect) for name, effect in compared.items()}
     return Attribution(
         question=question, total=_total(lattice, lines, question), effects=effects,
-        interactions=_interactions(lattice, lines, question), order_spectrum=_spectrum(lattice, runs),
-        residual_sd=found.residual_sd, residual_df=found.residual_df,
-        design=describe_design(lattice, runs, found), warnings=(*found.warnings, *warnings, *_refusals(lines)),
+        interactions=_interactions(lattice, lines, question), ranks=_ranks(lattice, found, headline, question),
+        order_spectrum=_spectrum(lattice, runs), residual_sd=found.residual_sd, residual_df=found.residual_df,
+        design=describe_design(lattice, runs, found),
+        warnings=(*found.warnings, *_not_after_holm(effects, question), *_refusals(lines, estimated.lines),
+                  *_without_spread(lattice, lines, runs)),
     )  # fmt: skip
 
 
-def _refusals(lines: Mapping[str, Estimate]) -> list[str]:
-    """Why estimates stand without an interval, each reason once."""
-    return list(dict.fromkeys(line.reason for line in lines.values() if line.value is not None and line.reason))
+def _effects(
+    lattice: Lattice, found: Estimates, headline: str | None, question: Question
+) -> dict[str, ComponentEffect]:
+    """Every component by every index, with the verdict on the headline one."""
+    lines = found.lines
+    index = headline or next(i for i in (*HEADLINE, "first") if f"{i}:{lattice.components[0]}" in lines)
+    verdicts, n_tests = _verdicts(lattice, found, headline, question)
+    joint = _simultaneous(lattice, found, headline, question)
+    return {
+        name: ComponentEffect(
+            indices={i: _index_number(lattice, lines, i, name, question) for i in (*SHOWN, *SENSITIVITY)},
+            simultaneous=joint.get(name), n=line.n, verdict=verdicts[name], family=n_tests,
+            verdict_from=headline if _known(line) else None, method=line.method,
+            runs_to_resolve=_further_runs(line, verdicts[name], question, len(lattice.components)),
+        )
+        for name in lattice.components
+        if (line := lines[f"{index}:{name}"])
+    }  # fmt: skip
+
+
+def _refuse(
+    lattice: Lattice, found: Estimates, functionals: Mapping[str, Floats], present: set[int], refused: Mapping[int, str]
+) -> Estimates:
+    """Without the standard error of what is defined on a refused cell, and without its value where no run is left."""
+    lines = dict(found.lines)
+    for name, row in functionals.items():
+        hit = [cell for cell in refused if abs(row[lattice.index(cell)[0]]) > 1e-12]
+        if hit:
+            more = f" and {len(hit) - MAX_NAMED} more" if len(hit) > MAX_NAMED else ""
+            said = ", ".join(refused[cell] for cell in hit[:MAX_NAMED])
+            value = lines[name].value if present.issuperset(hit) else None
+            lines[name] = Estimate(name=name, value=value, n=lines[name].n, reason=f"it is defined on {said}{more}")
+    return replace(found, lines=lines)
+
+
+def _as_compared(effect: ComponentEffect, pairs: Effect) -> ComponentEffect:
+    """The effect with the numbers and the verdict of its comparison, which is the same quantity."""
+    last = Number(estimate=pairs.estimate, low=pairs.low, high=pairs.high, reason=pairs.reason)
+    return replace(
+        effect, indices={**effect.indices, "last": last}, n=pairs.n, verdict=pairs.verdict, family=pairs.family,
+        verdict_from=None if pairs.low is None else "last", method=pairs.method,
+        runs_to_resolve=pairs.runs_to_resolve,
+        simultaneous=effect.simultaneous if effect.method == pairs.method else None,
+    )  # fmt: skip
+
+
+def _without_spread(lattice: Lattice, lines: Mapping[str, Estimate], runs: Observations) -> list[str]:
+    """A sentence on components whose numbers stand in an interval of no width."""
+    size = max(abs(value) for value in runs.values)
+    flat = {
+        name.partition(":")[2]
+        for name, line in lines.items()
+        if line.standard_error is not None and has_no_spread(line.standard_error, size)
+    }
+    named = [component for component in lattice.components if component in flat]
+    return [no_spread_warning(named)] if named else []
+
+
+def _refusals(lines: Mapping[str, Estimate], estimated: Mapping[str, Estimate]) -> list[str]:
+    """Why estimates stand without an interval, each reason once; what is refused for its cells says so where it is."""
+    open_lines = [line for name, line in lines.items() if line is estimated[name]]
+    return list(dict.fromkeys(line.reason for line in open_lines if line.value is not None and line.reason))
+
+
+def _headline(lattice: Lattice, lines: Mapping[str, Estimate], headlines: Sequence[str]) -> str | None:
+    """The index that verdicts are on: that of `headlines` which most components have, add-one-in where none has one."""
+    counts = {i: sum(_known(lines.get(f"{i}:{c}")) for c in lattice.components) for i in (*headlines, "first")}
+    index = max(headlines, key=lambda i: counts[i])
+    index = index if counts[index] else "first"
+    return index if counts[index] else None
 
 
 def check_design(lattice: Lattice, cells: set[int], order: int | None = None) -> None:
@@ -83,7 +159,8 @@ def check_design(lattice: Lattice, cells: set[int], order: int | None = None) ->
     if all(line.value is not None for line in estimate(lattice, runs, owen, order=order).lines.values()):
         return
     lacking = sorted(sorted((design - cells for design in wanted), key=lambda missing: len(missing))[0])
-    named = ", ".join(_levels(lattice, cell) for cell in lacking[:4])
+    known = dict(lattice.labels)
+    named = ", ".join(known.get(cell) or _levels(lattice, cell) for cell in lacking[:4])
     more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
     raise ValueError(
         f"the {len(cells)} variants of this table do not determine the effects of {', '.join(lattice.components)}; "
@@ -129,24 +206,51 @@ def _index_number(lattice: Lattice, lines: Mapping[str, Estimate], index: str, n
 
 def _verdicts(
     lattice: Lattice, found: Estimates, headline: str | None, question: Question
-) -> tuple[dict[str, str], list[str]]:
-    """Verdict per component; gain and harm must also survive Holm's correction over all components."""
-    out = dict.fromkeys(lattice.components, NOT_RESOLVED)
-    known = {c: found.lines[f"{headline}:{c}"] for c in out if headline and _known(found.lines[f"{headline}:{c}"])}
-    tests = {c: (line.value or 0.0, line.standard_error or 0.0, line.df or 1.0) for c, line in known.items()}
-    adjusted = holm([beyond_margin_p(*test, question.margin) for test in tests.values()])
-    warnings = []
-    for (name, test), p in zip(tests.items(), adjusted, strict=True):
-        out[name] = decide(
-            *test, margin=question.margin, confidence=question.confidence, lower_is_better=question.lower_is_better
-        )
-        if out[name] in (GAIN, HARM) and p > 1 - question.confidence:
-            out[name] = NOT_RESOLVED
-            warnings.append(
+) -> tuple[dict[str, str], int]:
+    """Verdict per component, corrected over all that have an interval, and how many those are."""
+    known = {
+        c: found.lines[f"{headline}:{c}"] for c in lattice.components if _known(found.lines.get(f"{headline}:{c}"))
+    }
+    out = holm_verdicts(
+        {c: (line.value or 0.0, line.standard_error or 0.0, line.df or 1.0) for c, line in known.items()},
+        margin=question.margin,
+        confidence=question.confidence,
+        lower_is_better=question.lower_is_better,
+    )
+    return dict.fromkeys(lattice.components, NOT_RESOLVED) | out, max(len(out), 1)
+
+
+def _not_after_holm(effects: Mapping[str, ComponentEffect], question: Question) -> list[str]:
+    """A sentence for each effect that only the correction keeps from a verdict."""
+    out = []
+    for name, effect in effects.items():
+        shown = effect.indices[effect.verdict_from] if effect.verdict_from else Number(estimate=None)
+        if effect.verdict != NOT_RESOLVED or shown.low is None or shown.high is None:
+            continue
+        if shown.low > question.margin or shown.high < -question.margin:
+            out.append(
                 f"{name}: its own interval lies beyond the margin, but not after Holm's correction over "
-                f"{len(tests)} components"
+                f"{effect.family} components"
             )
-    return out, warnings
+    return out
+
+
+def _ranks(lattice: Lattice, found: Estimates, headline: str | None, question: Question) -> tuple[Rank, ...]:
+    """Neighbours in order of worth; one is worth more if the interval of the difference says so after Holm."""
+    sign = 1 if question.lower_is_better else -1
+    known = {c: line for c in lattice.components if (line := found.lines.get(f"{headline}:{c}")) and _known(line)}
+    worth = {c: line.value or 0.0 for c, line in known.items()}
+    pairs = list(pairwise(sorted(worth, key=lambda c: sign * worth[c])))
+    lines = [found.difference(f"{headline}:{a}", f"{headline}:{b}") for a, b in pairs]
+    adjusted = iter(holm([_zero_p(line) for line in lines if _known(line)]))
+    p_values = [next(adjusted) if _known(line) else None for line in lines]
+    return tuple(
+        Rank(
+            better=a, worse=b, number=_number(line, question), adjusted_p=p,
+            resolved=p is not None and p <= 1 - question.confidence,
+        )
+        for (a, b), line, p in zip(pairs, lines, p_values, strict=True)
+    )  # fmt: skip
 
 
 def _simultaneous(lattice: Lattice, found: Estimates, headline: str | None, question: Question) -> dict[str, Number]:

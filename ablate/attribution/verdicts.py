@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from ablate.attribution.lattice import Floats
+from ablate.quantities import listed
 
 GAIN = "gain"
 HARM = "harm"
@@ -42,6 +43,7 @@ class Effect:
     seeds_to_resolve: int | None = None  # the same in seeds
     method: str = ""
     reason: str | None = None
+    family: int = 1  # effects that gain and harm are corrected over together (Holm)
 
 
 def t_quantile(p: float, df: float) -> float:
@@ -113,6 +115,55 @@ def holm(p_values: Sequence[float]) -> list[float]:
     out = np.empty_like(p)
     out[order] = np.minimum(stepped, 1.0)
     return out.tolist()
+
+
+def holm_verdicts(
+    tests: Mapping[str, tuple[float, float, float]],
+    *,
+    margin: float = 0.0,
+    confidence: float = 0.95,
+    lower_is_better: bool = True,
+) -> dict[str, str]:
+    """The verdict on each of several effects, name -> (estimate, standard error, df).
+
+    As `decide`, and a gain or harm must also survive Holm's correction over all of them; else it is not resolved.
+    """
+    adjusted = holm([beyond_margin_p(*test, margin) for test in tests.values()])
+    out = {}
+    for (name, test), p in zip(tests.items(), adjusted, strict=True):
+        verdict = decide(*test, margin=margin, confidence=confidence, lower_is_better=lower_is_better)
+        lost = verdict in (GAIN, HARM) and p > 1 - confidence
+        out[name] = NOT_RESOLVED if lost else verdict
+    return out
+
+
+def with_holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
+    """The effects of one question with verdicts that hold together; those without an interval are not counted."""
+    tests = {
+        name: (e.estimate, e.standard_error, e.df)
+        for name, e in effects.items()
+        if e.estimate is not None and e.standard_error is not None and e.df is not None
+    }
+    out = dict(effects)
+    for name in tests:
+        e = effects[name]
+        verdict = holm_verdicts(tests, margin=e.margin, confidence=e.confidence)[name]
+        seeds, runs = (e.seeds_to_resolve, e.runs_to_resolve) if verdict == NOT_RESOLVED else (0, 0)
+        out[name] = replace(e, verdict=verdict, family=len(tests), seeds_to_resolve=seeds, runs_to_resolve=runs)
+    return out
+
+
+def has_no_spread(standard_error: float, size: float) -> bool:
+    """Whether a standard error is zero but for the rounding of floating-point numbers of this size."""
+    return standard_error <= 1e-12 * size
+
+
+def no_spread_warning(names: Sequence[str]) -> str:
+    """Why an interval of no width is no certainty."""
+    return (
+        f"{listed(names)}: the difference is the same in every repeat, so the interval has no width; runs that copy "
+        "each other, or results rounded to few decimals, look like this"
+    )
 
 
 def max_t_critical(covariance: Floats, df: float, confidence: float = 0.95, *, draws: int = 65_536) -> float:

@@ -1,4 +1,4 @@
-"""The answer of a report in two sentences: what the study shows, and what it costs or what would decide it.
+"""The answer of a report: what diverged and what the study shows, what it costs or what would decide it, its caveat.
 
 A winner is named only where the verdict is gain or harm.
 """
@@ -7,17 +7,69 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ablate.attribution.results import Attribution
+from ablate.attribution.indices import TITLES
+from ablate.attribution.results import Attribution, Number
 from ablate.attribution.study.compare import Comparison, StudyResult
-from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
-from ablate.quantities import between, listed, number, plural, short, signed, signed_between, times
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED, Effect
+from ablate.quantities import (
+    between,
+    budget,
+    duration,
+    listed,
+    number,
+    plural,
+    scaled,
+    short,
+    signed,
+    signed_between,
+    times,
+)
 from ablate.report.cleaning import clean
 from ablate.report.names import confidence, matched, subject, why_no_interval
+from ablate.report.tables.effects import design_run_s, headline, pair_run_s
 from ablate.report.tables.speed import ratio
 
+MAX_NAMED = 4  # variants in one sentence
 
-def answer(result: StudyResult) -> tuple[str, str]:
-    """Both sentences."""
+
+def answer(result: StudyResult) -> tuple[str, str, str]:
+    """What was found; what it costs or what would decide it; what to bear in mind above all."""
+    found, more = _found(result)
+    return f"{found[0].upper()}{found[1:]}", more, _caveat(result)
+
+
+def diverged(result: StudyResult) -> str:
+    """Which variants diverge, which a report says before anything else; "" where none does."""
+    counts = {v.name: (v.counts["diverged"], len(v.runs)) for v in result.variants if "diverged" in v.counts}
+    if not counts:
+        return ""
+    named = [f"{clean(name)} ({n} of {plural(of, 'run')})" for name, (n, of) in counts.items()]
+    if len(named) > MAX_NAMED:
+        named = [*named[:MAX_NAMED], plural(len(named) - MAX_NAMED, "more variant")]
+    return f"Diverged: {listed(named)}."
+
+
+def _caveat(result: StudyResult) -> str:
+    if len(result.variants) > 1 and len({v.planned.learning_rate for v in result.variants}) == 1:
+        return (
+            "The largest caveat: one learning rate served all variants and was sought for none of them, so part of an "
+            "effect may be the rate's."
+        )
+    return "The largest caveat: neither size nor sign of an effect need carry over to another scale."
+
+
+def _where(result: StudyResult) -> str:
+    """Scale and budget, for a sentence."""
+    plan, parameters = result.plan, result.variants[0].planned.cost.get("total_parameters")
+    size = f"{scaled(parameters)} total parameters and " if parameters else ""
+    return f"at {size}{budget(plan.budget, plan.match)} a run (equal {matched(result)})"
+
+
+def _found(result: StudyResult) -> tuple[str, str]:
+    if len(result.comparisons) > 1:
+        return _of_several(result)
+    if result.comparisons:
+        return _of_one(result.comparisons[0], result)
     if result.attribution is not None:
         return _of_attribution(result.attribution, result)
     if result.attribution_reason:
@@ -25,11 +77,7 @@ def answer(result: StudyResult) -> tuple[str, str]:
             f"The study's runs do not give an attribution: {clean(result.attribution_reason)}.",
             "Run what is missing.",
         )
-    if not result.comparisons:
-        return "The study has one variant, so there is nothing to compare.", "Add a component to turn off."
-    if len(result.comparisons) == 1:
-        return _of_one(result.comparisons[0], result)
-    return _of_several(result)
+    return "The study has one variant, so there is nothing to compare.", "Add a component to turn off."
 
 
 def _of_one(c: Comparison, result: StudyResult) -> tuple[str, str]:
@@ -38,13 +86,13 @@ def _of_one(c: Comparison, result: StudyResult) -> tuple[str, str]:
     many = _is_plural(c)
     if c.loss.verdict == NO_EFFECT:
         return (
-            f"At equal {matched(result)}, {subject(c)} {'have' if many else 'has'} no effect within the margin of "
+            f"{_where(result)}, {subject(c)} {'have' if many else 'has'} no effect within the margin of "
             f"{short(c.loss.margin)} nats per token on the held-out loss: {_difference(c, result)}.",
             _price(c, result),
         )
     return (
-        f"Whether {subject(c)} {'change' if many else 'changes'} the held-out loss at equal {matched(result)} is not "
-        f"resolved: {_difference(c, result)}.",
+        f"whether {subject(c)} {'change' if many else 'changes'} the held-out loss {_where(result)} is not resolved: "
+        f"{_difference(c, result)}.",
         _what_resolves(c, result),
     )
 
@@ -61,7 +109,7 @@ def _decided(c: Comparison, result: StudyResult) -> str:
         verb, size, ends = "raise", effect.estimate, (effect.low, effect.high)
     beyond = f" beyond the margin of {short(effect.margin)}" if effect.margin else ""
     return (
-        f"At equal {matched(result)}, {subject(c)} {verb}{'' if _is_plural(c) else 's'} the held-out loss by "
+        f"{_where(result)}, {subject(c)} {verb}{'' if _is_plural(c) else 's'} the held-out loss by "
         f"{number(size)} nats per token ({_interval(c, result, between(*ends))}): a {effect.verdict}{beyond}."
     )
 
@@ -85,12 +133,14 @@ def _interval(c: Comparison, result: StudyResult, ends: str) -> str:
 
 
 def _what_resolves(c: Comparison, result: StudyResult) -> str:
-    if c.loss.reason is not None:
+    if c.loss.low is None or c.loss.high is None:
         return f"No interval is given, because {why_no_interval(c, result)}."
-    if not c.loss.seeds_to_resolve:
-        return "The estimate is so near the margin that no practical number of seeds would resolve it."
+    ends = f"below {signed(c.loss.low)} or above {signed(c.loss.high)} nats"
+    said = f"A difference {ends} is excluded. "
+    if not c.loss.runs_to_resolve:
+        return f"{said}The estimate is so near the margin that no practical number of runs would resolve it."
     return (
-        f"About {plural(c.loss.seeds_to_resolve, 'more seed')} of each variant would resolve it "
+        f"{said}About {_runs(c.loss.runs_to_resolve, pair_run_s(c))}, half of each variant, would resolve it "
         "(80 % power, if the estimate is the truth)."
     )
 
@@ -120,47 +170,74 @@ def _flops_ratio(c: Comparison, result: StudyResult) -> float | None:
 def _of_several(result: StudyResult) -> tuple[str, str]:
     """Several comparisons with one reference: which are resolved, and what would resolve the others."""
     parts = _by_verdict(((clean(c.name), c.loss.verdict, c.loss.estimate) for c in result.comparisons), result)
-    left = [f"{clean(c.name)} ({_more(c, result)})" for c in result.comparisons if c.loss.verdict == NOT_RESOLVED]
+    left = [
+        f"{clean(c.name)} ({_more(c.loss, why_no_interval(c, result), c.loss.runs_to_resolve, pair_run_s(c))})"
+        for c in result.comparisons
+        if c.loss.verdict == NOT_RESOLVED
+    ]
     n = len(result.comparisons)
-    first = f"Of {n} effects on the held-out loss at equal {matched(result)}, {n - len(left)} are resolved"
-    first += f" (with minus without, nats per token; {parts})." if parts else "."
-    return first, _not_resolved(left)
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'effects on the held-out loss')}"
+    said = "; ".join(["with minus without, nats per token", *_correction(result.comparisons[0].loss.family), *parts])
+    return f"{first} ({said}).", _not_resolved(left)
 
 
 def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
     """A designed study: each verdict with the index that it was drawn from, and the total where there is one."""
-    effects = {clean(name): effect for name, effect in found.effects.items()}
+    index = headline(found)
     parts = _by_verdict(
         (
-            (name, effect.verdict, effect.indices[effect.verdict_from].estimate)
-            for name, effect in effects.items()
+            (clean(name), effect.verdict, effect.indices[effect.verdict_from].estimate)
+            for name, effect in found.effects.items()
             if effect.verdict_from
         ),
         result,
     )
-    left = [name for name, effect in effects.items() if effect.verdict == NOT_RESOLVED]
-    first = f"Of {len(effects)} components at equal {matched(result)}, {len(effects) - len(left)} are resolved"
-    first += f" (on minus off, nats per token; {parts})" if parts else ""
+    left = []
+    for name, effect in found.effects.items():
+        if effect.verdict == NOT_RESOLVED:
+            shown = effect.indices[index or "owen"]
+            more = _more(shown, clean(shown.reason or ""), effect.runs_to_resolve, design_run_s(result))
+            left.append(f"{clean(name)} ({more})")
+    n = len(found.effects)
+    family = max(effect.family for effect in found.effects.values())
+    read = ["on minus off, nats per token", *([TITLES[index]] if index else []), *_correction(family), *parts]
+    first = f"{_where(result)}, {_resolved(n - len(left), n, 'components')} ({'; '.join(read)})"
     if found.total.estimate is not None:
         first += f"; all together {signed(found.total.estimate)}"
+        first += f" ({signed_between(found.total.low, found.total.high)})" if found.total.low is not None else ""
     return f"{first}.", _not_resolved(left)
 
 
-def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyResult) -> str:
-    """The resolved ones of (name, verdict, estimate): "gain: mla (−0.0410); harm: mtp (+0.1965)"."""
+def _resolved(n: int, of: int, noun: str) -> str:
+    return f"{n} of {of} {noun} {'is' if n == 1 else 'are'} resolved"
+
+
+def _correction(family: int) -> list[str]:
+    return [f"Holm's correction over {family}"] if family > 1 else []
+
+
+def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyResult) -> list[str]:
+    """The resolved ones of (name, verdict, estimate): "gain: mla (−0.0410)", "harm: mtp (+0.1965)"."""
     named: dict[str, list[str]] = {GAIN: [], HARM: [], NO_EFFECT: [], NOT_RESOLVED: []}
     for name, verdict, estimate in found:
         named[verdict].append(f"{name} ({signed(estimate)})")
     said = {GAIN: GAIN, HARM: HARM, NO_EFFECT: f"{NO_EFFECT} of {short(result.plan.margin_nats)}"}
-    return "; ".join(f"{said[verdict]}: {listed(named[verdict])}" for verdict in said if named[verdict])
+    return [f"{said[verdict]}: {listed(named[verdict])}" for verdict in said if named[verdict]]
 
 
 def _not_resolved(left: list[str]) -> str:
-    return f"Not resolved: {listed(left)}." if left else "None of them is left open."
+    return f"Not resolved: {'; '.join(left)}." if left else "None of them is left open."
 
 
-def _more(c: Comparison, result: StudyResult) -> str:
-    if c.loss.reason is not None:
-        return f"no interval, because {why_no_interval(c, result)}"
-    n = c.loss.seeds_to_resolve
-    return f"about {plural(n, 'more seed')}" if n else "too near the margin for any number of seeds"
+def _more(found: Effect | Number, reason: str, n_runs: int | None, run_s: float | None) -> str:
+    """What is excluded of an effect that is not resolved, and what would resolve it."""
+    if found.high is None or found.low is None:
+        return f"no interval, because {reason}"
+    needed = f"about {_runs(n_runs, run_s)}" if n_runs else "too near the margin for any number of runs"
+    return f"excluded outside {signed_between(found.low, found.high)}, {needed}"
+
+
+def _runs(n_runs: int, run_s: float | None) -> str:
+    """So many more runs, and their time."""
+    time = "" if run_s is None else f" ({duration(n_runs * run_s)} one after another)"
+    return f"{plural(n_runs, 'more run')}{time}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
 from ablate.attribution.study.gains import ComponentGain, component_gains
-from ablate.report.answer import answer
+from ablate.report.answer import answer, diverged
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
@@ -15,7 +15,7 @@ from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.budget import missed_budget
-from ablate.report.tables.effects import attribution, effects, interactions, noise
+from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
 from ablate.report.tables.gain import channels, headline, matches
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
@@ -35,7 +35,7 @@ class ReportContent:
     question: str
     scale: str  # one line: which study this is
     complete: bool  # every planned run has a record
-    answer: tuple[str, ...]  # sentences, the headline in compute first where the runs give it
+    answer: tuple[str, ...]  # sentences: what diverged, the headline in compute, the loss, its price, the caveat
     result: StudyResult
     variants: Table
     effects: Table
@@ -45,6 +45,7 @@ class ReportContent:
     matches: Table
     at_size: Table
     attribution: Table
+    ranks: Table
     interactions: Table
     noise: Table
     speed: Table
@@ -81,11 +82,12 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=tuple(filter(None, (headline(gains, result), *answer(result)))),
+        answer=tuple(filter(None, (diverged(result), headline(gains, result), *answer(result)))),
         result=result,
         variants=variants(result),
         effects=effects(result),
         attribution=attribution(result),
+        ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
         effect_notes=(

@@ -4,11 +4,12 @@ Keys: `format`, `format_version`; `question`, `answer` (sentences), `complete`; 
 seeds, margin_nats, confidence, corpus); `variants` (name, levels, cost, learning_rate, n_steps, n_tokens, flops,
 evidence, backends, `runs` by seed, `metrics` by name with mean, interval, median, range and the value of each seed);
 `effects` (with minus without: `loss` and `held_out_sets` in nats per token, `speed` as a ratio, `pairing_ok`,
-`differences` by seed, seeds that planning needs); `gains` (per comparison, natural logarithms of the cost without over
-the cost with at `target_loss`: `tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`,
-`log_flops_per_s`, evidence of each channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a
-designed study, as of `attribute --json`, or null); `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
-`provenance`; `repeat`. A number that there is not is null.
+`pairing_gain`, `differences` by seed, seeds that planning needs; `family` is how many effects Holm's correction of a
+verdict is over); `gains` (per comparison, natural logarithms of the cost without over the cost with at `target_loss`:
+`tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`, `log_flops_per_s`, evidence of each
+channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
+or null); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A number
+that there is not is null.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "effects": [_comparison(c) for c in result.comparisons],
         "gains": [_gain(gain) for gain in content.gains],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
+        "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
@@ -99,6 +101,7 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "speed": _speed(c),
         "pairing_ok": c.pairing_ok,
         "pairing_reason": c.pairing_reason,
+        "pairing_gain": None if c.pairing_gain is None else dataclasses.asdict(c.pairing_gain),
         "differences": {str(seed): value for seed, value in c.differences.items()},
         "target_nats": TARGET_NATS,
         "seeds_for_target": c.target_seeds,

@@ -36,7 +36,7 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
         _fact("Matched", f"{matched(result)}: {each}{_router(result)}"),
         _fact("Design", plan.design.name),
         _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
-        _fact("Seeds", f"{listed(map(str, plan.seeds))}, the same for every variant"),
+        _fact("Seeds", _seeds(result)),
         _fact("Tokens and order", _pairs(result)),
         _fact("Learning rate", _rates(result)),
         *_trainer(result),
@@ -67,15 +67,33 @@ def _corpus(corpus: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, f"{int(value):,}" if value.isdecimal() and len(value) < 16 else value) for key, value in flat.items()]
 
 
+def _seeds(result: StudyResult) -> str:
+    """Which seeds variants share, as their finished runs have them."""
+    found = {frozenset(run.seed for run in v.finished) for v in result.variants}
+    planned = {frozenset(v.seeds) for v in result.plan.variants}
+    seeds = listed(map(str, result.plan.seeds))
+    if len(planned) > 1:
+        return f"{seeds}, and not all for every variant: every run has its seed in the table of runs"
+    return f"{seeds}, the same for every variant" + (", as planned; some runs are not finished" * (len(found) > 1))
+
+
 def _pairs(result: StudyResult) -> str:
-    bad = [c.name for c in result.comparisons if not c.pairing_ok]
-    if bad:
-        return f"not the same for {listed(bad)}: see the warnings"
+    """What runs of one seed have in common, checked run by run."""
+    if result.pairing_breaks:
+        runs = listed(f"{broken.variant} seed {broken.seed}" for broken in result.pairing_breaks)
+        return f"not the same for {runs}: see the warnings"
+    sharing = Counter(run.seed for run in result.runs if run.status == "finished")
+    if max(sharing.values(), default=0) < 2:
+        return "no two finished runs share a seed, so none are pairs"
+    records = [run.record for v in result.variants for run in v.finished if run.record]
+    unknown = sum(not (record.order_hash and record.initial_parameters) for record in records)
+    if unknown:
+        return f"not checked: {plural(unknown, 'finished run')} recorded no order of tokens or no initial values"
     texts = [planned.text for planned in result.plan.variants]
     tokens = "the same tokens in the same order"
     if any(text != texts[0] for text in texts):
         tokens = "the same raw text in the same order, where no teacher's text took its place,"
-    return f"runs of one seed saw {tokens} and began from the same values of shared parameters"
+    return f"checked: runs of one seed saw {tokens} and began from the same values of shared parameters"
 
 
 def _teachers(result: StudyResult) -> list[Fact]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ablate.attribution.study.compare import StudyResult
-from ablate.quantities import budget, listed, number, percent, plural, scaled, short
+from ablate.quantities import budget, listed, number, percent, plural, scaled, short, signed, times
 from ablate.report.cleaning import clean
 from ablate.report.names import confidence, emulated, matched, why_no_interval
+from ablate.report.tables.effects import NEEDED, headline
 
 
 def scale(result: StudyResult) -> str:
@@ -32,32 +33,70 @@ def unfinished(result: StudyResult) -> Iterator[str]:
 
 def effect_notes(result: StudyResult) -> Iterator[str]:
     """How the effects are read, and what this study can see."""
-    margin = short(result.plan.margin_nats)
+    yield _rule(result)
     yield (
-        "The difference is the loss with the component minus the loss without it, so a negative one is a gain. "
-        f"Verdicts: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats; no effect "
-        f"within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval lies inside "
-        f"±{margin}; not resolved otherwise."
+        f"{NEEDED}: further runs, of both variants of a comparison or of the whole design, that decide with 80 % power "
+        "if the estimate is the truth and the correction asks its most; their time is that of one after another."
     )
-    yield (
-        "More seeds to resolve: further seeds of both variants that decide with 80 % power if the estimate is the "
-        "truth."
-    )
-    if len(result.comparisons) > 1:
+    if _family(result) > 1:
         yield "Each interval holds by itself; with several effects the chance that one of them misses is larger."
     if any(len(c.changes) > 1 for c in result.comparisons):
         yield "Components named together were turned off together: their shares are not told apart here."
     if result.plan.design.name == "add-one-in":
         yield "Each component is added alone to the variant without any of them."
-    for c in result.comparisons:
-        if c.loss.reason:
-            yield f"{clean(c.name)}: no interval, because {why_no_interval(c, result)}."
+    yield from _refused(result)
     if result.noise is None:
         yield f"Noise: {clean(result.noise_reason)}."
     else:
         yield (
             f"Noise: runs of one variant differ from seed to seed with standard deviation {number(result.noise.sd)} "
             f"nats per token (pooled, {plural(result.noise.df, 'degree')} of freedom)."
+        )
+    yield from _within_seeds(result)
+
+
+def _family(result: StudyResult) -> int:
+    families = [c.loss.family for c in result.comparisons]
+    families += [effect.family for effect in (result.attribution.effects.values() if result.attribution else ())]
+    return max(families, default=1)
+
+
+def _rule(result: StudyResult) -> str:
+    """The rule that the verdicts of this report follow."""
+    margin, family = short(result.plan.margin_nats), _family(result)
+    holm = f" and that survives Holm's correction over the {family} effects that have an interval" if family > 1 else ""
+    return (
+        "The difference is the loss with the component minus the loss without it, so a negative one is a gain. "
+        f"Verdicts on the loss: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats"
+        f"{holm}; no effect within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval "
+        f"lies inside ±{margin}; not resolved otherwise."
+    )
+
+
+def _refused(result: StudyResult) -> Iterator[str]:
+    """Why effects stand without an interval."""
+    for c in result.comparisons:
+        if c.loss.reason:
+            yield f"{clean(c.name)}: no interval, because {why_no_interval(c, result)}."
+    if result.comparisons or not (found := result.attribution):
+        return
+    index = headline(found) or "owen"
+    for name, effect in found.effects.items():
+        if reason := effect.indices[index].reason:
+            yield f"{clean(name)}: no interval, because {clean(reason)}."
+
+
+def _within_seeds(result: StudyResult) -> Iterator[str]:
+    """What sharing seeds did to a design whose runs of a seed are pairs or blocks."""
+    found, noise = result.attribution, result.noise
+    if found is None or result.comparisons or noise is None or not found.residual_sd or not noise.sd:
+        return
+    if found.design["seed_layout"] in ("complete", "blocked"):
+        share = (found.residual_sd / noise.sd) ** 2
+        yield (
+            f"Within a seed a run strays by {number(found.residual_sd)} nats: the runs of a seed correlate at about "
+            f"{signed(1 - share, 2)}, and independent seeds would take {times(1 / share)} the runs for the same "
+            f"intervals (from {plural(noise.df, 'degree')} of freedom; below 1× sharing seeds cost runs)."
         )
 
 

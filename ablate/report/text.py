@@ -12,8 +12,9 @@ from ablate.quantities import number, scaled, signed, signed_between, whole
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.names import confidence, emulated, label
-from ablate.report.tables.effects import further_seeds
+from ablate.report.tables.effects import further_runs, pair_run_s
 from ablate.report.tables.speed import kv_bytes, peak_memory, ratio
+from ablate.report.tables.table import Table as TextTable
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -31,7 +32,7 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
     parts: list[RenderableType] = [Text(content.question, style="bold"), Text(content.scale, style="dim"), Text()]
     parts += [_variants(content)]
     if content.result.attribution is not None:
-        parts.append(_attribution(content))
+        parts += [_attributed(table) for table in (content.attribution, content.ranks) if table.rows]
     if content.result.comparisons:
         parts.append(_effects(content))
     if any(map(emulated, content.result.variants)):
@@ -64,9 +65,9 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str | Text]
     return table
 
 
-def _attribution(content: ReportContent) -> Table:
-    found = content.attribution
-    return _table(found.title, [column.label for column in found.columns], found.rows, n_texts=2)
+def _attributed(found: TextTable) -> Table:
+    n_texts = sum(not column.numeric for column in found.columns)
+    return _table(found.title, [column.label for column in found.columns], found.rows, n_texts)
 
 
 def _variants(content: ReportContent) -> Table:
@@ -95,7 +96,8 @@ def _variant(v: VariantResult) -> tuple[str, ...]:
 
 
 def _effects(content: ReportContent) -> Table:
-    heads = ("Component", "Verdict", "with − without", f"{confidence(content.result)} interval", "more seeds", "speed")
+    heads = ("Component", content.effects.columns[1].label, "with − without", f"{confidence(content.result)} interval",
+             "more runs", "speed")  # fmt: skip
     rows = map(_effect, content.result.comparisons)
     return _table("What each component is worth, in nats per token", heads, rows, n_texts=2)
 
@@ -108,6 +110,6 @@ def _effect(c: Comparison) -> tuple[str | Text, ...]:
         Text(c.loss.verdict, style=STYLES.get(c.loss.verdict, "")),
         signed(c.loss.estimate),
         signed_between(c.loss.low, c.loss.high) if c.loss.low is not None else "none",
-        further_seeds(c.loss),
+        further_runs(c.loss, pair_run_s(c)),
         ratio(c.speed)[0],
     )

@@ -83,8 +83,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.variants:
             raise ValueError("plan.variants is empty; a study has at least one variant")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"plan.confidence is {self.confidence}; it must lie between 0 and 1")
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"plan.confidence is {self.confidence}; it must lie between 0.5 and 1")
         for planned in self.variants:
             if len(planned.run_ids) != len(planned.seeds):
                 raise ValueError(

@@ -82,9 +82,9 @@ def pairing_fault(one: RunRecord, other: RunRecord) -> str:
     if one.seed != other.seed:
         return f"seeds differ ({one.seed}, {other.seed})"
     if one.order_hash != other.order_hash:
-        return "they saw different tokens, or the same in another order"
+        return "order_hash differs: they saw different tokens, or the same in another order"
     for name, value in one.initial_parameters.items():
         against = other.initial_parameters.get(name)
         if against and against.split(":")[0] == value.split(":")[0] and against != value:
-            return f"the initial values of {name} differ"
+            return f"initial_parameters differ: the initial values of {name} are not the same"
     return ""

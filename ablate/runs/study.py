@@ -74,10 +74,10 @@ class Study:
             raise ValueError(f"n_seeds is {self.n_seeds}; it must be at least 1, and at least 2 for an interval")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget is {self.budget}; it must be more than 0")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; it must lie between 0 and 1")
-        if self.margin_nats < 0:
-            raise ValueError(f"margin_nats is {self.margin_nats}; it must be 0 or more")
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; it must lie between 0.5 and 1, for example 0.95")
+        if not 0 <= self.margin_nats < float("inf"):
+            raise ValueError(f"margin_nats is {self.margin_nats}; it must be a finite number, 0 or more")
 
     def load_preset(self) -> Preset:
         """The preset, with the study's own corpus and trainer fields."""

@@ -48,6 +48,13 @@ def test_the_token_channel_is_the_factor_that_the_curves_have(tmp_path):
     assert gain.tokens.low == pytest.approx(math.log(SAVED), abs=1e-6)
 
 
+def test_a_comparison_that_lost_a_run_has_no_gain_either(tmp_path):
+    whole = study(tmp_path)
+    records = [run.record for run in whole.runs]
+    lost = compare(whole.plan, fake.changed(records, "full", 1, status="diverged", metrics={}), [])
+    assert component_gains(lost) == ((), "none for mtp, whose loss has no interval")
+
+
 def test_channels_add_up_and_flops_per_token_are_the_closed_form(tmp_path):
     result = study(tmp_path)
     (gain,), _ = component_gains(result)

@@ -10,6 +10,7 @@ import fake_study as fake
 import pytest
 from rich.console import Console
 
+from ablate.quantities import signed
 from ablate.report import build, to_json
 from ablate.report.cleaning import clean
 from ablate.report.text import render
@@ -29,7 +30,9 @@ def printed(content, width=100):
 
 
 def test_a_gain_is_said_with_size_interval_seeds_and_price(tmp_path):
-    first, second = content_of(tmp_path).answer
+    first, second, caveat = content_of(tmp_path).answer
+    assert first.startswith("At 812 k total parameters and 1.80 TFLOP a run (equal training FLOPs), ")
+    assert "one learning rate served all variants" in caveat
     assert "multi-token prediction (mtp) lowers the held-out loss by 0.0415 nats per token" in first
     assert "95 % interval 0.0364 to 0.0465, 5 paired seeds" in first
     assert "a gain beyond the margin of 0.005" in first
@@ -38,7 +41,7 @@ def test_a_gain_is_said_with_size_interval_seeds_and_price(tmp_path):
 
 
 def test_a_harm_is_said_as_one(tmp_path):
-    first, _ = content_of(tmp_path, records=fake.records(fake.WITHOUT_LOSSES, fake.WITH_LOSSES)).answer
+    first, *_ = content_of(tmp_path, records=fake.records(fake.WITHOUT_LOSSES, fake.WITH_LOSSES)).answer
     assert "raises the held-out loss by 0.0415" in first
     assert "a harm beyond" in first
 
@@ -56,9 +59,10 @@ def test_an_open_question_names_no_winner_and_says_what_would_decide(tmp_path):
     content = content_of(tmp_path, records=fake.records(fake.WITH_LOSSES, off))
     effect = content.result.comparisons[0].loss
     assert "is not resolved" in content.answer[0]
-    assert f"About {effect.seeds_to_resolve} more seeds of each variant" in content.answer[1]
+    assert f"About {effect.runs_to_resolve:,} more runs (" in content.answer[1]
+    assert f"below {signed(effect.low)} or above {signed(effect.high)} nats is excluded" in content.answer[1]
     assert not any(word in " ".join(content.answer) for word in WINNERS)
-    assert f"+{effect.seeds_to_resolve}" in content.effects.rows[0]
+    assert content.effects.rows[0][-1].startswith(f"+{effect.runs_to_resolve:,} (")
 
 
 def test_emulated_speed_is_said_beside_the_number(tmp_path):
@@ -81,7 +85,8 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path):
     assert rows["-mtp", "1"] == ("failed", "out of memory")
     assert rows["-mtp", "2"][0] == "missing"
     assert "2 of 10 runs still to be done" in content.warnings[0]
-    assert "seed 3 of full diverged, seed 1 of -mtp failed and seed 2 of -mtp is missing" in content.answer[1]
+    assert content.answer[0] == "Diverged: full (1 of 5 runs)."
+    assert "seed 3 of full diverged, seed 1 of -mtp failed and seed 2 of -mtp is missing" in content.answer[2]
     assert "out of memory" in printed(content)
     assert content.variants.rows[1][4] == "3 of 5"
 
@@ -103,7 +108,8 @@ def test_no_study_and_nothing_finished_are_one_sentence(tmp_path):
 def test_a_study_whose_runs_all_diverged_is_a_report(tmp_path):
     lost = [dataclasses.replace(r, status="diverged", metrics={}, curve=(), reason="x") for r in fake.records()]
     content = content_of(tmp_path, records=lost)
-    assert "no pair of runs has finished" in content.answer[0]
+    assert content.answer[0] == "Diverged: full (5 of 5 runs) and -mtp (5 of 5 runs)."
+    assert "no pair of runs has finished" in content.answer[1]
     assert len(content.lost_runs.rows) == 10
     assert printed(content)
 
@@ -136,7 +142,8 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     document = json.loads(json.dumps(to_json(content), allow_nan=False))
     assert set(document) == {
         "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "gains",
-        "attribution", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance", "repeat",
+        "attribution", "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance",
+        "repeat",
     }  # fmt: skip
     (effect,), (c,) = document["effects"], content.result.comparisons
     assert effect["loss"]["estimate"] == c.loss.estimate

@@ -243,7 +243,9 @@ def _independent_line(
         shares = spread.shares(weights)
         error = float(shares.sum()) ** 0.5
         # Satterthwaite (1946): df of a sum of independent variances. Without noise every df gives the same interval.
-        df = float(shares.sum() ** 2 / (shares**2 / spread.dfs).sum()) if error > 0 else float(spread.dfs.sum())
+        used = shares > 0
+        parts = float((shares[used] ** 2 / spread.dfs[used]).sum())
+        df = float(shares.sum() ** 2 / parts) if error > 0 else float(spread.dfs.sum())
         counts = spread.dfs[spread.used(weights)].astype(int) + 1
         method = f"Welch t, {' and '.join(map(str, counts))} runs" if len(counts) == 2 else SATTERTHWAITE
         return Estimate(name=name, value=value, standard_error=error, df=df, n=int(counts.sum()), method=method)

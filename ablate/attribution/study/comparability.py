@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ablate.attribution.verdicts import Effect, has_no_spread, no_spread_warning
+from ablate.quantities import number
 from ablate.runs.record import RunRecord
 
 MAX_SHOWN, MAX_VALUES = 60, 5  # characters of one value, and values of one entry
@@ -34,6 +36,23 @@ def warnings_of(
         yield f"the folder holds {len(strangers)} records that the plan does not name; they are left out: " + ", ".join(
             strangers[:5]
         )
+
+
+def no_spread(losses: Mapping[str, Mapping[int, float]], effects: Sequence[Effect]) -> Iterator[str]:
+    """A sentence on what does not vary between seeds: that says something of the runs, and not that they are precise.
+
+    losses: variant -> seed -> loss.
+    """
+    size = max((abs(loss) for found in losses.values() for loss in found.values()), default=0.0)
+    for variant, found in losses.items():
+        if len(found) > 1 and has_no_spread(max(found.values()) - min(found.values()), size):
+            yield (
+                f"all {len(found)} runs of {variant} ended with one loss, {number(min(found.values()))}: their seeds "
+                "changed nothing, so they are one run"
+            )
+    flat = [e.name for e in effects if e.standard_error is not None and has_no_spread(e.standard_error, size)]
+    if flat:
+        yield no_spread_warning(flat)
 
 
 def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, str]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ablate.attribution.estimation.noise import NoiseFloor, noise_floor
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
-from ablate.attribution.study.comparability import warnings_of
+from ablate.attribution.study.comparability import no_spread, warnings_of
 from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
-from ablate.attribution.verdicts import Effect, seeds_needed
+from ablate.attribution.study.pairing import PairingBreak, PairingGain, broken_pairs, pairing_breaks, pairing_gain
+from ablate.attribution.verdicts import Effect, seeds_needed, with_holm
 from ablate.components.component import ON
 from ablate.components.registry import NAMES, component
+from ablate.quantities import listed
 from ablate.runs.plan import Plan, PlannedVariant
-from ablate.runs.record import Failure, RunRecord, RunStatus, pairing_fault
+from ablate.runs.record import Failure, RunRecord, RunStatus
 
 LOSS = "nats_per_token"
 SPEED = "tokens_per_s"
@@ -78,6 +81,11 @@ class VariantResult:
         """Runs by status."""
         return {s: n for s in STATUSES if (n := sum(run.status == s for run in self.runs))}
 
+    @property
+    def run_s(self) -> float | None:
+        """Seconds of one run: the median of the finished ones, else as planned."""
+        return self.metrics["seconds"].median if "seconds" in self.metrics else self.planned.run_s
+
 
 STATUSES: tuple[RunStatus, ...] = ("finished", "diverged", "failed", "missing")
 
@@ -111,6 +119,8 @@ class Comparison:
     pairing_ok: bool
     pairing_reason: str
     differences: Mapping[int, float]  # seed -> loss with minus without, where both runs finished
+    pairing_gain: PairingGain | None  # what sharing seeds did, where runs are pairs and vary
+    pair_s: float | None  # seconds of one more run of both variants, one after the other
     target_seeds: int | None  # pairs that resolve TARGET_NATS beyond the margin; None where no number would
     margin_seeds: int | None  # pairs that show a true difference of zero to lie within the margin
 
@@ -131,6 +141,7 @@ class StudyResult:
     attribution_reason: str  # why there is none, or ""
     noise: NoiseFloor | None
     noise_reason: str
+    pairing_breaks: tuple[PairingBreak, ...]  # runs that are no pairs of those with their seed
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -154,13 +165,18 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
     lost = {failure.run_id: failure for failure in failures if failure.run_id not in kept}
     variants = tuple(_variant(planned, facts, kept, lost) for planned in facts.variants)
     noise, reason = _noise(variants)
+    finished = {v.name: [run.record for run in v.finished if run.record is not None] for v in variants}
+    breaks = pairing_breaks(finished)
     against = variants[1:] if facts.design.name in AGAINST_REFERENCE else ()
-    comparisons = tuple(_comparison(variants[0], other, facts, noise) for other in against)
-    planned_ids = {run_id for planned in facts.variants for run_id in planned.run_ids}
-    strangers = sorted(set(kept) - planned_ids)
-    runs = [run.record for v in variants for run in v.finished if run.record is not None]
-    question = {"margin": facts.margin_nats, "confidence": facts.interval_confidence}
-    attribution, why = attribute_design(facts.design, [v.planned.levels for v in variants], runs, LOSS, question)
+    comparisons = _corrected([_comparison(variants[0], v, facts, noise, breaks, len(against)) for v in against])
+    attribution, why = attribute_design(
+        facts,
+        {run.run_id: run.status for v in variants for run in v.runs},
+        {record.run_id: record for records in finished.values() for record in records},
+        LOSS,
+        {found.run_id for found in breaks},
+        {c.name: c.loss for c in comparisons},
+    )
     return StudyResult(
         plan=facts,
         variants=variants,
@@ -169,13 +185,35 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         attribution_reason=why,
         noise=noise,
         noise_reason=reason,
-        warnings=_of_design(facts)
-        + tuple(warnings_of(runs, strangers, {v.name: v.backends for v in variants}))
-        + tuple(
-            f"{c.name}: the runs of a seed are not pairs ({c.pairing_reason}), so they are compared as independent runs"
-            for c in comparisons
-            if not c.pairing_ok
-        ),
+        pairing_breaks=breaks,
+        warnings=(*_of_design(facts), *(attribution.warnings if attribution else ()))
+        + _of_runs(facts, kept, variants, breaks, comparisons),
+    )
+
+
+def _of_runs(
+    facts: Plan, kept: Mapping[str, RunRecord], variants: Sequence[VariantResult], breaks: Sequence[PairingBreak],
+    comparisons: Sequence[Comparison],
+) -> tuple[str, ...]:  # fmt: skip
+    """What is to be known of the runs before they are compared."""
+    finished = [run.record for v in variants for run in v.finished if run.record is not None]
+    strangers = sorted(set(kept) - {run_id for planned in facts.variants for run_id in planned.run_ids})
+    losses = {v.name: v.metrics[LOSS].values for v in variants if LOSS in v.metrics}
+    return (
+        *warnings_of(finished, strangers, {v.name: v.backends for v in variants}),
+        *broken_pairs(breaks, {c.name: c.pairing_reason for c in comparisons if not c.pairing_ok}),
+        *no_spread(losses, [c.loss for c in comparisons] if facts.design.name == "one" else []),
+    )
+
+
+def _corrected(found: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """The comparisons with verdicts that hold together: those on the loss, and those on each further held-out set."""
+    losses = with_holm({c.variant: c.loss for c in found})
+    names = {name for c in found for name in c.other_sets}
+    sets = {name: with_holm({c.variant: c.other_sets[name] for c in found if name in c.other_sets}) for name in names}
+    return tuple(
+        replace(c, loss=losses[c.variant], other_sets={name: sets[name][c.variant] for name in c.other_sets})
+        for c in found
     )
 
 
@@ -250,21 +288,23 @@ def _noise(variants: Sequence[VariantResult]) -> tuple[NoiseFloor | None, str]:
         return None, str(error)
 
 
-def _comparison(reference: VariantResult, other: VariantResult, facts: Plan, noise: NoiseFloor | None) -> Comparison:
+def _comparison(
+    reference: VariantResult, other: VariantResult, facts: Plan, noise: NoiseFloor | None,
+    breaks: Sequence[PairingBreak], n_effects: int,
+) -> Comparison:  # fmt: skip
     on, off = _sides(reference, other)
-    pairing, changes = _pairing(on, off), _changes(on, off)
+    changes = _changes(on, off)
+    pairing = next((f"seed {b.seed}: {b.fault}" for b in breaks if b.variant in (on.name, off.name)), "")
     name = " + ".join(change.component for change in changes if not change.forced) or other.name
 
     def effect(metric: str) -> Effect:
-        return compare_pairs(
-            _values(on, metric), _values(off, metric), name=name, unit="nats per token",
-            margin=facts.margin_nats, confidence=facts.interval_confidence, pairing_ok=not pairing,
-        )  # fmt: skip
+        return _effect(on, off, metric, name, facts, n_effects, pairing_ok=not pairing)
 
     sets = {n for v in (on, off) for n in v.metrics if n.endswith(f"_{LOSS}")}
     loss = effect(LOSS)
     speed, speed_reason, evidence = _speed(on, off, facts, name)
     x, y = _values(on, LOSS), _values(off, LOSS)
+    both = {seed: (a, b) for seed in x if (a := x[seed]) is not None and (b := y.get(seed)) is not None}
     pair_sd = loss.sd if not pairing and loss.sd is not None else None if noise is None else noise.sd * 2**0.5
     return Comparison(
         variant=other.name,
@@ -278,9 +318,29 @@ def _comparison(reference: VariantResult, other: VariantResult, facts: Plan, noi
         speed_evidence=evidence,
         pairing_ok=not pairing,
         pairing_reason=pairing,
-        differences={s: a - b for s in x if (a := x[s]) is not None and (b := y[s]) is not None},
+        differences={seed: a - b for seed, (a, b) in both.items()},
+        pairing_gain=None if pairing else pairing_gain(list(both.values())),
+        pair_s=on.run_s + off.run_s if on.run_s is not None and off.run_s is not None else None,
         target_seeds=_planned_seeds(TARGET_NATS, pair_sd, facts),
         margin_seeds=_planned_seeds(0.0, pair_sd, facts),
+    )
+
+
+def _effect(
+    on: VariantResult, off: VariantResult, metric: str, name: str, facts: Plan, n_effects: int, *, pairing_ok: bool
+) -> Effect:
+    """With minus without; what is still needed is counted at the level that Holm asks of the clearest effect."""
+    at = partial(
+        compare_pairs, _values(on, metric), _values(off, metric), name=name, unit="nats per token",
+        margin=facts.margin_nats, pairing_ok=pairing_ok,
+    )  # fmt: skip
+    found = at(confidence=facts.interval_confidence)
+    strict = at(confidence=1 - (1 - facts.interval_confidence) / n_effects)
+    return replace(
+        found,
+        seeds_to_resolve=strict.seeds_to_resolve,
+        runs_to_resolve=strict.runs_to_resolve,
+        reason=found.reason and (_lost_runs(on, off) or found.reason),
     )
 
 
@@ -323,14 +383,13 @@ def _values(variant: VariantResult, metric: str) -> dict[int, float | None]:
     return {run.seed: found.get(run.seed) for run in variant.runs}
 
 
-def _pairing(on: VariantResult, off: VariantResult) -> str:
-    """Why runs of one seed are not pairs, or ""."""
-    partners = {run.seed: run.record for run in off.finished}
-    for run in on.finished:
-        partner = partners.get(run.seed)
-        if run.record is not None and partner is not None and (fault := pairing_fault(run.record, partner)):
-            return f"seed {run.seed}: {fault}"
-    return ""
+def _lost_runs(on: VariantResult, off: VariantResult) -> str:
+    """The runs that a comparison lacks, by the names of the tables."""
+    return listed(
+        f"seed {run.seed} of {run.variant} {'is missing' if run.status == 'missing' else run.status}"
+        for run in (*on.runs, *off.runs)
+        if run.status != "finished"
+    )
 
 
 def _speed(on: VariantResult, off: VariantResult, facts: Plan, name: str) -> tuple[Effect | None, str, tuple[str, ...]]:
@@ -351,7 +410,7 @@ def _speed(on: VariantResult, off: VariantResult, facts: Plan, name: str) -> tup
         confidence=facts.interval_confidence,
         lower_is_better=False,
     )
-    return effect, "", both
+    return replace(effect, reason=effect.reason and (_lost_runs(on, off) or effect.reason)), "", both
 
 
 def _planned_seeds(difference: float, sd: float | None, facts: Plan) -> int | None:

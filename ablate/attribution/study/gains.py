@@ -56,14 +56,20 @@ class ComponentGain:
 
 
 def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str]:
-    """The gain of every comparison of a study, all at one target loss; or none, and why.
+    """The gain of every comparison whose loss has an interval, all at one target loss; and what has none, with why.
 
     The target is the worst variant's mean loss at the end of its budget, so that every variant reaches it inside its
     measured range or gives a bound.
     """
-    curves = {v.name: decayed_curves(v) for v in result.variants}
     if not result.comparisons:
         return (), "the design compares no pair of variants"
+    whole = [c for c in result.comparisons if c.loss.low is not None]
+    refused = ", ".join(c.name for c in result.comparisons if c.loss.low is None)
+    why_refused = f"none for {refused}, whose loss has no interval" if refused else ""
+    if not whole:
+        return (), why_refused
+    used = {name for c in whole for name in (c.with_variant, c.without_variant)}
+    curves = {v.name: decayed_curves(v) for v in result.variants if v.name in used}
     lacking = [name for name, found in curves.items() if len(found) < 2]
     if lacking:
         return (), (
@@ -72,7 +78,7 @@ def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str
         )
     (target,) = target_losses(curves, fractions=(1.0,))
     by_name = {v.name: v for v in result.variants}
-    return tuple(_gain(c, by_name, curves, target) for c in result.comparisons), ""
+    return tuple(_gain(c, by_name, curves, target) for c in whole), why_refused
 
 
 def decayed_curves(variant: VariantResult) -> list[DecayedCurve]:

@@ -64,7 +64,8 @@ def attribute(
         needs = _prerequisites(table, parse_requires(requires, known))
         groups = [tuple(name for name in block if name in table.components) for block in parse_blocks(blocks, known)]
         parts = lattice(table.components, needs, [group for group in groups if group])
-    found = attribute_runs(parts, _observations(table, parts), question, (table.arms,) if table.arms else HEADLINE)
+    headlines = (table.arms,) if table.arms else HEADLINE
+    found = attribute_runs(parts, _observations(table, parts), question, headlines=headlines)
     if table.arms and not parts.star:
         found = _without_impossible(found, table.arms)
     return _with_confounding(replace(found, warnings=(*table.warnings, *found.warnings)), table)

@@ -15,7 +15,9 @@ def render_text(attribution: Attribution) -> str:
     question = attribution.question
     unit = f"log({question.metric})" if question.log else question.metric
     better = "lower" if question.lower_is_better else "higher"
-    header = ["component", *(TITLES[index] for index in _shown(attribution)), "verdict", "more runs"]
+    family = max(effect.family for effect in attribution.effects.values())
+    verdict = f"verdict (Holm over {family})" if family > 1 else "verdict"
+    header = ["component", *(TITLES[index] for index in _shown(attribution)), verdict, "more runs"]
     rows = [_row(name, effect, _shown(attribution)) for name, effect in attribution.effects.items()]
     parts = [
         f"Effects on {unit}, on minus off; {better} is better; {question.confidence:.0%} intervals; "

@@ -1,22 +1,25 @@
-"""Tables of what components are worth in loss, and of how many seeds would tell."""
+"""Tables of what components are worth in loss, and of how many runs would tell."""
 
 from __future__ import annotations
 
 from ablate.attribution.indices import TITLES
-from ablate.attribution.results import Number
+from ablate.attribution.results import Attribution, ComponentEffect, Number
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResult
+from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
-from ablate.quantities import NONE, number, short, signed, signed_between, whole
+from ablate.quantities import NONE, duration, number, short, signed, signed_between, significant, whole
 from ablate.report.names import confidence, label
-from ablate.report.tables.table import Columns, Table, make, text
+from ablate.report.tables.table import Column, Columns, Table, make, text
 
 SHOWN = ("first", "last", "owen")  # of the indices
+NEEDED = "More runs to resolve"
 
 
 def effects(result: StudyResult) -> Table:
     """What each component is worth; further held-out sets have rows of their own."""
-    columns: Columns = [text("Component"), text("Verdict"), "With − without, nats/token",
-                        f"{confidence(result)} interval", "Seeds", "More seeds to resolve"]  # fmt: skip
+    families = [c.loss.family for c in result.comparisons]
+    columns: Columns = [text("Component"), verdict_column(max(families, default=1)), "With − without, nats/token",
+                        f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
     rows = []
     for c in result.comparisons:
         rows.append([label(c), *_effect(c.loss, c)])
@@ -24,62 +27,135 @@ def effects(result: StudyResult) -> Table:
     return make("Effects on the held-out loss", columns, rows)
 
 
+def verdict_column(family: int, index: str | None = None) -> Column:
+    """The head of a column of verdicts: which index they are on, and what they are corrected over."""
+    said = [TITLES[index]] if index else []
+    said += [f"Holm over {family} effects"] if family > 1 else []
+    return text(f"Verdict ({'; '.join(said)})" if said else "Verdict")
+
+
 def _effect(effect: Effect, c: Comparison) -> list[str]:
     verdict = effect.verdict if effect.reason is None else f"{effect.verdict} (no interval)"
     n = str(effect.n) if c.pairing_ok else f"{effect.n} runs, unpaired"
     interval = signed_between(effect.low, effect.high)
-    return [verdict, signed(effect.estimate), interval, n, further_seeds(effect)]
+    return [verdict, signed(effect.estimate), interval, n, further_runs(effect, pair_run_s(c))]
 
 
-def further_seeds(effect: Effect) -> str:
-    """Seeds of each variant that would resolve an effect; 0 where it is resolved."""
+def pair_run_s(c: Comparison) -> float | None:
+    """Seconds of one more run of a comparison, mean over its two variants."""
+    return None if c.pair_s is None else c.pair_s / 2
+
+
+def design_run_s(result: StudyResult) -> float | None:
+    """Seconds of one more run of a study, mean over its variants."""
+    known = [v.run_s for v in result.variants if v.run_s is not None]
+    return sum(known) / len(known) if known else None
+
+
+def further_runs(effect: Effect | ComponentEffect, run_s: float | None) -> str:
+    """Runs that would resolve an effect, and the time that they take one after another; 0 where it is resolved."""
     if effect.verdict != NOT_RESOLVED:
         return "0"
-    return f"+{effect.seeds_to_resolve}" if effect.seeds_to_resolve else NONE
+    return f"+{runs_and_time(effect.runs_to_resolve, run_s)}" if effect.runs_to_resolve else NONE
+
+
+def runs_and_time(n_runs: int | None, run_s: float | None) -> str:
+    """A number of runs with the time that they take one after another."""
+    if n_runs is None:
+        return NONE
+    return whole(n_runs) if run_s is None else f"{whole(n_runs)} ({duration(n_runs * run_s)})"
 
 
 def attribution(result: StudyResult) -> Table:
-    """How a designed study splits the distance between its ends; without rows for a comparison."""
-    found = result.attribution
+    """How a designed study splits the distance between its ends; without rows where comparisons say all of it."""
+    found = None if result.comparisons else result.attribution
+    known = list(found.effects.values()) if found else []
     columns: Columns = [
         text("Component"),
-        text("Verdict"),
+        verdict_column(max((e.family for e in known), default=1), headline(found)),
         *(TITLES[index].capitalize() for index in SHOWN),
-        "More runs to resolve",
+        NEEDED,
     ]
     rows = []
     for name, effect in found.effects.items() if found else ():
         numbers = [_attributed(effect.indices[index]) for index in SHOWN]
-        rows.append([name, effect.verdict, *numbers, whole(effect.runs_to_resolve)])
+        verdict = effect.verdict if effect.verdict_from else f"{effect.verdict} (no interval)"
+        rows.append([name, verdict, *numbers, further_runs(effect, design_run_s(result))])
     if found:
         rows.append(["total", "", "", "", _attributed(found.total), ""])
     return make("The total split among the components, nats per token, on minus off", columns, rows)
+
+
+def headline(found: Attribution | None) -> str | None:
+    """The index that the verdicts of an attribution are on; None where there is none."""
+    return next((e.verdict_from for e in found.effects.values() if e.verdict_from), None) if found else None
+
+
+def ranks(result: StudyResult) -> Table:
+    """Which component is worth more than the next one."""
+    found = result.attribution
+    index = headline(found)
+    rows = [
+        [rank.better, rank.worse, "yes" if rank.resolved else "no", signed(rank.number.estimate),
+         signed_between(rank.number.low, rank.number.high), _p(rank.adjusted_p)]
+        for rank in (found.ranks if found else ())
+    ]  # fmt: skip
+    columns: Columns = [text("Component"), text("Worth more than"), text("Resolved (Holm)"), "Difference, nats/token",
+                        f"{confidence(result)} interval", "Adjusted p"]  # fmt: skip
+    note = (
+        f"Neighbours in order of worth, by the {TITLES[index]}; without a yes their order may be chance."
+        if index
+        else ""
+    )
+    return make("Which component is worth more than the next", columns, rows, note if rows else "")
 
 
 def interactions(result: StudyResult) -> Table:
     """Pairs whose joint effect is not the sum of theirs; those that a study leaves undefined are not listed."""
     found = result.attribution
     rows = [
-        [" x ".join(pair.components), _attributed(pair.number), number(pair.adjusted_p, 3)]
+        [" x ".join(pair.components), _attributed(pair.number), _p(pair.adjusted_p)]
         for pair in (found.interactions if found else ())
         if pair.number.estimate is not None
     ]
-    return make("Interactions (Banzhaf index), nats per token", [text("Pair"), "Estimate", "Adjusted p"], rows)
+    columns: Columns = [text("Pair"), "Estimate", "Adjusted p (Benjamini-Hochberg)"]
+    return make("Interactions (Banzhaf index), nats per token", columns, rows)
+
+
+def _p(value: float | None) -> str:
+    return "below 0.001" if value is not None and value < 0.001 else number(value, 3)
 
 
 def _attributed(value: Number) -> str:
-    ends = "" if value.low is None or value.high is None else f" ({signed_between(value.low, value.high)})"
+    ends = " (no interval)" if value.estimate is not None else ""
+    if value.low is not None and value.high is not None:
+        ends = f" ({signed_between(value.low, value.high)})"
     return signed(value.estimate) + ends
 
 
 def noise(result: StudyResult) -> Table:
-    """How many seeds a study with this noise needs."""
+    """What sharing seeds did, and how many runs a study with this noise needs."""
     margin = short(result.plan.margin_nats)
-    columns: Columns = [text("Component"), "Sd of the difference of a pair, nats", f"Seeds to resolve {TARGET_NATS}",
-                        f"Seeds to show 0 within ±{margin}"]  # fmt: skip
+    columns: Columns = [text("Component"), "Sd of the difference of a pair, nats", "Correlation of pairs",
+                        "Pairing saves", f"Runs to resolve {TARGET_NATS}",
+                        f"Runs to show 0 within ±{margin}"]  # fmt: skip
     rows = [
-        [label(c), number(c.loss.sd if c.pairing_ok else None), whole(c.target_seeds), whole(c.margin_seeds)]
+        [
+            label(c),
+            number(c.loss.sd if c.pairing_ok else None),
+            signed(c.pairing_gain.correlation, 2) if c.pairing_gain else NONE,
+            _saved(c.pairing_gain),
+            *(runs_and_time(2 * n if n else None, pair_run_s(c)) for n in (c.target_seeds, c.margin_seeds)),
+        ]
         for c in result.comparisons
     ]
-    note = "Seeds in all, of both variants, that decide with 80 % power if the true difference is the one named."
-    return make("Seeds needed at this level of noise", columns, rows, note)
+    note = (
+        "Runs in all, of both variants, that decide with 80 % power if the true difference is the one named, for one "
+        "effect by itself, with their time one after another. Pairing saves: how many times the runs independent seeds "
+        "would take for the same interval; below 1× sharing seeds cost runs."
+    )
+    return make("Runs needed at this level of noise", columns, rows, note)
+
+
+def _saved(gain: PairingGain | None) -> str:
+    return f"{significant(gain.runs_ratio)}× ({gain.n} pairs)" if gain else NONE
