@@ -101,5 +101,10 @@ def canonical(data: Any) -> str:
 
 
 def run_id(run: Any) -> str:
-    """The run's name: 16 hexadecimal digits of the hash of its canonical JSON."""
-    return hashlib.sha256(canonical(encode(run)).encode()).hexdigest()[:16]
+    """The run's name: `data_id` of its plain data."""
+    return data_id(encode(run))
+
+
+def data_id(data: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the hash of a specification's canonical JSON."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]

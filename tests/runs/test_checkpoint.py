@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,27 @@ def test_the_newest_whole_checkpoint_of_any_attempt_is_found(tmp_path: Path) -> 
     assert found.name.endswith("20")
     (found / "state.json").write_text("{}")
     assert newest_valid(tmp_path, PROGRAM_FACTS) == checkpoint_path(later, 10)
+
+
+def test_a_checkpoint_under_another_name_is_never_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = tmp_path / "run-1" / "attempts", tmp_path / "run-2" / "attempts"
+    made, foreign = attempt(one, "0000-a", [5]), attempt(other, "0000-a", [7])
+    shutil.copytree(checkpoint_path(foreign, 7), checkpoint_path(made, 7))
+    shutil.copytree(checkpoint_path(made, 5), checkpoint_path(made, 9))
+    assert newest_valid(one, PROGRAM_FACTS) == checkpoint_path(made, 5)
+    assert [str(checkpoint_path(made, step)) in r.message for step, r in zip((9, 7), caplog.records, strict=True)]
+    shutil.copytree(checkpoint_path(made, 5), checkpoint_path(attempt(one, "0001-b", []), 5))
+    assert newest_valid(one, PROGRAM_FACTS) == checkpoint_path(one / "0001-b", 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"{", bytes(range(256)), b"[]"])
+def test_a_damaged_program_file_leaves_its_checkpoints_out(content: bytes, tmp_path: Path) -> None:
+    attempt(tmp_path, "0000-a", [5])
+    (tmp_path / "0000-a" / PROGRAM).write_bytes(content)
+    (tmp_path / "0000-a" / "step-last").mkdir()
+    assert newest_valid(tmp_path, PROGRAM_FACTS) is None
 
 
 def test_another_program_does_not_continue_it(tmp_path: Path) -> None:
