@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ablate.documents import read_document
 from ablate.runs.study import Match, Study
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
+
+CURE = "give the study's command again: it writes the plan anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,10 +229,8 @@ def decode_plan(data: Any) -> Plan:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a study's folder; ValueError names the file and what to do."""
+    data = read_document(path, "the plan", CURE)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the plan {path}: {error}; run the study again to write it anew") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"the plan {path} is not an object; run the study again to write it anew")
-    return decode_plan(data)
+        return decode_plan(data)
+    except ValueError as error:
+        raise ValueError(f"cannot read the plan {path}: {error}; {CURE}") from None

@@ -13,7 +13,8 @@ from ablate.errors import nearest
 
 T = TypeVar("T")
 NodeTypes = Mapping[str, Mapping[str, type]]  # slot -> kind -> type
-FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic at the file edge
+# Read by pydantic at the file edge; a number there is finite.
+FORBID_UNKNOWN = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
