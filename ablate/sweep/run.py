@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
-from ablate.files import replace_file, to_json
+from ablate.files import replace_file, sealed
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
 from ablate.runs.job import Job
@@ -209,7 +209,7 @@ def _claim(store: Store, study: Study, plan: Plan, corpus: Corpus) -> None:
             )
     store.create()
     replace_file(store.study_file, to_toml(study))
-    replace_file(store.plan_file, to_json(encode(plan)))
+    replace_file(store.plan_file, sealed(encode(plan)), "the plan")
     replace_file(store.tokenizer_file, (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
