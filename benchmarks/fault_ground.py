@@ -73,20 +73,27 @@ class Ground:
 
     def make(self) -> None:
         """Run the undisturbed study twice, the second time with the cache; and stop a third one half-way."""
-        lines = (f"{i} times {i % 13} is {i * (i % 13)}, and {i * i % 101} is left" for i in range(3000))
-        self.text.write_text("\n\n".join(lines))
-        for out in (self.folder / "first", self.whole):
-            begun, writes = time.monotonic(), Writes()
-            command = self.start(self.arguments(out), prepare=writes.watch(lambda n, path: None))
-            if command.wait(PATIENCE_S) != 0:
-                raise RuntimeError(f"the undisturbed study does not end well:\n{command.text}")
-            self.seconds, self.n_writes = time.monotonic() - begun, writes.n
-        self.records = dict(essences(self.whole))
+        self.write_text()
+        self.run(self.folder / "first")
+        self.run(self.whole)
         if self.records != dict(essences(self.folder / "first")):
             raise RuntimeError("the undisturbed study is not repeated bit for bit")
-        self._stop()
+        self.stop()
 
-    def _stop(self) -> None:
+    def write_text(self) -> None:
+        lines = (f"{i} times {i % 13} is {i * (i % 13)}, and {i * i % 101} is left" for i in range(3000))
+        self.text.write_text("\n\n".join(lines))
+
+    def run(self, out: Path) -> None:
+        """The undisturbed study, which everything else is compared with."""
+        begun, writes = time.monotonic(), Writes()
+        command = self.start(self.arguments(out), prepare=writes.watch(lambda n, path: None))
+        if command.wait(PATIENCE_S) != 0:
+            raise RuntimeError(f"the undisturbed study does not end well:\n{command.text}")
+        self.seconds, self.n_writes = time.monotonic() - begun, writes.n
+        self.records = dict(essences(out))
+
+    def stop(self) -> None:
         """A study with checkpoints of its first runs and a note of a failure."""
         stop = Writes()
         command = self.start(self.arguments(self.stopped), prepare=stop.watch(partial(end_at, 120)))

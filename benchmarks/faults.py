@@ -37,6 +37,8 @@ from forked import REFUSALS, Writes, limit_files, refuse
 
 from ablate.files import MANIFEST, replace_file
 from ablate.model.weights import TENSORS
+from ablate.runs import environment
+from ablate.training.checkpoint import newest_valid
 
 COLUMNS = ("lost", "duplicated", "torn", "wrong", "unfinished", "unclear")
 CONTENTS = (
@@ -211,13 +213,15 @@ def damaged_plan(this: Try) -> None:
 
 
 def damaged_study_file(this: Try) -> None:
-    """What the same command writes anew; nothing else depends on it."""
+    """What the same command writes anew."""
     shutil.copytree(this.ground.whole, this.out)
-    damage_file(this, pick(this, "study.toml", "tokenizer.json"))
+    path = pick(this, *(["tokenizer.json", "study.toml"] if this.thorough else ["tokenizer.json"]))
+    damage_file(this, path)
+    if path.name == "tokenizer.json":
+        run = min((this.out / "runs").iterdir())
+        this.expect(this.call("export", str(run), "--out", str(this.place / "export")), path)
     if this.thorough:
         this.finish()
-    else:
-        this.call("report", str(this.out))
 
 
 def damaged_weights(this: Try) -> None:
@@ -236,6 +240,11 @@ def damaged_checkpoint(this: Try) -> None:
     shutil.copytree(this.ground.stopped, this.out)
     path = pick(this, "runs/*/attempts/*/step-*/*", "runs/*/attempts/*/program.json")
     damage_file(this, path)
+    if not this.thorough:
+        attempts = path.relative_to(this.out).parents[-4]
+        if path.parent == newest_valid(this.out / attempts, environment.program()):
+            this.fail("wrong", f"{path} was damaged and would be gone on from")
+        return
     before = this.before()
     done = this.finish()
     this.compare(before)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
+from ablate.documents import read_json
 from ablate.files import replace_file, sealed
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
@@ -208,9 +209,10 @@ def _claim(store: Store, study: Study, plan: Plan, corpus: Corpus) -> None:
                 f"{store.folder} holds another study ({known.question!r}); choose another folder with --out"
             )
     store.create()
-    replace_file(store.study_file, to_toml(study))
+    replace_file(store.study_file, to_toml(study), "the study")
     replace_file(store.plan_file, sealed(encode(plan)), "the plan")
-    replace_file(store.tokenizer_file, (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = read_json(corpus.folder / "tokenizer.json", "the tokenizer", "prepare the corpus again")
+    replace_file(store.tokenizer_file, sealed(tokenizer), "the tokenizer")
 
 
 def _known_speeds(store: Store, study: Study) -> dict[str, float] | None:
