@@ -364,9 +364,23 @@ def _number(given: str, option: str) -> float:
         raise ValueError(f"{option} is {given!r}; it takes a number such as 2e12 or 300k") from None
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """ValueError for an empty value, as an unset shell variable leaves it: it would count as a default or as "."."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not argument.strip():
+            where = f"the value of {before}" if before.startswith("-") else "an argument"
+        elif name.startswith("--") and equals and not value.strip():
+            where = f"the value of {name}"
+        else:
+            continue
+        raise ValueError(f"{where} is empty; give one, or leave it out for the default")
+
+
 def main() -> None:
     """The console script. Bad input is one line and exit code 2."""
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,20 @@ from ablate.presets import preset
 from ablate.runs.executors.local import execute_all
 from ablate.runs.job import Job
 from ablate.runs.store import Store
+from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Threaded(Job):
+    """A run with a number of threads that is not its model's own."""
+
+    given: int
+
+    @property
+    def n_threads(self) -> int:
+        return self.given
 
 
 def main() -> None:
@@ -51,7 +64,15 @@ def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) 
         for seed in range(n_runs)
     ]
     jobs = [
-        Job(run=run, variant=variant.levels, corpus=corpus, n_threads=n_threads, keep_weights=False) for run in runs
+        Threaded(
+            run=run,
+            run_id=run_id(run),
+            variant=variant.levels,
+            corpus=corpus,
+            keep_weights=False,
+            given=n_threads,
+        )
+        for run in runs
     ]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))

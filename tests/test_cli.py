@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +51,13 @@ BAD = {
         ["run", "--disable", "mtp", "--preset", "nano", "--data", "TEXT", "--out", "/dev/null/x"],
         "choose another folder with --out",
     ),
+    "empty corpus's name": (["run", "--disable", "mtp", "--data", ""], "the value of --data is empty"),
+    "empty folder's name": (["sweep", "ABSENT.toml", "--out="], "the value of --out is empty"),
+    "empty study's name": (["sweep", ""], "an argument is empty"),
     "absent study": (["sweep", "absent.toml"], "cannot read the study absent.toml"),
     "no results": (["report", "EMPTY"], "EMPTY"),
     "no such run": (["export", "EMPTY"], "is no finished run"),
+    "no such place": (["export", "nowhere"], "nowhere is no finished run"),
     "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
     "impossible width": (["account", "--model", "NEGATIVE"], "model.dim is -8; it must be at least 1"),
     "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),
@@ -144,11 +149,11 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
     environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
     arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
-    whole = call(environment, *arguments, "--out", "whole", cwd=tmp_path)
+    whole = call(environment, *arguments, "--out", "whole", "--jobs", "1", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     for attempt in range(4):
         process = subprocess.Popen(
-            command(*arguments, "--out", "killed"),
+            command(*arguments, "--out", "killed", "--jobs", "2"),
             cwd=tmp_path,
             env=environment,
             stderr=subprocess.DEVNULL,
@@ -175,20 +180,65 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {p.name: json.loads(p.read_text())["final_parameters_hash"] for p in (folder / "records").iterdir()}
 
 
-def test_interrupting_leaves_a_checkpoint_and_the_same_command_goes_on(
+def test_a_study_that_was_stopped_in_any_way_goes_on_from_its_checkpoints(
     environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
     arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
-    arguments += ["--match", "tokens", "--budget", "100k", "--out", "study"]
-    process = subprocess.Popen(
-        command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not _attempts(tmp_path / "study", 0) and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    arguments += ["--match", "tokens", "--budget", "400k", "--out", "study", "--jobs", "2"]
+
+    def start() -> subprocess.Popen[str]:
+        known = len(list((tmp_path / "study").glob("runs/*/attempts/*/program.json")))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ablate", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while len(list((tmp_path / "study").glob("runs/*/attempts/*/program.json"))) < known + 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        return process
+
+    politely = start()
+    os.kill(politely.pid, signal.SIGUSR1)
+    _, errors = politely.communicate(timeout=120)
+    assert politely.returncode == 130, errors
     assert "the same command goes on from there" in errors
-    assert list((tmp_path / "study" / "runs").glob("*/attempts/*/step-*"))
+    kept = sorted((tmp_path / "study" / "runs").glob("*/attempts/*/step-*"))
+    assert len(kept) == 2
+
+    hanging = start()
+    (one, _) = processes.workers(hanging.pid)
+    os.kill(one, signal.SIGSTOP)
+    os.killpg(hanging.pid, signal.SIGINT)
+    time.sleep(1)
+    assert hanging.poll() is None
+    os.killpg(hanging.pid, signal.SIGINT)
+    _, errors = hanging.communicate(timeout=30)
+    assert hanging.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not processes.session(hanging.pid)
+    assert all(path.is_dir() for path in kept)
     assert not list((tmp_path / "study" / "records").iterdir())
+
+
+def test_identical_commands_at_once_all_end_well(
+    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
+    arguments += ["--out", "study", "--jobs", "2"]
+    commands = [
+        subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in commands]
+    assert [process.returncode for process in commands] == [0, 0, 0], errors
+    assert not any("failed" in text or "killed" in text for text in errors), errors
+    study = tmp_path / "study"
+    assert len(list((study / "records").iterdir())) == 2
+    assert not (study / "failures").exists()
+    assert not list(study.glob("runs/*/attempts/*/step-*"))
+    assert not list(study.rglob(".*"))

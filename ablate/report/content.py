@@ -12,6 +12,7 @@ from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.effects import attribution, effects, interactions, noise
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
@@ -91,7 +92,7 @@ def build(folder: Path) -> ReportContent:
         runs=runs(result),
         lost_runs=lost_runs(result),
         limits=tuple(limits(result)),
-        warnings=tuple(clean(warning) for warning in (*unfinished(result), *result.warnings)),
+        warnings=tuple(clean(warning) for warning in (*unfinished(result), *missed_budget(result), *result.warnings)),
         repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
         study_file=_study_file(store),
     )

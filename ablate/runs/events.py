@@ -14,11 +14,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`loss` is the main head's in the last optimizer step."""
+    """`loss` is the main head's in the last optimizer step; None before the first one has ended."""
 
     run_id: str
     step: int
-    loss: float
+    loss: float | None
     tokens_per_s: float
 
 
@@ -41,7 +41,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """Its process was killed from outside; it goes on from its checkpoint."""
+    """Its process was killed, or made no progress and was ended; it goes on from its checkpoint."""
 
     run_id: str
     reason: str
@@ -55,11 +55,18 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopping:
+    """A signal came: the runs that go on stop at their next step with a checkpoint, and no other is started."""
+
+    n_runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepTime:
     """Seconds of an optimizer step, where only that was asked for."""
 
     seconds: float
 
 
-Event: TypeAlias = Started | Progress | Ended | Failed | Killed | Interrupted
+Event: TypeAlias = Started | Progress | Ended | Failed | Killed | Interrupted | Stopping
 Listener: TypeAlias = Callable[[Event], None]

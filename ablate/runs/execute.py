@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,55 +17,61 @@ from ablate.files import replace_file, to_json
 from ablate.model.transformer import parameter_hashes
 from ablate.model.weights import write_weights
 from ablate.runs import environment
+from ablate.runs.attempts import adopt, ended, held
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
 from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
-from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress
-from ablate.training.checkpoint import PROGRAM, drop_checkpoints, newest_valid, state_hash
+from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress, Tell, Until
+from ablate.training.checkpoint import PROGRAM, drop_checkpoints, state_hash
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 CHECKPOINT_EVERY_S = 30.0
-PROBE_STEPS = 6
-
-Tell = Callable[[int, float, float], bool]
+PROBE_STEPS, MAX_PROBE_STEPS = 6, 1000
 
 
-def execute(job: Job, store: Store, tell: Tell, *, listen: bool = False) -> RunRecord | None:
-    """Train, evaluate and commit. Returns the record; None if another attempt had committed one before.
+def execute(job: Job, store: Store, tell: Tell, stop: Callable[[], bool] = lambda: False) -> RunRecord:
+    """Train, evaluate and commit. Returns the record of the run, which may be another attempt's that was faster.
 
     Goes on from the newest valid checkpoint of any attempt, if it was made under the same program. Raises
-    Interrupted after a signal (with a checkpoint), and whatever a broken run raises.
+    Interrupted at the first step boundary where `stop` says so (with a checkpoint), and whatever a broken run raises.
     """
-    identity = job.run_id
+    if known := store.read(job.run_id):
+        return known
+    attempt = store.new_attempt(job.run_id)
+    with held(attempt):
+        record = _attempt(job, store, attempt, tell, stop)
+        if not store.commit(record):
+            record = store.read(job.run_id) or record
+    drop_checkpoints(ended(attempt.parent))
+    return record
+
+
+def _attempt(job: Job, store: Store, attempt: Path, tell: Tell, stop: Callable[[], bool]) -> RunRecord:
+    """The record of this attempt, before it is committed; its weights are beside it."""
     program = environment.program()
-    resume = newest_valid(store.attempts_folder(identity), program)
-    attempt = store.new_attempt(identity)
+    resume = adopt(attempt.parent, attempt, program)
     replace_file(attempt / PROGRAM, to_json(program))
-    session = Session(job, attempt, tell)
-    if listen:
-        session.keeper.listen()
+    session = Session(job, attempt, tell, stop)
     start = time.monotonic()
     try:
         session.fit(resume)
         record = session.record("finished", time.monotonic() - start)
         if job.keep_weights:
-            session.save_weights(store.run_folder(identity) / "weights")
+            session.save_weights(store.run_folder(job.run_id) / "weights")
     except Diverged as fault:
         record = session.record("diverged", time.monotonic() - start, fault)
-    committed = store.commit(record)
-    drop_checkpoints(store.attempts_folder(identity))
-    return record if committed else None
+    return record
 
 
 class Session:
     """One attempt at a run: the Lightning objects, and what they leave."""
 
-    def __init__(self, job: Job, attempt: Path, tell: Tell) -> None:
+    def __init__(self, job: Job, attempt: Path, tell: Tell, stop: Callable[[], bool]) -> None:
         run = job.run
         torch.set_num_threads(job.n_threads)
         self.job, self.attempt = job, attempt
@@ -73,8 +80,8 @@ class Session:
         parts = slot_callbacks(run)
         self.curve = Curve(run, _held_out(job), parts)
         self.clock = Clock(run.trainer.tokens_per_step)
-        self.keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve)
-        callbacks = [self.clock, *parts, self.curve, self.keeper, Progress(run, tell, self.keeper)]
+        keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve, stop)
+        callbacks = [self.clock, *parts, self.curve, keeper, Progress(run, tell)]
         self.trainer = trainer_for(run, callbacks, folder=attempt, logger=_logger(job, attempt))
         self.initial: dict[str, str] = {}
 
@@ -95,7 +102,7 @@ class Session:
             if fault.last_finite_loss == fault.last_finite_loss:
                 metrics["last_finite_loss"] = fault.last_finite_loss
         else:
-            metrics |= self.speed()
+            metrics |= self.speed() | {"training_s": self.clock.training_s}
         metrics["seconds"] = seconds
         windows = Windows(job.corpus.train, run.trainer.sequence_length)
         return RunRecord(
@@ -117,7 +124,7 @@ class Session:
             final_parameters_hash=state_hash(iter(self.module.model.state_dict().items())),
             backends=_backends(run),
             evidence=_evidence(run),
-            environment=dict(environment.describe()) | {"n_threads": job.n_threads},
+            environment=dict(environment.describe()) | {"n_threads": torch.get_num_threads()},
             attempts=tuple({"name": p.name} for p in sorted(self.attempt.parent.iterdir())),
         )
 
@@ -134,15 +141,17 @@ class Session:
         }
 
 
-def probe(job: Job, attempt: Path) -> float:
-    """Seconds of one optimizer step of a run on this machine, from a few steps that leave nothing."""
-    run = replace(job.run, n_steps=PROBE_STEPS)
+def probe(job: Job, folder: Path, seconds: float) -> float:
+    """Median seconds of an optimizer step of a run on this machine, from a few steps or as many as take `seconds`.
+
+    It leaves nothing; Lightning's own files go to `folder`.
+    """
+    run = replace(job.run, n_steps=MAX_PROBE_STEPS)
     torch.set_num_threads(job.n_threads)
     module, clock = TrainingModule(run), Clock(run.trainer.tokens_per_step)
-    trainer = trainer_for(run, [clock, *slot_callbacks(run)], folder=attempt)
+    trainer = trainer_for(run, [clock, Until(clock, PROBE_STEPS, seconds), *slot_callbacks(run)], folder=folder)
     trainer.fit(module, datamodule=run.text.datamodule(run, job.corpus, load_model))
-    measured = sorted(clock.step_s[1:])
-    return measured[len(measured) // 2]
+    return statistics.median(clock.step_s[1:])
 
 
 def _held_out(job: Job) -> dict[str, HeldOut]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from ablate.data.corpus import Corpus
 from ablate.data.tokens import TokenFile
-from ablate.spec.decoding import run_id
 from ablate.spec.run import RunSpec
+
+SMALL_PARAMETERS = 20_000_000  # below, a run a core is the faster way (benchmarks/parallel_runs.py)
+THREADS_OF_LARGE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,13 +18,27 @@ class Job:
     """A run and what surrounds it: nothing here changes its result but where it is written."""
 
     run: RunSpec
+    run_id: str  # `spec.decoding.run_id` of the run
     variant: Mapping[str, str]
     corpus: Corpus
     held_out_texts: Mapping[str, TokenFile] = field(default_factory=dict)  # beside the corpus's own
-    n_threads: int = 1
     wandb_project: str = ""
     keep_weights: bool = True
-    run_id: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "run_id", run_id(self.run))
+    @property
+    def n_trained(self) -> int:
+        """Parameters that are trained."""
+        return self.run.model.cost(self.run.trainer.sequence_length).trained_parameters
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that the run computes with."""
+        return threads(self.n_trained)
+
+
+def threads(n_parameters: int) -> int:
+    """Threads of a run that trains so many parameters: sums are rounded by how they are cut, so its bits depend on it.
+
+    Therefore neither the machine's cores nor the runs beside it have a say.
+    """
+    return 1 if n_parameters < SMALL_PARAMETERS else THREADS_OF_LARGE

@@ -108,6 +108,10 @@ class Plan:
         """Equal for all variants."""
         return self.variants[0].n_tokens // self.variants[0].n_steps
 
+    def with_speeds(self, step_s: Mapping[str, float]) -> Plan:
+        """The same runs, with the seconds of a step of each variant as far as they are known."""
+        return replace(self, variants=tuple(replace(v, step_s=step_s.get(v.name)) for v in self.variants))
+
     def seconds(self, n_parallel: int) -> float | None:
         """Estimated time of all runs with `n_parallel` at a time."""
         times = [v.run_s * len(v.run_ids) for v in self.variants if v.run_s is not None]

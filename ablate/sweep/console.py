@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ablate.quantities import budget, duration, number, plural, scaled, short, whole
-from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started
+from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, Stopping
 from ablate.runs.plan import Plan, PlannedVariant
 
 
@@ -91,12 +91,16 @@ class _Follower:
         self.bars.start()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Stopping):
+            self.console.print(f"stopping {plural(event.n_runs, 'run')} with a checkpoint; Ctrl-C now ends at once")
+            return
         run, label = event.run_id, self.labels[event.run_id]
         if isinstance(event, Started):
             self.tasks[run] = self.bars.add_task(label, total=self.n_steps[run], figures="")
         elif isinstance(event, Progress):
-            rate = f"{whole(event.tokens_per_s)} tokens/s"
-            figures = f"step {whole(event.step)}  loss {number(event.loss, 3)}  {rate}"
+            figures = f"step {whole(event.step)}"
+            if event.loss is not None:
+                figures += f"  loss {number(event.loss, 3)}  {whole(event.tokens_per_s)} tokens/s"
             self.bars.update(self.tasks[run], completed=event.step, figures=figures)
             self.done[run] = event.step / self.n_steps[run]
         else:
@@ -107,10 +111,11 @@ class _Follower:
         self.bars.update(self.whole, completed=completed, figures=f"about {left} left")
 
     def _ended(self, event: Ended | Failed | Killed | Interrupted, label: str) -> None:
-        if event.run_id in self.tasks:
-            self.bars.remove_task(self.tasks.pop(event.run_id))
         if isinstance(event, Ended | Failed):
             self.done[event.run_id] = 1.0
+        if event.run_id not in self.tasks:
+            return  # it had ended before the study was started again
+        self.bars.remove_task(self.tasks.pop(event.run_id))
         said: str
         match event:
             case Ended(status=status):

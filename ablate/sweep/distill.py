@@ -81,15 +81,15 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     store = Store(request.out.parent / f"{request.out.name}-teacher")
     store.create()
     say(f"training a teacher on {run.n_tokens:,} tokens in {store.folder}")
-    job = Job(run=run, variant=Variant.none().levels, corpus=corpus)
+    job = Job(run=run, run_id=run_id(run), variant=Variant.none().levels, corpus=corpus)
     outcome = execute_all([job], store, n_parallel=1, listener=lambda event: None)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    status = outcome.status[run_id(run)]
+    status = outcome.status[job.run_id]
     if status != "finished":
         reasons = [failure.reason for failure in store.failures()] or [status]
         raise ValueError(f"the teacher could not be trained: {reasons[0]}")
-    return store.run_folder(run_id(run)) / "weights"
+    return store.run_folder(job.run_id) / "weights"
 
 
 def _every_tenth(say: Say) -> Callable[[int, int], None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ablate.components.codec import decode_run
 from ablate.runs.store import Store
+from ablate.sweep.folder import check_writable
 
 
 def find_run(path: Path) -> tuple[Store, str]:
@@ -23,15 +24,16 @@ def find_run(path: Path) -> tuple[Store, str]:
 
 def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
     """Export to `out` (default: `hf` in the run's folder). Returns the folder and what could not be taken along."""
-    from ablate.export import export_hf
-    from ablate.model.weights import load_state, read_weights
-
     store, name = find_run(path)
     weights = store.run_folder(name) / "weights"
     if not weights.exists():
         raise ValueError(f"run {name} kept no weights (a diverged run has none)")
+    target = out or store.run_folder(name) / "hf"
+    check_writable(target)
+    from ablate.export import export_hf
+    from ablate.model.weights import load_state, read_weights
+
     found = read_weights(weights)
     run = decode_run(found.manifest.run)
-    target = out or store.run_folder(name) / "hf"
     notes = export_hf(run.model, load_state(found), store.tokenizer_file, target, run.trainer.sequence_length)
     return target, notes

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
-from ablate.documents import read_json
-from ablate.files import replace_file, sealed
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
-from ablate.runs.job import Job
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan, read_plan
+from ablate.runs.job import Job, threads
+from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
-from ablate.runs.study import Study, to_toml
+from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
-from ablate.spec.decoding import canonical, encode
+from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
-from ablate.spec.run import Preset, RunSpec
+from ablate.spec.run import RunSpec
+from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
 from ablate.sweep.variants import variants
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
     from ablate.data.tokens import TokenFile
 
 TRAINING_BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two moments
-SMALL_PARAMETERS = (
-    20_000_000  # below, one thread a run and a run a core is the faster way (benchmarks/parallel_runs.py)
-)
+PROBE_ROUNDS, PROBE_S = 3, 2.0  # of each variant, where a budget in seconds is turned into steps
 
 
 class Display(Protocol):
@@ -68,8 +65,10 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     asked, design = variants(study, base)
     named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
     check_trainable(base, named)
+    folder = options.out or RESULTS
+    check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
-    n_parallel, n_threads = parallel(costs, options.n_parallel)
+    n_parallel = min(parallel(costs, options.n_parallel), sum(len(v.seeds) for v in named))
     fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
@@ -77,56 +76,61 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     texts = _held_out_texts(named, corpus)
     for text in (corpus.train, corpus.held_out, *texts.values()):
         Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
-    folder = options.out or Path("results") / _slug(study, base, named, corpus.hash)
-    step_s = _known_speeds(Store(folder), study)
-    if step_s is None:
-        step_s = _measure(named, corpus, n_threads, display) if fits else {}
-    plan, runs = make_plan(
+    folder = options.out or default_folder(study, base, named, corpus.hash)
+    make = partial(
+        make_plan,
         study,
         base,
         named,
         design,
         corpus_hash=corpus.hash,
         corpus=_facts(base.data.source, corpus, texts),
-        step_s=step_s,
         bytes_per_token=corpus.bytes_per_token,
     )
+    # Only a budget in seconds needs speeds: what is wrong with any other is told before they are measured.
+    untimed = None if study.match == "seconds" and study.budget is not None else make()
+
+    def planned_with(step_s: Mapping[str, float]) -> Planned:
+        return (untimed[0].with_speeds(step_s), untimed[1]) if untimed else make(step_s=step_s)
+
+    claim = Claim(Store(folder), study, planned_with)
+    planned = claim.earlier()
+    if planned is None:
+        planned = planned_with(_measure(study, named, corpus, n_parallel, display) if fits else {})
+    if not options.dry_run:
+        planned = claim.take(planned, corpus)
+    plan, runs = planned
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
-    store = Store(folder)
-    _claim(store, study, plan, corpus)
-    jobs = _jobs(plan, runs, corpus, texts, n_threads, options.wandb_project)
+    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project)
     listener = display.follow(plan, n_parallel)
     try:
-        outcome = execute_all(jobs, store, n_parallel=n_parallel, listener=listener)
+        outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
     finally:
         display.end()
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
 
 
-def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> tuple[int, int]:
-    """Runs at a time, and threads of each. Small models on a CPU run side by side, one thread each."""
-    if asked is not None and asked < 1:
-        raise ValueError(f"--jobs is {asked}; it must be at least 1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> int:
+    """Runs at a time: as many as there are cores for their threads, and memory; one on a GPU."""
+    if asked is not None:
+        if asked < 1:
+            raise ValueError(f"--jobs is {asked}; it must be at least 1")
+        return asked
     if has_gpu():
-        return asked or 1, max(1, cores // (asked or 1))
-    small = max(cost.trained_parameters for cost in costs.values()) < SMALL_PARAMETERS
-    n_parallel = asked or (cores if small else 1)
-    return n_parallel, max(1, cores // n_parallel)
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    largest = max(cost.trained_parameters for cost in costs.values())
+    fitting = _available_bytes() // (TRAINING_BYTES_PER_PARAMETER * largest)
+    return max(1, min(cores // threads(largest), fitting))
 
 
 def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
     """Whether the largest variant can be trained here; ValueError if it is to be and cannot."""
     name, cost = max(costs.items(), key=lambda item: item[1].trained_parameters)
     needed = TRAINING_BYTES_PER_PARAMETER * cost.trained_parameters * n_parallel
-    if has_gpu():
-        import torch
-
-        available = torch.cuda.get_device_properties(0).total_memory
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = _available_bytes()
     if needed <= available:
         return True
     if dry_run:
@@ -135,6 +139,15 @@ def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: b
         f"training {name} needs at least {needed / 2**30:.1f} GiB for its weights, gradients and moments, and this "
         f"machine has {available / 2**30:.1f}; choose a smaller --preset or fewer --jobs"
     )
+
+
+def _available_bytes() -> int:
+    """Memory of the GPU, or without one of the machine."""
+    if has_gpu():
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _prepare(source: str, max_bytes: int | None, vocab_size: int, display: Display) -> Corpus:
@@ -155,13 +168,17 @@ def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, 
     return found
 
 
-def _measure(named: list[NamedVariant], corpus: Corpus, n_threads: int, display: Display) -> dict[str, float]:
+def _measure(
+    study: Study, named: list[NamedVariant], corpus: Corpus, n_parallel: int, display: Display
+) -> dict[str, float]:
+    """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate."""
     display.say("measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
         run = v.spec.run(corpus_hash=corpus.hash, seed=0, n_steps=1)
-        jobs[v.name] = Job(run=run, variant=v.levels, corpus=corpus, n_threads=n_threads)
-    return measure_all(jobs)
+        jobs[v.name] = Job(run=run, run_id=run_id(run), variant=v.levels, corpus=corpus)
+    n_rounds, seconds = (PROBE_ROUNDS, PROBE_S) if study.match == "seconds" else (1, 0.0)
+    return measure_all(jobs, n_parallel=n_parallel, n_rounds=n_rounds, seconds=seconds)
 
 
 def _jobs(
@@ -169,17 +186,16 @@ def _jobs(
     runs: Mapping[str, RunSpec],
     corpus: Corpus,
     texts: Mapping[str, TokenFile],
-    n_threads: int,
     wandb_project: str,
 ) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
     jobs = [
         Job(
             run=runs[identity],
+            run_id=identity,
             variant=v.levels,
             corpus=corpus,
             held_out_texts=texts,
-            n_threads=n_threads,
             wandb_project=wandb_project,
         )
         for v in plan.variants
@@ -198,36 +214,3 @@ def _facts(source: str, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[
         "held_out_tokens": corpus.held_out_tokens,
         "held_out_texts": {name: text.hash for name, text in texts.items()},
     }
-
-
-def _claim(store: Store, study: Study, plan: Plan, corpus: Corpus) -> None:
-    """Write study and plan into the folder; ValueError if another study lives there."""
-    if store.plan_file.exists():
-        known = read_plan(store.plan_file)
-        if {v.run_ids for v in known.variants} != {v.run_ids for v in plan.variants}:
-            raise ValueError(
-                f"{store.folder} holds another study ({known.question!r}); choose another folder with --out"
-            )
-    store.create()
-    replace_file(store.study_file, to_toml(study), "the study")
-    replace_file(store.plan_file, sealed(encode(plan)), "the plan")
-    tokenizer = read_json(corpus.folder / "tokenizer.json", "the tokenizer", "prepare the corpus again")
-    replace_file(store.tokenizer_file, sealed(tokenizer), "the tokenizer")
-
-
-def _known_speeds(store: Store, study: Study) -> dict[str, float] | None:
-    """Speeds that the same study was planned with before: a budget in seconds then means the same steps again."""
-    if not store.plan_file.exists() or not store.study_file.exists():
-        return None
-    if store.study_file.read_text(encoding="utf-8") != to_toml(study):
-        return None
-    return {v.name: v.step_s for v in read_plan(store.plan_file).variants if v.step_s is not None}
-
-
-def _slug(study: Study, base: Preset, named: list[NamedVariant], corpus_hash: str) -> str:
-    """A folder's name that the same command finds again, and another study does not."""
-    parts = [[encode(v.spec.model), encode(v.spec.data.text), encode(v.spec.trainer)] for v in named]
-    digest = hashlib.sha256(canonical([to_toml(study), corpus_hash, base.n_tokens, parts]).encode()).hexdigest()[:8]
-    names = "-".join(v.name for v in named[1:3]).replace(" ", "").replace("=", "-").strip("-+")
-    kept = "".join(c for c in names if c.isalnum() or c in "-_+")[:40]
-    return f"{base.name}-{kept}-{digest}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,10 @@ from ablate.training.evaluation import HeldOut, evaluate
 from ablate.training.schedule import learning_rate_factor
 
 CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
+TELL_EVERY_S = 0.5
 WARM_UP_STEPS = 5  # not part of the measured speed: the first steps allocate and compile
+
+Tell = Callable[[int, float | None, float], None]  # step, loss of the last one (None: none has ended), tokens per s
 
 
 class Diverged(Exception):
@@ -113,12 +115,17 @@ class Curve(Callback):
 
 
 class Clock(Callback):
-    """Seconds of optimizer steps, evaluation and checkpoints left out. Only this attempt's: speed is not resumed."""
+    """Seconds of optimizer steps, evaluation and checkpoints left out.
+
+    `step_s` has only this attempt's, since speed is not resumed; `training_s` is the sum over all steps of the run.
+    """
+
+    state_key = "clock"
 
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
         self.step_s: list[float] = []
-        self._start = 0.0
+        self._start = self._earlier_s = 0.0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % pl_module.n_micro_batches == 0:
@@ -132,6 +139,27 @@ class Clock(Callback):
         measured = self.step_s[WARM_UP_STEPS:] or self.step_s
         return statistics.median(measured)
 
+    @property
+    def training_s(self) -> float:
+        return self._earlier_s + math.fsum(self.step_s)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"training_s": self.training_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier_s = state_dict["training_s"]
+
+
+class Until(Callback):
+    """Ends training after at least `n_steps` steps that took at least `seconds`."""
+
+    def __init__(self, clock: Clock, n_steps: int, seconds: float) -> None:
+        self.clock, self.n_steps, self.seconds = clock, n_steps, seconds
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if len(self.clock.step_s) >= self.n_steps and self.clock.training_s >= self.seconds:
+            trainer.should_stop = True
+
 
 def _now() -> float:
     if torch.cuda.is_available():
@@ -140,28 +168,18 @@ def _now() -> float:
 
 
 class Keeper(Callback):
-    """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary after a signal.
+    """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary where `stop` is true.
 
-    The handler only sets a flag. Checkpoints of one attempt go to its own folder. Random states are saved here,
-    since Lightning saves none.
+    Checkpoints of one attempt go to its own folder. Random states are saved here, since Lightning saves none.
     """
 
     state_key = "random"
 
-    def __init__(self, attempt: Path, every_s: float, curve: Curve) -> None:
+    def __init__(self, attempt: Path, every_s: float, curve: Curve, stop: Callable[[], bool]) -> None:
         """`curve`: takes the losses so far before each checkpoint, which holds them."""
-        self.attempt, self.every_s, self.curve = attempt, every_s, curve
-        self.stop_requested = False
+        self.attempt, self.every_s, self.curve, self.stop = attempt, every_s, curve, stop
         self._last = time.monotonic()
         self._restore: dict[str, Any] | None = None
-
-    def listen(self) -> None:
-        """Take SIGTERM, SIGINT and SIGUSR1 from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda *_: self.request_stop())
-
-    def request_stop(self) -> None:
-        self.stop_requested = True
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._restore is not None:
@@ -171,12 +189,13 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
-        if self.stop_requested or time.monotonic() - self._last >= self.every_s:
+        stop = self.stop()
+        if stop or time.monotonic() - self._last >= self.every_s:
             self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step))
             prune(self.attempt)
             self._last = time.monotonic()
-        if self.stop_requested:
+        if stop:
             raise Interrupted
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,20 +206,29 @@ class Keeper(Callback):
 
 
 class Progress(Callback):
-    """Calls `tell(step, loss, tokens_per_s)` about every half second. `tell` false: nobody listens, so stop."""
+    """Calls `tell(step, loss, tokens_per_s)` about every half second, as long as batches go through the model.
 
-    def __init__(self, run: RunSpec, tell: Callable[[int, float, float], bool], keeper: Keeper) -> None:
-        self.run, self.tell, self.keeper = run, tell, keeper
-        self._last, self._last_step = time.monotonic(), 0
+    It is called from within training and evaluation, by no thread beside them: silence means that nothing goes on.
+    """
+
+    def __init__(self, run: RunSpec, tell: Tell) -> None:
+        self.run, self.tell = run, tell
+        self._told = self._measured = time.monotonic()
+        self._figures: tuple[int, float | None, float] = (0, None, 0.0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._last, self._last_step = time.monotonic(), trainer.global_step
+        self._measured, self._figures = time.monotonic(), (trainer.global_step, None, 0.0)
+        pl_module.model.embedding.register_forward_hook(lambda *_: self._say())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now, step = time.monotonic(), trainer.global_step
-        if now - self._last < 0.5 or not pl_module.step_losses:
+        if now - self._measured < TELL_EVERY_S or not pl_module.step_losses:
             return
-        speed = (step - self._last_step) * self.run.trainer.tokens_per_step / (now - self._last)
-        if not self.tell(step, float(pl_module.step_losses[-1]), speed):
-            self.keeper.request_stop()
-        self._last, self._last_step = now, step
+        speed = (step - self._figures[0]) * self.run.trainer.tokens_per_step / (now - self._measured)
+        self._measured, self._figures = now, (step, float(pl_module.step_losses[-1]), speed)
+        self._say()
+
+    def _say(self) -> None:
+        if (now := time.monotonic()) - self._told >= TELL_EVERY_S:
+            self._told = now
+            self.tell(*self._figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,11 @@ def prune(attempt: Path) -> None:
         remove_folder(folder)
 
 
-def drop_checkpoints(attempts: Path) -> None:
-    """Remove all checkpoints of a run whose record is committed: nothing can go on from them any more."""
-    for folder in attempts.glob("*/step-*"):
-        remove_folder(folder)
+def drop_checkpoints(attempts: Iterable[Path]) -> None:
+    """Remove the checkpoints of attempts that have ended, once their run has a record: nobody goes on from them."""
+    for attempt in attempts:
+        for folder in attempt.glob("step-*"):
+            remove_folder(folder)
 
 
 def checkpoint_path(attempt: Path, step: int) -> Path:

@@ -413,7 +413,9 @@ def test_runs_train_on_every_node_and_no_share_is_the_raw_run(corpus: Corpus, te
     records = []
     for node in nodes:
         run = replace(run_of(node, corpus), n_steps=3)
-        record = execute(Job(run=run, variant={}, corpus=corpus, keep_weights=False), store, lambda *_: True)
+        record = execute(
+            Job(run=run, run_id=run_id(run), variant={}, corpus=corpus, keep_weights=False), store, lambda *_: None
+        )
         assert record is not None
         assert record.status == "finished"
         records.append(record)

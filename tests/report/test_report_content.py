@@ -231,3 +231,23 @@ def test_curves_and_gaps_are_over_seeds(tmp_path):
 def test_texts_from_outside_are_one_printable_line():
     assert clean("a\n\tb\x00 c") == "a b c"
     assert clean("x" * 5000) == "x" * 1999 + "…"
+
+
+def test_runs_matched_in_seconds_are_checked_against_their_budget(tmp_path):
+    seconds = {("full", 0): 65.9, ("full", 1): 66.1, ("-mtp", 3): 41.0, ("-mtp", 4): None}
+    records = fake.records()
+    for i, record in enumerate(records):
+        name, seed = ("full" if i < 5 else "-mtp"), record.seed
+        taken = seconds.get((name, seed), 60.0)
+        metrics = dict(record.metrics) | ({} if taken is None else {"training_s": taken})
+        records[i] = dataclasses.replace(record, metrics=metrics)
+    content = content_of(tmp_path, fake.plan(match="seconds", budget=60.0), records)
+    missed, unknown = (w for w in content.warnings if "seconds of training" in w or "trained more than" in w)
+    assert missed.startswith("2 of 10 runs trained more than 10 % longer or shorter than the 1 min 00 s")
+    assert "-mtp seed 3 68.3 % and full seed 1 110 % of it" in missed
+    assert unknown.startswith("1 run of an earlier version")
+    place = [column.label for column in content.runs.columns].index("Training over budget")
+    assert [row[place] for row in content.runs.rows][:2] == ["110 %", "110 %"]
+    equal_flops = content_of(tmp_path / "flops", records=records)
+    assert not any("trained more than" in warning for warning in equal_flops.warnings)
+    assert "Training over budget" not in [column.label for column in equal_flops.runs.columns]

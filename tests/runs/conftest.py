@@ -16,6 +16,7 @@ from ablate.data.corpus import Corpus
 from ablate.data.prepare import prepare
 from ablate.presets import preset
 from ablate.runs.job import Job
+from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec
 
@@ -50,6 +51,6 @@ def make_job(corpus: Corpus) -> Callable[..., Job]:
             seed=seed,
             n_steps=n_steps,
         )
-        return Job(run=run, variant=variant.levels, corpus=corpus)
+        return Job(run=run, run_id=run_id(run), variant=variant.levels, corpus=corpus)
 
     return make

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,24 +17,28 @@ import pytest
 import torch
 
 from ablate.components.codec import decode_run
+from ablate.files import damage, replace_file, to_json
 from ablate.model.weights import load_state, read_weights
+from ablate.runs.attempts import adopt, ended, held
 from ablate.runs.environment import program
-from ablate.runs.execute import execute
-from ablate.runs.job import Job
+from ablate.runs.execute import Session, execute
+from ablate.runs.executors.signals import stopping
+from ablate.runs.job import SMALL_PARAMETERS, Job, threads
 from ablate.runs.record import RunRecord, pairing_fault
 from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
 from ablate.spec.run import Control
+from ablate.training import callbacks
 from ablate.training.callbacks import Interrupted
-from ablate.training.checkpoint import newest_valid
+from ablate.training.checkpoint import PROGRAM, drop_checkpoints, newest_valid
 from ablate.training.module import TrainingModule, burn
 from ablate.training.schedule import learning_rate_factor
 
 MakeJob = Callable[..., Job]
 
 
-def ignore(step: int, loss: float, tokens_per_s: float) -> bool:
-    return True
+def ignore(step: int, loss: float | None, tokens_per_s: float) -> None:
+    pass
 
 
 def store_in(folder: Path) -> Store:
@@ -42,9 +48,7 @@ def store_in(folder: Path) -> Store:
 
 
 def finish(job: Job, folder: Path) -> RunRecord:
-    record = execute(job, store_in(folder), ignore)
-    assert record is not None
-    return record
+    return execute(job, store_in(folder), ignore)
 
 
 def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
@@ -59,8 +63,8 @@ def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
         assert name in record.metrics
     assert record.evidence == {"loss": "measured", "speed": "emulated", "memory": "emulated"}
     assert record.environment["packages"]["torch"] == torch.__version__
-    assert execute(job, Store(tmp_path), ignore) is None
-    assert len(list(Store(tmp_path).records.iterdir())) == 1
+    assert execute(job, Store(tmp_path), ignore) == record
+    assert len(list(Store(tmp_path).records.iterdir())) == len(record.attempts) == 1
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(make_job: MakeJob, tmp_path: Path) -> None:
@@ -74,6 +78,18 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(make_job: MakeJob, tmp_pa
     assert set(first.initial_parameters.values()).isdisjoint(
         value for name, value in other.initial_parameters.items() if "norm" not in name
     )
+
+
+@pytest.mark.parametrize("n_found", [1, 3])
+def test_a_run_has_the_threads_of_its_model_whatever_it_finds(make_job: MakeJob, tmp_path: Path, n_found: int) -> None:
+    job, before = make_job(n_steps=4), torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_found)
+        record = finish(job, tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    assert record.environment["n_threads"] == job.n_threads == 1
+    assert threads(SMALL_PARAMETERS - 1) == 1 < threads(SMALL_PARAMETERS) == threads(10**12)
 
 
 def test_variants_of_a_seed_share_tokens_and_initial_values(make_job: MakeJob, tmp_path: Path) -> None:
@@ -98,23 +114,89 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
             os.kill(os.getpid(), signal.SIGUSR1)
         return train(self, batch, batch_idx)
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        monkeypatch.setattr(TrainingModule, "training_step", interrupted)
-        with pytest.raises(Interrupted):
-            execute(job, store, ignore, listen=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    monkeypatch.setattr(TrainingModule, "training_step", interrupted)
+    with stopping() as stop, pytest.raises(Interrupted):
+        execute(job, store, ignore, lambda: stop.requested)
     monkeypatch.undo()
     saved = newest_valid(store.attempts_folder(run_id(job.run)), program())
     assert saved is not None
     assert saved.name.endswith(f"{stop_at:012d}")
     resumed = execute(job, store, ignore)
-    assert resumed is not None
     assert resumed.final_parameters_hash == whole.final_parameters_hash
     assert resumed.curve == whole.curve
     assert len(resumed.attempts) == 2
+
+
+def test_a_checkpoint_is_gone_on_from_though_its_owner_removes_it(make_job: MakeJob, tmp_path: Path) -> None:
+    """Two commands at once: one goes on from the other's checkpoint, which then moves on, or commits and cleans up."""
+    job, store = make_job(n_steps=6), store_in(tmp_path)
+    attempts = store.attempts_folder(job.run_id)
+    owner = store.new_attempt(job.run_id)
+    with held(owner), pytest.raises(Interrupted):
+        fit(job, owner, stop=lambda: True)
+    (checkpoint,) = owner.glob("step-*")
+    mine = store.new_attempt(job.run_id)
+    resume = adopt(attempts, mine, program())
+    assert resume == mine / checkpoint.name
+    shutil.rmtree(checkpoint)
+    fit(job, mine, resume=resume)
+    assert newest_valid(attempts, program()) == resume
+
+
+def fit(job: Job, attempt: Path, *, resume: Path | None = None, stop: Callable[[], bool] = lambda: False) -> None:
+    replace_file(attempt / PROGRAM, to_json(program()))
+    Session(job, attempt, ignore, stop).fit(resume)
+
+
+def test_who_commits_leaves_the_checkpoints_of_those_who_are_still_at_it(make_job: MakeJob, tmp_path: Path) -> None:
+    job, store = make_job(n_steps=4), store_in(tmp_path)
+    attempts = store.attempts_folder(job.run_id)
+    alive, dead = store.new_attempt(job.run_id), store.new_attempt(job.run_id)
+    for attempt in (alive, dead):
+        with held(attempt):
+            (attempt / "step-000000000002").mkdir()
+    with held(alive):
+        record = execute(job, store, ignore)
+        assert [p.parent for p in attempts.glob("*/step-*")] == [alive]
+        assert len(record.attempts) == 3
+    drop_checkpoints(ended(attempts))
+    assert not list(attempts.glob("*/step-*"))
+
+
+def test_of_two_attempts_the_slower_returns_the_record_of_the_faster(make_job: MakeJob, tmp_path: Path) -> None:
+    job, store = make_job(n_steps=4), store_in(tmp_path)
+    faster: list[RunRecord] = []
+
+    def tell(step: int, loss: float | None, tokens_per_s: float) -> None:
+        if not faster:
+            faster.append(execute(job, store, ignore))
+
+    slower = execute(job, store, ignore, lambda: tell(0, None, 0.0) is not None)
+    assert slower == faster[0]
+    assert [path.stem for path in store.records.iterdir()] == [job.run_id]
+    assert damage(store.run_folder(job.run_id) / "weights") is None
+    assert not list(store.run_folder(job.run_id).glob("**/step-*"))
+
+
+def test_training_seconds_are_those_of_all_attempts(make_job: MakeJob, tmp_path: Path) -> None:
+    job, store, calls = make_job(n_steps=8), store_in(tmp_path), itertools.count()
+    with pytest.raises(Interrupted):
+        execute(job, store, ignore, lambda: next(calls) == 5)
+    record = execute(job, store, ignore)
+    assert record.metrics["training_s"] > 4 * record.metrics["step_s"]
+
+
+def test_a_run_speaks_in_training_and_in_evaluation(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "TELL_EVERY_S", 0.0)
+    said: list[tuple[int, float | None]] = []
+    job = make_job(n_steps=4, n_evaluations=2, n_held_out_windows=16)
+    execute(job, store_in(tmp_path), lambda step, loss, speed: said.append((step, loss)))
+    assert said[0] == (0, None)
+    assert [step for step, _ in said] == sorted(step for step, _ in said)
+    assert len(said) >= 2 * (16 // job.run.trainer.micro_batch_size)
+    assert any(loss is not None for _, loss in said)
 
 
 def test_training_on_unlearnable_rates_is_a_result(make_job: MakeJob, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from ablate.attribution.study.compare import LOSS, SPEED, Run, StudyResult, VariantResult, registry_order
-from ablate.quantities import NONE, between, number, plural, scaled, short, whole
+from ablate.quantities import NONE, between, number, percent, plural, scaled, short, whole
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve
 from ablate.report.names import confidence
+from ablate.report.tables.budget import share_of_budget
 from ablate.report.tables.table import Columns, Table, make, text
 
 CURVE_ROWS = 8  # points of a curve that the table shows
@@ -75,7 +76,12 @@ def runs(result: StudyResult) -> Table:
     """Every planned run."""
     columns: Columns = [text("Variant"), "Seed", text("Status"), "Loss, nats/token", "Tokens/s", "Seconds", "Attempts",
                         text("Run")]  # fmt: skip
-    return make("Every run", columns, [_run(run) for run in result.runs])
+    rows = [_run(run) for run in result.runs]
+    if result.plan.match == "seconds":
+        columns.insert(-2, "Training over budget")
+        for row, run in zip(rows, result.runs, strict=True):
+            row.insert(-2, percent(share_of_budget(run, result), 3))
+    return make("Every run", columns, rows)
 
 
 def _run(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.runs.events import Ended, Failed, Interrupted, Progress, StepTime
+from ablate.runs.executors.signals import Stop, stopping
 from ablate.runs.job import Job
 from ablate.runs.store import Store
 
@@ -19,41 +20,40 @@ HEAVY = "ablate.runs.execute"
 
 def run(job: Job, folder: Path, connection: Connection) -> None:
     """Send `Progress` now and then, and at the end what became of the run: `Ended`, `Failed` or `Interrupted`."""
+    with stopping() as stop:  # Ctrl-C reaches the whole group
 
-    def tell(step: int, loss: float, tokens_per_s: float) -> bool:
+        def tell(step: int, loss: float | None, tokens_per_s: float) -> None:
+            try:
+                connection.send(Progress(job.run_id, step, loss, tokens_per_s))
+            except OSError:
+                stop.requested = True  # the parent is gone: stop with a checkpoint
+
         try:
-            connection.send(Progress(job.run_id, step, loss, tokens_per_s))
-        except OSError:
-            return False  # the parent is gone: stop with a checkpoint
-        return True
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the run listens: Ctrl-C reaches the whole group
-    try:
-        message = _execute(job, Store(folder), tell)
-    except Exception as error:
-        message = _failed(job, error)
-    _send(connection, message)
+            message = _execute(job, Store(folder), tell, stop)
+        except Exception as error:
+            message = _failed(job, error)
+        _send(connection, message)
 
 
-def _execute(job: Job, store: Store, tell: Any) -> Ended | Failed | Interrupted:
+def _execute(job: Job, store: Store, tell: Any, stop: Stop) -> Ended | Failed | Interrupted:
     from ablate.runs.execute import execute
     from ablate.training.callbacks import Interrupted as Stopped
 
     try:
-        record = execute(job, store, tell, listen=True)
+        record = execute(job, store, tell, lambda: stop.requested)
     except Stopped:
         return Interrupted(job.run_id)
-    return Ended(job.run_id, record.status if record else "finished")
+    return Ended(job.run_id, record.status)
 
 
-def measure(job: Job, connection: Connection) -> None:
+def measure(job: Job, seconds: float, connection: Connection) -> None:
     """Send `StepTime`, or `Failed`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from ablate.runs.execute import probe
 
         with tempfile.TemporaryDirectory() as scratch:
-            message: StepTime | Failed = StepTime(probe(job, Path(scratch)))
+            message: StepTime | Failed = StepTime(probe(job, Path(scratch), seconds))
     except Exception as error:
         message = _failed(job, error)
     _send(connection, message)
