@@ -87,7 +87,11 @@ class Plan:
             raise ValueError("plan.variants is empty; a study has at least one variant")
         if not 0 < self.confidence < 1:
             raise ValueError(f"plan.confidence is {self.confidence}; it must lie between 0 and 1")
+        if self.margin_nats < 0:
+            raise ValueError(f"plan.margin_nats is {self.margin_nats}; it must be 0 or more")
         for planned in self.variants:
+            if not set(planned.seeds) <= set(self.seeds):
+                raise ValueError(f"plan.variants: {planned.name} has seeds that plan.seeds has not")
             if len(planned.run_ids) != len(planned.seeds):
                 raise ValueError(
                     f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "

@@ -79,6 +79,9 @@ def decode_record(data: Any, where: str) -> RunRecord:
             f"{where} was altered: its specification is that of run {data_id(record.spec)}, not of {record.run_id}; "
             "move it away and give the study's command again: it makes the run anew"
         )
+    for name in ("step_s", "tokens_per_s"):
+        if record.metrics.get(name, 1.0) <= 0:
+            raise ValueError(f"{where}: metrics.{name} is {record.metrics[name]}; it must be above 0")
     return record
 
 

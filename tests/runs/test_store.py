@@ -76,6 +76,7 @@ def test_a_torn_record_is_one_sentence(store: Store) -> None:
         ({"spec": SPEC | {"seed": 4}}, "its specification is that of run"),
         ({"spec": SPEC | {"seed": 4}, "run_id": data_id(SPEC | {"seed": 4})}, "give it back its name"),
         ({"metrics": {"nats_per_token": "nan"}}, "nats_per_token"),
+        ({"metrics": {"tokens_per_s": 0}}, "tokens_per_s is 0"),
         ({"metrics": {"nats_per_token": 1e999}}, "not finite"),
     ],
 )
