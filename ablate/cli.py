@@ -112,7 +112,7 @@ def _run_study(study: Any, *, json: bool, **options: Any) -> None:
             _print_json(encode(done.plan))
         return
     if done.outcome.interrupted:
-        display.say(f"stopped with checkpoints in {done.folder}; the same command goes on from there")
+        display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")
         raise typer.Exit(130)
     _report(done.folder, ("html", "md"), json=json)
     if "failed" in done.outcome.status.values():

@@ -8,6 +8,11 @@ from ablate.cli import _number, _pairs
 from ablate.components.listing import card, overview
 from ablate.components.registry import NAMES
 from ablate.doctor import examine, render
+from ablate.runs.events import Ended, Interrupted, Killed, Progress, Started, Stopping
+from ablate.runs.plan import make_plan
+from ablate.runs.study import Study
+from ablate.sweep.console import ConsoleDisplay
+from ablate.sweep.variants import variants
 
 
 @pytest.mark.parametrize(("given", "value"), [("2e12", 2e12), ("300k", 3e5), ("1.5M", 1.5e6), ("60", 60)])
@@ -39,3 +44,29 @@ def test_every_component_is_listed_and_has_a_card() -> None:
         assert card(name).startswith("# ")
     with pytest.raises(ValueError, match="did you mean 'mtp'"):
         card("mpt")
+
+
+def test_what_happens_to_a_study_is_said_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(question="?", preset="nano", disable=("mtp",), n_seeds=2)
+    named, design = variants(study, study.load_preset())
+    plan, _ = make_plan(study, study.load_preset(), named, design, corpus_hash="c", corpus={})
+    (done, other), (third, _) = (variant.run_ids for variant in plan.variants)
+    display = ConsoleDisplay()
+    told = display.follow(plan, 2)
+    for event in (
+        Ended(done, "finished"),  # before the study was started again
+        Started(other),
+        Progress(other, 0, None, 0.0),
+        Started(third),
+        Progress(third, 3, 2.5, 100.0),
+        Stopping(2),
+        Killed(other, "it made no progress for 61 seconds, and was ended"),
+        Interrupted(third),
+    ):
+        told(event)
+    display.end()
+    assert capsys.readouterr().err.splitlines() == [
+        "stopping 2 runs with a checkpoint; Ctrl-C now ends at once",
+        "full seed 1 killed: it made no progress for 61 seconds, and was ended",
+        "-mtp seed 0 interrupted",
+    ]

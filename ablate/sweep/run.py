@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,16 +87,10 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         corpus=_facts(base.data.source, corpus, texts),
         bytes_per_token=corpus.bytes_per_token,
     )
-    # Only a budget in seconds needs speeds: what is wrong with any other is told before they are measured.
-    untimed = None if study.match == "seconds" and study.budget is not None else make()
-
-    def planned_with(step_s: Mapping[str, float]) -> Planned:
-        return (untimed[0].with_speeds(step_s), untimed[1]) if untimed else make(step_s=step_s)
-
-    claim = Claim(Store(folder), study, planned_with)
+    claim = Claim(Store(folder), study, _planning(study, make))
     planned = claim.earlier()
     if planned is None:
-        planned = planned_with(_measure(study, named, corpus, n_parallel, display) if fits else {})
+        planned = claim.make(_measure(study, named, corpus, n_parallel, display) if fits else {})
     if not options.dry_run:
         planned = claim.take(planned, corpus)
     plan, runs = planned
@@ -110,6 +104,17 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     finally:
         display.end()
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
+
+
+def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[str, float]], Planned]:
+    """What plans a study with the speeds of its variants.
+
+    Only a budget in seconds needs them: what is wrong with any other is told here, before they are measured.
+    """
+    if study.match == "seconds" and study.budget is not None:
+        return lambda step_s: make(step_s=step_s)
+    plan, runs = make()
+    return lambda step_s: (plan.with_speeds(step_s), runs)
 
 
 def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> int:

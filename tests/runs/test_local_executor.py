@@ -225,12 +225,12 @@ def test_ctrl_c_after_a_signal_ends_everything_at_once(play: Any, jobs: list[Job
 def test_under_nohup_a_hangup_stays_ignored(play: Any, jobs: list[Job]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        a = jobs[0].run_id
-        done = play([jobs[0]], {a: [[Ended(a, "finished")]]}, listener=signalling([], {Started: signal.SIGHUP}))
+        scripts = {job.run_id: [[Ended(job.run_id, "finished")]] for job in jobs}
+        done = play(jobs, scripts, listener=signalling([], {Started: signal.SIGHUP}))
     finally:
         signal.signal(signal.SIGHUP, before)
     assert not done.outcome.interrupted
-    assert done.outcome.status == {a: "finished"}
+    assert set(done.outcome.status) == {job.run_id for job in jobs}
 
 
 def test_all_runs_have_ended_when_the_signal_comes_too_late(play: Any, jobs: list[Job]) -> None:
