@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ablate.files import to_json
 from ablate.runs.record import Failure, RunRecord
+from ablate.spec.decoding import data_id
 
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on"}
 N_TOKENS, FLOPS_PER_TOKEN, N_POINTS = 300_000, 4_800_000, 20
@@ -22,8 +22,15 @@ WITHOUT_LOSSES = (3.2533, 3.2249, 3.2760, 3.2361, 3.2620)
 Change = Callable[[RunRecord], RunRecord]
 
 
+def spec(variant: str, seed: int) -> dict[str, Any]:
+    """What reports read of a run's specification; `model` stands for all that makes variants differ."""
+    trainer = {"sequence_length": 256, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3,
+               "n_held_out_windows": 64, "decay_share": 0.2, "dtype": "float32"}  # fmt: skip
+    return {"seed": seed, "n_steps": 300, "trainer": trainer, "model": variant}
+
+
 def run_name(variant: str, seed: int) -> str:
-    return hashlib.sha256(f"{variant} {seed}".encode()).hexdigest()[:16]
+    return data_id(spec(variant, seed))
 
 
 def record(variant: str, seed: int, loss: float, levels: Mapping[str, str] | None = None, **fields: Any) -> RunRecord:
@@ -45,12 +52,10 @@ def record(variant: str, seed: int, loss: float, levels: Mapping[str, str] | Non
          "nats_per_token": loss + 4.2 * (1 / k - 1 / N_POINTS) + (1 - k / N_POINTS) * ((seed * 2 + mtp) % 5) / 50}
         for k in range(1, N_POINTS + 1)
     )  # fmt: skip
-    trainer = {"sequence_length": 256, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3,
-               "n_held_out_windows": 64, "decay_share": 0.2, "dtype": "float32"}  # fmt: skip
     whole = RunRecord(
         run_id=run_name(variant, seed),
         status="finished",
-        spec={"seed": seed, "n_steps": 300, "trainer": trainer},
+        spec=spec(variant, seed),
         variant=dict(levels),
         metrics=metrics,
         curve=curve,

@@ -42,6 +42,7 @@ LAYERS = [
     {"kernels"},
     {"spec"},
     {"errors", "files", "quantities", "randomness"},
+    {"documents"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -26,10 +26,11 @@ from ablate.bench.operation import (
     release,
 )
 from ablate.bench.timing import measure
+from ablate.files import replace_file
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
 from ablate.spec.machine import Machine
-from ablate.spec.measured import measured_file
+from ablate.spec.measured import measured_file, read_json
 
 WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
 NEAR = (3 / 4, 3 / 2)  # of a measured size
@@ -170,7 +171,7 @@ def backends(operations: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, 
 def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[str, str, str], str]) -> str:
     """The device's file of measured choices; kernels and slots that were not measured this time keep theirs."""
     path = measured_file(machine)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_json(path)
     content = {
         "device": machine.name,
         "date": datetime.now(UTC).date().isoformat(),
@@ -178,7 +179,6 @@ def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[st
         "kernels": before.get("kernels", {}) | choices(document["tuned"]),
         "backends": before.get("backends", {}) | backends(document["operations"], fills),
     }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_file(path, json.dumps(content, indent=1) + "\n", "the table of measured choices")
     table.forget()
     return str(path)

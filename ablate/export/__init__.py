@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from ablate.documents import read_document
 from ablate.export.config import SPECIAL_IDS, hf_config
 from ablate.export.weights import hf_weights
 from ablate.spec.model import ModelSpec
@@ -63,8 +64,12 @@ def tokenizer_config(sequence_length: int) -> dict[str, Any]:
 def _copy_tokenizer(source: Path, target: Path, vocab_size: int) -> None:
     from tokenizers import Tokenizer
 
-    text = source.read_text(encoding="utf-8")
-    tokenizer = Tokenizer.from_str(text)
+    cure = "give the study's command again: it writes it anew"
+    text = json.dumps(read_document(source, "the tokenizer", cure), ensure_ascii=False, indent=2)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"cannot read the tokenizer {source}: {error}; {cure}") from None
     if tokenizer.get_vocab_size() != vocab_size or tokenizer.token_to_id(END_OF_TEXT) != END_OF_TEXT_ID:
         raise ValueError(
             f"{source} has {tokenizer.get_vocab_size()} tokens and the model {vocab_size}, or token {END_OF_TEXT_ID} "

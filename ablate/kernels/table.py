@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.machine import Machine
-from ablate.spec.measured import measured_file, read_json
+from ablate.spec.measured import WHAT, measured_file, read_json, section
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +26,12 @@ class Configuration:
     `when`: bounds [low, high] of sizes in which it is chosen, by name; null is no bound.
     """
 
-    blocks: Mapping[str, int]
+    blocks: Mapping[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
     when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether every bound of `when` holds for these sizes; KeyError where one of them is not given."""
@@ -88,16 +91,16 @@ class Table:
 
     def kernels(self, architecture: str) -> tuple[str, ...]:
         """Names of the kernels that have configurations for an architecture."""
-        return tuple(read_json(self.path).get(architecture, {}))
+        return tuple(section(self.path, architecture))
 
     def shipped(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
         """The choices of a kernel, in order."""
-        return _decode(read_json(self.path)[architecture][kernel]["choices"])
+        return _decode(self.path, section(self.path, architecture, kernel)["choices"])
 
     def candidates(self, kernel: str, architecture: str) -> tuple[Configuration, ...]:
         """What tuning tries: the choices, and the candidates beside them."""
-        entry = read_json(self.path)[architecture][kernel]
-        found = _decode([*entry["choices"], *entry.get("candidates", [])])
+        entry = section(self.path, architecture, kernel)
+        found = _decode(self.path, [*entry["choices"], *entry.get("candidates", [])])
         plain = [Configuration(blocks=c.blocks, num_warps=c.num_warps, num_stages=c.num_stages) for c in found]
         return tuple(c for i, c in enumerate(plain) if c not in plain[:i])
 
@@ -106,8 +109,7 @@ class Table:
 def _choose(path: Path, kernel: str, machine: Machine, sizes: tuple[tuple[str, int], ...]) -> Configuration:
     shape = dict(sizes)
     for source, key in ((measured_file(machine), "kernels"), (path, machine.architecture)):
-        entry = read_json(source).get(key, {}).get(kernel)
-        for configuration in _decode(entry["choices"]) if entry else ():
+        for configuration in _decode(source, section(source, key, kernel).get("choices", [])):
             if configuration.holds(shape):
                 return configuration
     where = ", ".join(f"{name}={size}" for name, size in sizes)
@@ -123,13 +125,5 @@ def forget() -> None:
     _choose.cache_clear()
 
 
-def _decode(entries: Any) -> tuple[Configuration, ...]:
-    return tuple(
-        Configuration(
-            blocks=dict(entry.get("blocks", {})),
-            num_warps=entry.get("num_warps", 4),
-            num_stages=entry.get("num_stages", 2),
-            when={name: (low, high) for name, (low, high) in entry.get("when", {}).items()},
-        )
-        for entry in entries
-    )
+def _decode(path: Path, entries: Any) -> tuple[Configuration, ...]:
+    return decode(tuple[Configuration, ...], entries, f"{WHAT} {path}: choices")

@@ -5,6 +5,8 @@ Its manifest says what they are: the run's whole specification, and the facts th
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ablate.files import MANIFEST, commit_folder, damage, new_folder, read_sealed
-from ablate.spec.decoding import FORBID_UNKNOWN, decode, encode, run_id
+from ablate.spec.decoding import FORBID_UNKNOWN, data_id, decode, encode, run_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 
 TENSORS = "tensors.safetensors"
 FORMAT = 2
-ADVICE = "give the folder `weights` of a finished run of this version of the program"
+ADVICE = (
+    "give the folder `weights` of a finished run of this version of the program, or move that run's record and weights "
+    "away and give the study's command again: it trains the run anew"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +58,6 @@ class Weights:
 
 def write_weights(folder: Path, state_dict: Mapping[str, Tensor], run: RunSpec) -> None:
     """Put a model's weights at `folder`, whole or not at all; sound ones that are there already stay."""
-    from safetensors.torch import save_file
-
     cost = run.model.cost(run.trainer.sequence_length)
     manifest = WeightsManifest(
         run_id=run_id(run),
@@ -69,9 +72,37 @@ def write_weights(folder: Path, state_dict: Mapping[str, Tensor], run: RunSpec) 
     )
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
-    with new_folder(folder.parent) as place:
-        save_file(tensors, place / TENSORS)
+    with new_folder(folder.parent, f"the weights {folder}") as place:
+        save_tensors(tensors, place / TENSORS)
         commit_folder(place, folder, asdict(manifest))
+    if (read_sealed(folder / MANIFEST) or {}).get("run_id") != manifest.run_id:
+        raise ValueError(f"{folder} holds the weights of another run; move it away and give the same command again")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; OSError as from any other write."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        # The library tells what the system refused in words alone.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; ValueError names a file that is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the tensors {path}: {error}") from None
 
 
 def read_weights(folder: str | Path) -> Weights:
@@ -87,16 +118,16 @@ def read_weights(folder: str | Path) -> Weights:
 @lru_cache(maxsize=8)
 def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Weights:
     # A design resolves thousands of variants, so the tensors are hashed once while they stay as they are.
-    if wrong := damage(folder):
+    if wrong := damage(folder, TENSORS):
         raise ValueError(f"the weights in {folder} are torn or of another version ({wrong}); {ADVICE}")
     sealed: dict[str, Any] = read_sealed(folder / MANIFEST) or {}
     facts = {name: value for name, value in sealed.items() if name != "files"}
     manifest = decode(WeightsManifest, facts, f"the weights in {folder}")
+    if manifest.format != FORMAT or manifest.run_id != data_id(manifest.run):
+        raise ValueError(f"the weights in {folder} are of another version, or not of the run they name; {ADVICE}")
     return Weights(folder=folder, hash=sealed["files"][TENSORS]["sha256"], manifest=manifest)
 
 
 def load_state(weights: Weights) -> dict[str, Tensor]:
     """The tensors by the model's names."""
-    from safetensors.torch import load_file
-
-    return load_file(weights.folder / TENSORS)
+    return load_tensors(weights.folder / TENSORS)

@@ -12,6 +12,7 @@ from typing import Any
 from ablate.components.codec import decode_model, decode_spec
 from ablate.components.distill.spec import RawText
 from ablate.components.registry import COMPONENTS, NAMES, component
+from ablate.documents import read_toml
 from ablate.errors import nearest
 from ablate.spec.decoding import decode
 from ablate.spec.model import ModelSpec
@@ -31,6 +32,7 @@ SECTIONS = (
     "data",
 )
 OPTIONAL_SECTIONS = ("head",)
+PLAIN = ("title", "n_tokens", "n_seeds", "recipe")  # the others are tables
 OPTIMIZER_FIELDS = ("weight_decay", "beta1", "beta2", "epsilon")
 MODEL_FIELDS = ("dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta")
 
@@ -52,15 +54,16 @@ def preset(name: str) -> Preset:
 
 def preset_file(path: Path) -> Preset:
     """A preset of the user's own."""
-    try:
-        return parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the preset {path}: {error}") from None
+    data = read_toml(path, "the preset", "give a name, or a TOML file like those of ablate/presets")
+    return parse(path.stem, data)
 
 
 def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
     components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
+    for section, content in data.items():
+        if section not in PLAIN and not isinstance(content, Mapping):
+            raise ValueError(f"{name}: {section} is no table; write its fields under [{section}]")
     data = _as_written_now(data, components)
     for section in data:
         known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)

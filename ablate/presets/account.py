@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ablate.components.codec import decode_model
 from ablate.components.component import ON
 from ablate.components.registry import component
 from ablate.components.variants import Variant
+from ablate.documents import read_toml
 from ablate.presets import preset, preset_file
 from ablate.quantities import memory, whole
 from ablate.spec.run import Preset
@@ -55,10 +55,7 @@ def account_preset(
 
 def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
     """Figures of a model file: the fields of ModelSpec and a table for each slot, with sequence_length."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the model {path}: {error}") from None
+    data = read_toml(path, "the model", "give a TOML file with the fields of a model")
     own_length = data.pop("sequence_length", None)
     if own_length is None and sequence_length is None:
         raise ValueError(f"{path}: sequence_length is missing; write it there or give --sequence-length")

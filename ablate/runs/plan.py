@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ablate.documents import read_document
 from ablate.runs.study import Match, Study
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
+
+CURE = "give the study's command again: it writes the plan anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +87,11 @@ class Plan:
             raise ValueError("plan.variants is empty; a study has at least one variant")
         if not 0.5 < self.confidence < 1:
             raise ValueError(f"plan.confidence is {self.confidence}; it must lie between 0.5 and 1")
+        if self.margin_nats < 0:
+            raise ValueError(f"plan.margin_nats is {self.margin_nats}; it must be 0 or more")
         for planned in self.variants:
+            if not set(planned.seeds) <= set(self.seeds):
+                raise ValueError(f"plan.variants: {planned.name} has seeds that plan.seeds has not")
             if len(planned.run_ids) != len(planned.seeds):
                 raise ValueError(
                     f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "
@@ -250,10 +256,8 @@ def decode_plan(data: Any) -> Plan:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a study's folder; ValueError names the file and what to do."""
+    data = read_document(path, "the plan", CURE)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the plan {path}: {error}; run the study again to write it anew") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"the plan {path} is not an object; run the study again to write it anew")
-    return decode_plan(data)
+        return decode_plan(data)
+    except ValueError as error:
+        raise ValueError(f"cannot read the plan {path}: {error}; {CURE}") from None

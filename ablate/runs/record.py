@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ablate.quantities import listed
-from ablate.spec.decoding import FORBID_UNKNOWN, decode
+from ablate.spec.decoding import FORBID_UNKNOWN, data_id, decode
 from ablate.spec.run import SCHEMA_VERSION
 
 RunStatus = Literal["finished", "diverged", "failed", "missing"]  # a record has one of the first two
@@ -69,12 +69,24 @@ class Failure:
 
 
 def decode_record(data: Any, where: str) -> RunRecord:
-    """A record from its JSON, of this version or of one before; ValueError names what is wrong and where."""
+    """A record from its JSON, of this version or of one before; ValueError names what is wrong and where.
+
+    Its specification must be that of the run it names.
+    """
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version not in READABLE_VERSIONS:
         known = listed(map(str, READABLE_VERSIONS))
         raise ValueError(f"{where} has schema version {version}; this program reads versions {known}")
-    return decode(RunRecord, data, where)
+    record = decode(RunRecord, data, where)
+    if record.run_id != data_id(record.spec):
+        raise ValueError(
+            f"{where} was altered: its specification is that of run {data_id(record.spec)}, not of {record.run_id}; "
+            "move it away and give the study's command again: it makes the run anew"
+        )
+    for name in ("step_s", "tokens_per_s"):
+        if record.metrics.get(name, 1.0) <= 0:
+            raise ValueError(f"{where}: metrics.{name} is {record.metrics[name]}; it must be above 0")
+    return record
 
 
 def pairing_fault(one: RunRecord, other: RunRecord) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ablate.files import commit_once, replace_file, to_json
+from ablate.documents import read_document
+from ablate.files import CannotWrite, collect, commit_once, new_folder, sealed
 from ablate.runs.record import Failure, RunRecord, decode_record
 from ablate.spec.decoding import decode
+
+log = logging.getLogger(__name__)
+
+CURE = "move it away and give the study's command again: it makes the run anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +57,18 @@ class Store:
         return attempt
 
     def create(self) -> None:
-        """Make the folder; ValueError if it cannot be written."""
+        """Make the folder, and clear what killed writers left in it; ValueError if it cannot be written."""
         try:
             self.records.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".write-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+            with new_folder(self.folder):
+                pass
         except OSError as error:
             raise ValueError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out"
             ) from None
+        for place in ("records", "failures", "runs/*", "runs/*/attempts/*"):
+            for folder in self.folder.glob(place):
+                collect(folder)
 
     def read(self, run_id: str) -> RunRecord | None:
         path = self.records / f"{run_id}.json"
@@ -76,32 +82,34 @@ class Store:
         """The last failure of every run that has no record: such a run is tried again when the study is."""
         latest: dict[str, Failure] = {}
         for path in sorted((self.folder / "failures").glob("*.json")):
-            failure = decode(Failure, _read_json(path), str(path))
+            data = read_document(path, "the note of a failure", "delete it: the run is tried again with the study")
+            failure = decode(Failure, data, str(path))
             if not (self.records / f"{failure.run_id}.json").exists():
                 latest[failure.run_id] = failure
         return list(latest.values())
 
     def note_failure(self, failure: Failure) -> None:
-        """Keep why an attempt ended; failures are not records, since the run is still to be done."""
-        known = len(list((self.folder / "failures").glob(f"{failure.run_id}-*.json")))
-        path = self.folder / "failures" / f"{failure.run_id}-{known:04d}.json"
-        replace_file(path, to_json(dataclasses.asdict(failure)))
+        """Keep why an attempt ended; failures are not records, since the run is still to be done.
+
+        A disk that takes no record takes no note either: that is told, and the other runs go on.
+        """
+        folder, text = self.folder / "failures", sealed(dataclasses.asdict(failure))
+        n = len(list(folder.glob(f"{failure.run_id}-*.json")))
+        try:
+            while not commit_once(folder / f"{failure.run_id}-{n:04d}.json", text, "the note of a failure"):
+                n += 1
+        except CannotWrite as error:
+            log.warning("%s", error)
 
     def commit(self, record: RunRecord) -> bool:
         """Put a record there if none is; False if the run had one already, which is then kept."""
-        return commit_once(self.records / f"{record.run_id}.json", to_json(dataclasses.asdict(record)))
+        path = self.records / f"{record.run_id}.json"
+        return commit_once(path, sealed(dataclasses.asdict(record)), "the record")
 
 
 def read_record(path: Path) -> RunRecord:
-    """ValueError if the file is torn, of another schema, or not the record its name says."""
-    record = decode_record(_read_json(path), str(path))
+    """ValueError if the file is torn, altered, of another schema, or not the record its name says."""
+    record = decode_record(read_document(path, "the record", CURE), str(path))
     if path.stem != record.run_id:
         raise ValueError(f"the record {path} is that of run {record.run_id}; give it back its name")
     return record
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the record {path}: {error}; move it away and run the study again") from None

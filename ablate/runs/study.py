@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from ablate.components.codec import decode_spec
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import COMPONENTS, component
+from ablate.documents import read_toml
 from ablate.errors import nearest
 from ablate.presets import preset, preset_file
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
@@ -20,6 +20,7 @@ from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
+MOST = {"n_seeds": 10_000, "n_runs": 10_000, "block_size": 10_000, "first_seed": 2**63}  # above it is a slip
 BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
@@ -78,6 +79,9 @@ class Study:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0.5 and 1, for example 0.95")
         if not 0 <= self.margin_nats < float("inf"):
             raise ValueError(f"margin_nats is {self.margin_nats}; it must be a finite number, 0 or more")
+        for name, most in MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"{name} is {getattr(self, name):.3g}; it must be at most {most:,}")
 
     def load_preset(self) -> Preset:
         """The preset, with the study's own corpus and trainer fields."""
@@ -95,10 +99,7 @@ class Study:
 
 def read_study(path: Path) -> Study:
     """The study of a TOML file; ValueError names the file and what is wrong in it."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the study {path}: {error}") from None
+    data = read_toml(path, "the study", "give a study file; there are some to copy in sweeps/")
     unknown = [key for key in data if key not in {f.name for f in dataclasses.fields(Study)}]
     if unknown:
         names = [f.name for f in dataclasses.fields(Study)]

@@ -13,7 +13,8 @@ from ablate.errors import nearest
 
 T = TypeVar("T")
 NodeTypes = Mapping[str, Mapping[str, type]]  # slot -> kind -> type
-FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic at the file edge
+# Read by pydantic at the file edge; a number there is finite.
+FORBID_UNKNOWN = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Slot:
         types = info.context[self.name]
         if data is None and self.name == "balance":
             return None
-        if not isinstance(data, Mapping) or "kind" not in data:
+        if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise _WrongNode(f"{{}} must be a table with a kind; there are: {', '.join(types)}")
         if data["kind"] not in types:
             raise _WrongNode(f"{{}}.kind is {data['kind']!r}; {nearest(str(data['kind']), types)}")
@@ -83,11 +84,17 @@ def _sentences(errors: Any, path: str, cls: type) -> Iterator[str]:
         elif cause is not None:
             yield str(cause)
         elif error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            yield f"{where} is unknown; {nearest(str(error['loc'][-1]), [f.name for f in dataclasses.fields(cls)])}"
+            known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+            yield f"{where} is unknown; {nearest(str(error['loc'][-1]), known)}"
         elif error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             yield f"{where} is missing"
         else:
-            yield f"{where} is {error['input']!r}: {error['msg'].lower()}"
+            yield f"{where} is {_shown(error['input'])}: {error['msg'].lower()}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
 
 
 def encode(value: Any) -> dict[str, Any]:
@@ -108,5 +115,10 @@ def canonical(data: Any) -> str:
 
 
 def run_id(run: Any) -> str:
-    """The run's name: 16 hexadecimal digits of the hash of its canonical JSON."""
-    return hashlib.sha256(canonical(encode(run)).encode()).hexdigest()[:16]
+    """The run's name: `data_id` of its plain data."""
+    return data_id(encode(run))
+
+
+def data_id(data: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the hash of a specification's canonical JSON."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()[:16]

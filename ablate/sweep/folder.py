@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ablate.data.corpus import Corpus
-from ablate.files import commit_once, replace_file, to_json
+from ablate.documents import read_json
+from ablate.files import commit_once, replace_file, sealed
 from ablate.runs.plan import NamedVariant, Plan, other_study, read_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study, to_toml
@@ -93,9 +94,10 @@ class Claim:
     def take(self, planned: Planned, corpus: Corpus) -> Planned:
         """Write plan, study and tokenizer. Returns what to run: what the same command planned, if it was faster."""
         self.store.create()
-        if not commit_once(self.store.plan_file, to_json(encode(planned[0]))):
+        if not commit_once(self.store.plan_file, sealed(encode(planned[0])), "the plan"):
             planned = self.earlier() or planned
-            replace_file(self.store.plan_file, to_json(encode(planned[0])))
-        replace_file(self.store.study_file, to_toml(self.study))
-        replace_file(self.store.tokenizer_file, (corpus.folder / "tokenizer.json").read_text(encoding="utf-8"))
+            replace_file(self.store.plan_file, sealed(encode(planned[0])), "the plan")
+        replace_file(self.store.study_file, to_toml(self.study), "the study")
+        tokenizer = read_json(corpus.folder / "tokenizer.json", "the tokenizer", "prepare the corpus again")
+        replace_file(self.store.tokenizer_file, sealed(tokenizer), "the tokenizer")
         return planned

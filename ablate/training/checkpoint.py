@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ablate.files import commit_folder, damage, new_folder
+from ablate.documents import read_json
+from ablate.files import MANIFEST, commit_folder, damage, new_folder, read_sealed, remove_folder
+from ablate.model.weights import load_tensors, save_tensors
 
 TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
 N_KEPT = 2
+N_DIGITS = 12  # of a step in a checkpoint's name, which then sorts by it
+
+log = logging.getLogger(__name__)
 
 
 class FolderCheckpoint(CheckpointIO):
@@ -30,39 +34,51 @@ class FolderCheckpoint(CheckpointIO):
         return read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path)
+        remove_folder(Path(path))
 
 
 def write(folder: Path, checkpoint: dict[str, Any]) -> None:
     """A checkpoint under its final name, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     state = flatten(checkpoint, "", tensors)
-    with new_folder(folder.parent) as place:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / TENSORS)
+    with new_folder(folder.parent, f"the checkpoint {folder}") as place:
+        save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / TENSORS)
         (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
-        commit_folder(place, folder, {})
+        commit_folder(place, folder, {"place": _place(folder)})
+
+
+def _place(folder: Path) -> list[str]:
+    """Run and step that a checkpoint belongs to: elsewhere it is another's. Attempts may hand theirs on."""
+    return [folder.absolute().parent.parent.parent.name, folder.name]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a folder; ValueError if a part is missing or is not what the manifest says."""
-    if wrong := damage(folder):
+    """The checkpoint of a folder; ValueError if a part is missing or altered, or it is not in its place."""
+    if wrong := damage(folder, TENSORS, STATE):
         raise ValueError(f"the checkpoint {folder} is torn ({wrong})")
-    return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS))
+    place = (read_sealed(folder / MANIFEST) or {}).get("place")
+    if place != _place(folder):
+        raise ValueError(f"the checkpoint {folder} is not that of its name (it was written as {place})")
+    return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), load_tensors(folder / TENSORS))
 
 
 def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:
     """The checkpoint of most steps, among attempts made by the same program, that reads without fault.
 
     A checkpoint of other code or other packages is not continued: the run begins again, since nothing would say that
-    its two halves belong together.
+    its two halves belong together. A damaged one is passed over with a warning.
     """
-    found = sorted(attempts.glob("*/step-*"), key=lambda p: (int(p.name.removeprefix("step-")), p.parent.name))
+    found = sorted(attempts.glob("*/step-" + "[0-9]" * N_DIGITS), key=lambda p: (p.name, p.parent.name))
     for folder in reversed(found):
         try:
-            if json.loads((folder.parent / PROGRAM).read_text()) != program:
+            if (
+                read_json(folder.parent / PROGRAM, "the program of the checkpoints", "they are not gone on from")
+                != program
+            ):
                 continue
             read(folder)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            log.warning("%s; the run goes on from an earlier checkpoint, or begins again", error)
             continue
         return folder
     return None
@@ -71,18 +87,18 @@ def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:
 def prune(attempt: Path) -> None:
     """Remove an attempt's checkpoints but the last two; call it only after one was written whole."""
     for folder in sorted(attempt.glob("step-*"))[:-N_KEPT]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 def drop_checkpoints(attempts: Iterable[Path]) -> None:
     """Remove the checkpoints of attempts that have ended, once their run has a record: nobody goes on from them."""
     for attempt in attempts:
         for folder in attempt.glob("step-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 def checkpoint_path(attempt: Path, step: int) -> Path:
-    return attempt / f"step-{step:012d}"
+    return attempt / f"step-{step:0{N_DIGITS}d}"
 
 
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -69,6 +69,20 @@ def test_what_this_very_device_has_measured_goes_first(shipped: Table, measured:
     assert resolve_backend("norm", "auto", HOPPER, {"library": "", "triton": "it is off"}) == "library"
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[" * 100_000, "[]", '{"kernels": 1}', '{"kernels": {"norm": []}}',
+     '{"kernels": {"norm": {"choices": 1}}}',
+     '{"kernels": {"norm": {"choices": [{"blocks": {"D": "x"}}]}}}', '{"kernels": {"norm": {"choices": [{"x": 1}]}}}',
+     '{"kernels": {"norm": {"choices": [{"when": {"D": [1]}}]}}}', '{"kernels": {}, "kernels": {}}'],
+)  # fmt: skip
+def test_a_table_of_measured_choices_that_is_none_is_named(content: str, shipped: Table, measured: Path) -> None:
+    measured.write_text(content)
+    table.forget()
+    with pytest.raises(ValueError, match=f"the table of measured choices {measured}"):
+        shipped.choose("norm", HOPPER, D=64)
+
+
 @pytest.mark.usefixtures("measured")
 def test_forced_inside_and_nowhere_else(shipped: Table) -> None:
     other = Configuration(blocks={"BLOCK_D": 16})

@@ -18,6 +18,7 @@ from ablate.report.figures import all_figures
 from ablate.report.figures.effects import Row, forest, rows
 from ablate.report.html import render as to_html
 from ablate.report.markdown import render as to_markdown
+from ablate.spec.decoding import data_id
 
 PARTS = (
     "<script>alert(1)</script>",
@@ -81,8 +82,12 @@ def hostile(tmp_path, payload):
         for r in records
     ]  # fmt: skip
     records = fake.changed(records, name, 4, status="diverged", reason=payload, metrics={}, curve=())
-    failure = fake.failure("full", 3, payload)
-    folder = fake.write_study(tmp_path / "study", plan, fake.without(records, "full", 3), [failure])
+    records = fake.without(records, "full", 3)
+    names = {r.run_id: data_id(r.spec) for r in records}
+    for variant in variants:
+        variant["run_ids"] = [names.get(run, run) for run in variant["run_ids"]]
+    records = [dataclasses.replace(r, run_id=names[r.run_id]) for r in records]
+    folder = fake.write_study(tmp_path / "study", plan, records, [fake.failure("full", 3, payload)])
     (folder / "study.toml").write_text(f"question = '''{payload}'''\n````\n", encoding="utf-8")
     return build(folder)
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from ablate.components.variants import Variant
+from ablate.files import MANIFEST, CannotWrite, read_sealed, write_sealed
+from ablate.model.weights import load_state, load_tensors, read_weights, write_weights
+from ablate.presets import preset
+from ablate.spec.decoding import run_id
+from ablate.spec.machine import this_machine
+from ablate.spec.run import RunSpec
 from ablate.training.checkpoint import (
     PROGRAM,
     checkpoint_path,
@@ -94,6 +104,68 @@ def test_the_newest_whole_checkpoint_of_any_attempt_is_found(tmp_path: Path) -> 
     assert found.name.endswith("20")
     (found / "state.json").write_text("{}")
     assert newest_valid(tmp_path, PROGRAM_FACTS) == checkpoint_path(later, 10)
+
+
+def test_a_checkpoint_under_another_name_is_never_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = tmp_path / "run-1" / "attempts", tmp_path / "run-2" / "attempts"
+    made, foreign = attempt(one, "0000-a", [5]), attempt(other, "0000-a", [7])
+    shutil.copytree(checkpoint_path(foreign, 7), checkpoint_path(made, 7))
+    shutil.copytree(checkpoint_path(made, 5), checkpoint_path(made, 9))
+    assert newest_valid(one, PROGRAM_FACTS) == checkpoint_path(made, 5)
+    assert [str(checkpoint_path(made, step)) in r.message for step, r in zip((9, 7), caplog.records, strict=True)]
+    shutil.copytree(checkpoint_path(made, 5), checkpoint_path(attempt(one, "0001-b", []), 5))
+    assert newest_valid(one, PROGRAM_FACTS) == checkpoint_path(one / "0001-b", 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"{", bytes(range(256)), b"[]"])
+def test_a_damaged_program_file_leaves_its_checkpoints_out(content: bytes, tmp_path: Path) -> None:
+    attempt(tmp_path, "0000-a", [5])
+    (tmp_path / "0000-a" / PROGRAM).write_bytes(content)
+    (tmp_path / "0000-a" / "step-last").mkdir()
+    assert newest_valid(tmp_path, PROGRAM_FACTS) is None
+
+
+@pytest.fixture
+def run() -> RunSpec:
+    spec = Variant.none().resolve(preset("nano")).for_machine(this_machine())
+    return spec.run(corpus_hash="c", seed=0, n_steps=1)
+
+
+def test_weights_are_those_of_the_run_they_name(run: RunSpec, tmp_path: Path) -> None:
+    other = replace(run, seed=1)
+    write_weights(tmp_path / "weights", {"a": torch.ones(2)}, run)
+    assert read_weights(tmp_path / "weights").manifest.run_id == run_id(run)
+    with pytest.raises(ValueError, match=r"weights holds the weights of another run; move it away"):
+        write_weights(tmp_path / "weights", {"a": torch.zeros(2)}, other)
+    assert torch.equal(load_state(read_weights(tmp_path / "weights"))["a"], torch.ones(2))
+    facts = read_sealed(tmp_path / "weights" / MANIFEST)
+    for change in ({"run_id": run_id(other)}, {"format": 1}, {"files": {}}, {"surprise": 1}, {"run": {}}):
+        write_sealed(tmp_path / "weights" / MANIFEST, facts | change)
+        with pytest.raises(ValueError, match=str(tmp_path / "weights")):
+            read_weights(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("name", ["weights", "step-000000000001"])
+def test_a_full_disk_is_told_whoever_finds_it_out(
+    name: str, run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    what = "weights" if name == "weights" else "checkpoint"
+    with pytest.raises(CannotWrite, match=f"cannot write the {what} {tmp_path / name}: No space left .*; make room"):
+        write_weights(tmp_path / name, {}, run) if name == "weights" else write(tmp_path / name, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path) -> None:
+    for content in (b"", b"\xff" * 99, b"\0" * 8):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(ValueError, match=f"cannot read the tensors {tmp_path / 'x'}"):
+            load_tensors(tmp_path / "x")
 
 
 def test_another_program_does_not_continue_it(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import pytest
 
 from ablate.files import commit_once
 from ablate.runs.record import Failure, RunRecord, pairing_fault
-from ablate.runs.store import Store
+from ablate.runs.store import Store, read_record
+from ablate.spec.decoding import data_id
 
 SPEC = {"seed": 3, "n_steps": 10, "trainer": {"batch_size": 4, "sequence_length": 8}}
+RUN = data_id(SPEC)
 
 
-def record(run_id: str = "a" * 16, **changes: Any) -> RunRecord:
+def record(run_id: str = RUN, **changes: Any) -> RunRecord:
     return dataclasses.replace(RunRecord(run_id=run_id, status="finished", spec=SPEC, variant={"mtp": "on"}), **changes)
 
 
@@ -31,10 +35,10 @@ def store(tmp_path: Path) -> Store:
 def test_the_first_record_of_a_run_stays(store: Store) -> None:
     assert store.commit(record(metrics={"nats_per_token": 1.0}))
     assert not store.commit(record(metrics={"nats_per_token": 2.0}))
-    kept = store.read("a" * 16)
+    kept = store.read(RUN)
     assert kept is not None
     assert kept.metrics == {"nats_per_token": 1.0}
-    assert [p.name for p in store.records.iterdir()] == ["a" * 16 + ".json"]
+    assert [p.name for p in store.records.iterdir()] == [RUN + ".json"]
 
 
 def _commit(path: Path, text: str) -> None:
@@ -56,10 +60,10 @@ def test_of_many_writers_one_wins_whole(tmp_path: Path) -> None:
 
 def test_a_torn_record_is_one_sentence(store: Store) -> None:
     store.commit(record())
-    path = store.records / ("a" * 16 + ".json")
+    path = store.records / (RUN + ".json")
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match="cannot read the record"):
-        store.read("a" * 16)
+        store.read(RUN)
 
 
 @pytest.mark.parametrize(
@@ -68,15 +72,38 @@ def test_a_torn_record_is_one_sentence(store: Store) -> None:
         ({"schema_version": 99}, "schema version 99"),
         ({"surprise": 1}, "surprise is unknown"),
         ({"status": "great"}, "status"),
-        ({"run_id": "b" * 16}, "give it back its name"),
+        ({"run_id": "b" * 16}, "its specification is that of run"),
+        ({"spec": SPEC | {"seed": 4}}, "its specification is that of run"),
+        ({"spec": SPEC | {"seed": 4}, "run_id": data_id(SPEC | {"seed": 4})}, "give it back its name"),
+        ({"metrics": {"nats_per_token": "nan"}}, "nats_per_token"),
+        ({"metrics": {"tokens_per_s": 0}}, "tokens_per_s is 0"),
+        ({"metrics": {"nats_per_token": 1e999}}, "not finite"),
     ],
 )
 def test_a_foreign_record_is_refused(store: Store, change: dict[str, Any], message: str) -> None:
     store.commit(record())
-    path = store.records / ("a" * 16 + ".json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        store.read("a" * 16)
+    path = store.records / (RUN + ".json")
+    unsealed = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
+    path.write_text(json.dumps(unsealed | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        store.read(RUN)
+    assert str(path) in str(caught.value)
+
+
+def test_every_altered_bit_of_a_record_is_seen(store: Store) -> None:
+    store.commit(record(metrics={"nats_per_token": 1.2345678901234567}, curve=({"step": 1.0, "nats_per_token": 1e-5},)))
+    path = store.records / (RUN + ".json")
+    good = path.read_bytes()
+    for bit in range(0, 8 * len(good), 3):
+        path.write_bytes(good[: bit // 8] + bytes([good[bit // 8] ^ 1 << bit % 8]) + good[bit // 8 + 1 :])
+        with pytest.raises(ValueError, match=str(path)):
+            store.read(RUN)
+
+
+def test_records_of_earlier_versions_are_read_without_a_seal() -> None:
+    published = sorted((Path(__file__).parents[2] / "reports" / "cpu-mtp" / "records").glob("*.json"))
+    assert [read_record(path).run_id for path in published] == [path.stem for path in published]
+    assert '"sha256"' not in published[0].read_text()
 
 
 def test_a_metric_that_is_not_a_number_is_never_written(store: Store) -> None:
@@ -93,9 +120,49 @@ def test_failures_give_way_to_a_record(store: Store) -> None:
     store.note_failure(failure("first"))
     store.note_failure(failure("second"))
     assert [f.reason for f in store.failures()] == ["second"]
-    assert store.read("a" * 16) is None
+    assert store.read(RUN) is None
     store.commit(record())
     assert store.failures() == []
+
+
+def test_a_failure_never_takes_the_place_of_another(store: Store) -> None:
+    store.note_failure(failure("first"))
+    (store.folder / "failures" / f"{RUN}-0000.json").rename(store.folder / "failures" / f"{RUN}-0001.json")
+    store.note_failure(failure("second"))
+    assert sorted(p.name for p in (store.folder / "failures").iterdir()) == [f"{RUN}-0001.json", f"{RUN}-0002.json"]
+    assert [f.reason for f in store.failures()] == ["second"]
+    (store.folder / "failures" / f"{RUN}-0002.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"the note of a failure .*0002.json: it is nested too deep; delete it"):
+        store.failures()
+
+
+def test_a_failure_that_cannot_be_noted_is_told_and_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    store.note_failure(failure("first"))
+    assert "cannot write the note of a failure" in caplog.text
+    assert "make room on that disk" in caplog.text
+    with pytest.raises(OSError, match=f"cannot write the record .*{RUN}.json: No space left on device; make room"):
+        store.commit(record())
+    assert store.read(RUN) is None
+
+
+def test_what_killed_writers_left_is_gone_at_the_next_start(store: Store) -> None:
+    attempt = store.new_attempt(RUN)
+    (store.folder / "failures").mkdir()
+    places = [store.folder, store.records, store.folder / "failures", store.run_folder(RUN), attempt]
+    for place in places:
+        (place / ".writing-0").mkdir()
+        (place / ".writing-0" / "tensors.safetensors").write_text("half")
+        (place / ".writing-1").write_text("half")
+        (place / "kept").write_text("whole")
+    store.create()
+    assert [p for place in places for p in place.glob(".writing-*")] == []
+    assert all((place / "kept").exists() for place in places)
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
