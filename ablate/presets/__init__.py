@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ablate.components.codec import decode_model, decode_spec
-from ablate.components.distill.spec import RawText
 from ablate.components.registry import COMPONENTS, NAMES, component
 from ablate.errors import nearest
 from ablate.spec.decoding import decode
@@ -73,10 +72,10 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         name=name,
         title=data["title"],
         model=_model(data),
-        data=DataSpec(text=RawText(), **data["data"]),
+        data=decode_spec(DataSpec, {"text": {"kind": "raw"}} | data["data"], "data"),
         trainer=_trainer(data),
-        n_tokens=int(data["n_tokens"]),
-        n_seeds=data["n_seeds"],
+        n_tokens=decode(int, data["n_tokens"], "n_tokens"),
+        n_seeds=decode(int, data["n_seeds"], "n_seeds"),
         recipe=_recipe(name, data),
         settings={key: decode(kind, dict(data[key]), key) for key, kind in components.items() if key in data},
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import Backend, without_cuda, without_triton
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import LinearNode, NormNode
+from ablate.spec.ranges import checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Fp8Backend = Literal["auto", "emulated", "library", "triton"]
 
 
+@checked("linear")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLinear:
     """Products in the run's own dtype: the alternative `bf16` of `fp8`.
@@ -31,8 +32,6 @@ class StandardLinear:
 
     kind: Literal["standard"] = "standard"
     backend: Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"library": "", "reference": "", "triton": without_triton(machine)}
@@ -62,6 +61,7 @@ class StandardLinear:
         return "measured"
 
 
+@checked("linear")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fp8Linear:
     """Products of E4M3 numbers, summed in float32 (arXiv:2412.19437, section 3.3).
@@ -76,8 +76,6 @@ class Fp8Linear:
     recipe: Literal["blockwise", "tensorwise"] = "blockwise"
     power_of_two_scales: bool = False  # scales rounded up to 2^n instead of amax / 448
     backend: Fp8Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
@@ -125,14 +123,13 @@ class Fp8Linear:
         return Recipe(self.recipe, self.power_of_two_scales)
 
 
+@checked("fp8")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What a preset says of FP8, for the recipe of DeepSeek-V3 and for one scale a tensor alike."""
 
     power_of_two_scales: bool = False
     backend: Fp8Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
 
 def on(spec: Spec) -> Spec:
