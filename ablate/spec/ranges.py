@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ablate.errors import nearest
@@ -75,10 +74,9 @@ def checked(path: str) -> Callable[[type[T]], type[T]]:
 
     def decorate(cls: type[T]) -> type[T]:
         made: Any = cls
-        initialise = made.__init__
+        known, initialise = limits(cls), made.__init__
 
         def checking(self: T, **fields: Any) -> None:
-            known = limits(made)
             for name, value in fields.items():
                 if name in known and (complaint := known[name](value)):
                     raise ValueError(f"{path}.{name} {complaint}")
@@ -90,7 +88,6 @@ def checked(path: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-@cache
 def limits(cls: type) -> Mapping[str, Callable[[Any], str]]:
     """Field -> what complains of a value outside its range or its choices; fields that take anything are left out."""
     hints = get_type_hints(cls, include_extras=True)

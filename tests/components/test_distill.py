@@ -304,7 +304,7 @@ class TestSwitch:
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
     def test_impossible_shares(self, text: Path, share: float) -> None:
-        with pytest.raises(ValueError, match="distill.share is .*; it must be above 0 and at most 1"):
+        with pytest.raises(ValueError, match=r"distill\.share is .*; it must be above 0 and at most 1"):
             settings(text, share=share)
 
     def test_logits_refuses_without_a_teacher_and_with_another_vocabulary(self, text: Path, tmp_path: Path) -> None:
