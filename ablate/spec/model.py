@@ -63,6 +63,11 @@ class ModelSpec:
             raise ValueError(
                 f"model.n_first_layers is {self.n_first_layers}; the model has {self.n_layers} layers (model.n_layers)"
             )
+        if self.balance is not None and self.n_first_layers == self.n_layers:
+            raise ValueError(
+                f"model.n_first_layers is {self.n_first_layers}, and so is model.n_layers, so that no layer has routed "
+                "experts; give fewer first layers, or leave out what routes (disable moe)"
+            )
 
     @property
     def nodes(self) -> dict[str, Node]:

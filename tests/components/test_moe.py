@@ -291,6 +291,7 @@ def test_the_first_layers_are_dense_in_every_variant() -> None:
     ("changed", "message"),
     [
         ({"n_routed_experts": 10}, "n_expert_groups is 4; it must divide n_routed_experts, which is 10"),
+        ({"n_routed_experts": 1}, "n_routed_experts is 1; it must be at least 2 .one expert leaves no choice"),
         ({"n_limited_groups": 5}, "n_limited_groups is 5; it must lie between 1 and n_expert_groups"),
         ({"n_activated_experts": 7}, "n_activated_experts is 7; .* can reach are 6"),
         ({"n_shared_experts": -1}, "n_shared_experts is -1"),
@@ -300,6 +301,17 @@ def test_the_first_layers_are_dense_in_every_variant() -> None:
 def test_impossible_sizes_are_refused(changed: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(NODE, **changed)
+
+
+@pytest.mark.parametrize("level", ["on", "coarse", "dense"])
+def test_experts_in_no_layer_are_refused_and_dense_layers_are_not(level: str) -> None:
+    sizes = replace(NANO, model=replace(NANO.model, n_first_layers=NANO.model.n_layers))
+    variant = FULL | {"moe": level} | ({"aux-free": "sequence-aux"} if level == "dense" else {})
+    if level == "dense":
+        assert variant.resolve(sizes).model.balance is None
+        return
+    with pytest.raises(ValueError, match=r"n_first_layers is 2, and so is model\.n_layers.*give fewer first layers"):
+        variant.resolve(sizes)
 
 
 def test_sizes_that_the_grouped_product_cannot_take_are_refused() -> None:

@@ -132,6 +132,17 @@ def test_a_gradient_clip_of_zero_is_no_clipping(make_job: MakeJob, tmp_path: Pat
     assert weights[0.0] == weights[1e9] != weights[0.1]
 
 
+def test_a_token_may_activate_every_expert(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job("fp8", n_steps=4)
+    chosen: Any = job.run.model.feed_forward
+    whole = dataclasses.replace(
+        chosen, n_activated_experts=chosen.n_routed_experts, n_expert_groups=1, n_limited_groups=1
+    )
+    run = dataclasses.replace(job.run, model=dataclasses.replace(job.run.model, feed_forward=whole))
+    job = dataclasses.replace(job, run=run)
+    assert finish(job, tmp_path).metrics["load_entropy"] == pytest.approx(1.0)
+
+
 def test_accumulation_changes_neither_loads_nor_bias(make_job: MakeJob, tmp_path: Path) -> None:
     biases = []
     for size in (4, 2, 1):

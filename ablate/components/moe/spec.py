@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import without_triton
@@ -12,7 +12,7 @@ from ablate.spec.cost import Cost, matrix
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import BalanceNode, BuildContext
-from ablate.spec.ranges import Count, CountOrNone, Positive, checked
+from ablate.spec.ranges import Count, CountOrNone, Positive, Range, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RoutedExperts:
     """
 
     kind: Literal["moe"] = "moe"
-    n_routed_experts: Count
+    n_routed_experts: Annotated[int, Range(at_least=2, whole=True, instead="one expert leaves no choice: disable moe")]
     n_shared_experts: CountOrNone
     n_activated_experts: Count
     expert_hidden_dim: Count
