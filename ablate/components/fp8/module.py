@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling, quantise
+from ablate.errors import nearest
 from ablate.model.modules import RMSNorm, unquantised
 from ablate.spec.backends import require_concrete
 
@@ -88,27 +89,43 @@ if TYPE_CHECKING:
     from ablate.components.fp8.kernel.normed import Normed
 
 
-@lru_cache(maxsize=1)
-def _segment_strips(sizes: tuple[int, ...], device: torch.device) -> SegmentStrips:
-    """The tiling of the last sizes asked for: both maps of a layer's experts have the same."""
-    return SegmentStrips(sizes, device)
+@lru_cache(maxsize=2)
+def _segment_strips(sizes: tuple[int, ...], device: torch.device, *, square: bool = False) -> SegmentStrips:
+    """The tilings of the last sizes asked for: both maps of a layer's experts have the same."""
+    return SegmentStrips(sizes, device, square=square)
+
+
+RECIPES = ("blockwise", "tensorwise", "gradient-blocks")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which elements share a scale, as in DeepSeek-V3 (`blockwise`) or one scale for a whole tensor (`tensorwise`)."""
+    """Which elements share a scale, as in DeepSeek-V3 (`blockwise`) or one scale for a whole tensor (`tensorwise`).
+
+    `gradient-blocks`: as in DeepSeek-V3 but for output gradients, which have the weights' 128 x 128 in both products.
+    """
 
     name: str
     power_of_two_scales: bool
 
+    def __post_init__(self) -> None:
+        if self.name not in RECIPES:
+            raise ValueError(f"the fp8 recipe is {self.name!r}; {nearest(self.name, RECIPES)}")
+
     @property
     def rows(self) -> Tiling:
-        """Of what is multiplied along its last axis: activations forward, output gradients backward."""
-        return Strips(-1) if self.name == "blockwise" else Blocks(0)
+        """Of activations, which are multiplied along their last axis."""
+        return Blocks(0) if self.name == "tensorwise" else Strips(-1)
 
     @property
     def weight(self) -> Tiling:
-        return Blocks(TILE if self.name == "blockwise" else 0)
+        return Blocks(0 if self.name == "tensorwise" else TILE)
+
+    def gradient(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
+        """Of output gradients for the input gradient, in which they are multiplied along their last axis."""
+        if self.name != "gradient-blocks":
+            return self.rows
+        return Blocks(TILE) if sizes is None else _segment_strips(sizes, device, square=True)
 
     def columns(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
         """Of what is multiplied along the tokens, for the weight gradient; `sizes` of the experts' segments."""
@@ -164,7 +181,7 @@ class Fp8Product(torch.autograd.Function):
         recipe = how.recipe
         columns = Quantised(saved[0], saved[1 : n + 1], ctx.tilings[0])
         w = Quantised(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
-        g = recipe.quantise(g_NO, recipe.rows)
+        g = recipe.quantise(g_NO, recipe.gradient(how.sizes, g_NO.device))
         if how.observation is not None:
             how.observation.add("gradient", g_NO, g)
         x_gradient = w_gradient = None
@@ -172,7 +189,7 @@ class Fp8Product(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 x_gradient = _product(g.dequantise(), w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
             if ctx.needs_input_grad[1]:
-                g = recipe.again(g_NO, g, columns.tiling)
+                g = recipe.again(g_NO, g, g.tiling if recipe.name == "gradient-blocks" else columns.tiling)
                 w_gradient = _weight_gradient(g.dequantise(), columns.dequantise(), how.sizes).to(ctx.dtypes[1])
         return x_gradient, w_gradient, None
 
