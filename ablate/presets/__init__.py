@@ -61,6 +61,10 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
     components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
     data = _as_written_now(data, components)
+    if "layers" in data:
+        raise ValueError(
+            f"{name} has groups of layers: `account --model` prices it and nothing trains it; choose a preset"
+        )
     for section in data:
         known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)
         if section not in known:

@@ -128,6 +128,7 @@ class ModelSpec:
         parameters, flops = self.objective.cost(self, sequence_length)
         return ModelCost(
             main=main,
+            embedding_parameters=embedding.parameters,
             extra_parameters=parameters,
             extra_forward_flops_per_token=flops,
             sequence_length=sequence_length,
