@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class RunFailed(Exception):
@@ -16,11 +15,3 @@ def nearest(given: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-
-
-def check_at_least(node: Any, path: str, least: int, *names: str) -> None:
-    """ValueError, with the path of the field, unless each named field of `node` is a number of at least `least`."""
-    for name in names:
-        value = getattr(node, name)
-        if not value >= least:  # also for what is not a number
-            raise ValueError(f"{path}.{name} is {value}; it must be at least {least}")

@@ -59,7 +59,7 @@ BAD = {
     "no such run": (["export", "EMPTY"], "is no finished run"),
     "no such place": (["export", "nowhere"], "nowhere is no finished run"),
     "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
-    "impossible width": (["account", "--model", "NEGATIVE"], "model.dim is -8; it must be at least 1"),
+    "impossible width": (["account", "--model", "NEGATIVE"], "dim is -8; it must be at least 1"),
     "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),
 }
 

@@ -195,6 +195,7 @@ def test_text(node: Any) -> None:
     logits_BTC, k = random(BATCH, 3, n_tokens), getattr(node, "n_soft_tokens", 4)
     logp_BTC = torch.log_softmax(random(BATCH, 3, n_tokens, seed=2) / getattr(node, "temperature", 1.0), -1)
     kept = logp_BTC.topk(min(k, n_tokens), -1)
-    batch = {"soft_logp_BTK": kept.values, "soft_ids_BTK": kept.indices}
+    rest_BT = logp_BTC.scatter(-1, kept.indices, float("-inf")).logsumexp(-1)
+    batch = {"soft_logp_BTK": kept.values, "soft_ids_BTK": kept.indices, "soft_rest_logp_BT": rest_BT}
     found = node.loss(torch.tensor(3.25), logits_BTC if node.wants_logits else None, batch)
     assert float(found) == pytest.approx(reference_of(node)(node, 3.25, logits_BTC, batch), rel=1e-9)

@@ -14,16 +14,16 @@ from ablate.spec.nodes import LinearNode
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Rotary position table (arXiv:2104.09864) for a run of positions; float32, each (T, rope_dim / 2)."""
+    """Rotary position table (arXiv:2104.09864) for a run of positions; float32 or wider, each (T, rope_dim / 2)."""
 
     cos_TP: Tensor
     sin_TP: Tensor
 
     def rotate(self, x_BTHR: Tensor) -> Tensor:
-        """Rotate the channel pairs (i, i + R / 2) of every head. (B, T, H, R) -> the same."""
-        first, second = x_BTHR.chunk(2, dim=-1)
-        cos, sin = self.cos_TP[:, None].to(x_BTHR.dtype), self.sin_TP[:, None].to(x_BTHR.dtype)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        """Rotate the channel pairs (i, i + R / 2) of every head, rounded once. (B, T, H, R) -> the same."""
+        cos, sin = self.cos_TP[:, None], self.sin_TP[:, None]
+        first, second = x_BTHR.to(torch.promote_types(x_BTHR.dtype, cos.dtype)).chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BTHR.dtype)
 
     def positions(self, start: int, length: int) -> Rotation:
         """The table of `length` positions from `start` on."""
@@ -34,7 +34,7 @@ def rotation_table(rope_dim: int, length: int, theta: float, device: torch.devic
     """Angles of positions 0 .. length - 1, computed in float64."""
     frequency_P = theta ** (-torch.arange(0, rope_dim, 2, dtype=torch.float64, device=device) / rope_dim)
     angle_TP = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency_P
-    dtype = torch.get_default_dtype()
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
     return Rotation(angle_TP.cos().to(dtype), angle_TP.sin().to(dtype))
 
 

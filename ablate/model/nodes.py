@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from ablate.errors import check_at_least
 from ablate.spec.backends import without_compiler, without_triton
 from ablate.spec.cost import FP32_BYTES, Cost, matrix, vector
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
+from ablate.spec.ranges import NotNegative, Positive, ShareBelowAll, checked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,18 +20,14 @@ if TYPE_CHECKING:
 KernelBackend = Literal["auto", "compiled", "library", "triton"]
 
 
+@checked("norm")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RMSNormNode:
     """Root-mean-square norm with a weight (arXiv:1910.07467); `library` is torch's, `compiled` C for a processor."""
 
     kind: Literal["rms"] = "rms"
-    eps: float
+    eps: Positive
     backend: KernelBackend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "norm", 0, "eps")
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"compiled": without_compiler(machine, dtype), "library": "", "triton": without_triton(machine)}
@@ -46,6 +41,7 @@ class RMSNormNode:
         return vector(dim)
 
 
+@checked("head")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearHeadNode:
     """A matrix of its own, not the embedding's.
@@ -56,8 +52,6 @@ class LinearHeadNode:
 
     kind: Literal["linear-head"] = "linear-head"
     backend: KernelBackend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"compiled": without_compiler(machine, dtype), "library": "", "triton": without_triton(machine)}
@@ -71,20 +65,16 @@ class LinearHeadNode:
         return matrix(vocab_size, dim)
 
 
+@checked("optimizer")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamWNode:
     """AdamW (arXiv:1711.05101), one fused update; vectors (the norms' weights) do not decay."""
 
     kind: Literal["adamw"] = "adamw"
-    weight_decay: float
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "optimizer", 0, "weight_decay", "epsilon")
+    weight_decay: NotNegative
+    beta1: ShareBelowAll = 0.9
+    beta2: ShareBelowAll = 0.95
+    epsilon: Positive = 1e-8
 
     @property
     def state_bytes_per_parameter(self) -> int:

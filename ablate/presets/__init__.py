@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ablate.components.codec import decode_model, decode_spec
-from ablate.components.distill.spec import RawText
 from ablate.components.registry import COMPONENTS, NAMES, component
 from ablate.documents import read_toml
 from ablate.errors import nearest
@@ -65,6 +64,10 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         if section not in PLAIN and not isinstance(content, Mapping):
             raise ValueError(f"{name}: {section} is no table; write its fields under [{section}]")
     data = _as_written_now(data, components)
+    if "layers" in data:
+        raise ValueError(
+            f"{name} has groups of layers: `account --model` prices it and nothing trains it; choose a preset"
+        )
     for section in data:
         known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)
         if section not in known:
@@ -76,10 +79,10 @@ def parse(name: str, data: Mapping[str, Any]) -> Preset:
         name=name,
         title=data["title"],
         model=_model(data),
-        data=DataSpec(text=RawText(), **data["data"]),
+        data=decode_spec(DataSpec, {"text": {"kind": "raw"}} | data["data"], "data"),
         trainer=_trainer(data),
-        n_tokens=int(data["n_tokens"]),
-        n_seeds=data["n_seeds"],
+        n_tokens=decode(int, data["n_tokens"], "n_tokens"),
+        n_seeds=decode(int, data["n_seeds"], "n_seeds"),
         recipe=_recipe(name, data),
         settings={key: decode(kind, dict(data[key]), key) for key, kind in components.items() if key in data},
     )

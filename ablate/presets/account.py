@@ -12,9 +12,11 @@ from ablate.components.registry import component
 from ablate.components.variants import Variant
 from ablate.documents import read_toml
 from ablate.presets import preset, preset_file
+from ablate.presets.architecture import decode_architecture
 from ablate.quantities import memory, whole
 from ablate.spec.run import Preset
 
+PUBLISHED = Path(__file__).with_name("published")
 # What a user's model file may leave out.
 MODEL_DEFAULTS: dict[str, Any] = {
     "n_first_layers": 0,
@@ -54,11 +56,19 @@ def account_preset(
 
 
 def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
-    """Figures of a model file: the fields of ModelSpec and a table for each slot, with sequence_length."""
-    data = read_toml(path, "the model", "give a TOML file with the fields of a model")
+    """Figures of a model file with its sequence_length: the fields of ModelSpec and a table for each slot, or those of
+    Architecture with groups of layers. A published architecture goes by its name."""
+    names = sorted(file.stem for file in PUBLISHED.iterdir())
+    path = PUBLISHED / f"{path}.toml" if str(path) in names else path
+    data = read_toml(
+        path, "the model", f"give a TOML file with the fields of a model, or a published one: {', '.join(names)}"
+    )
     own_length = data.pop("sequence_length", None)
     if own_length is None and sequence_length is None:
         raise ValueError(f"{path}: sequence_length is missing; write it there or give --sequence-length")
+    length = _length(sequence_length, own_length)
+    if "layers" in data:
+        return {"model": str(path)} | decode_architecture(data).cost(length).summary()
     data = MODEL_DEFAULTS | data
     if "first_feed_forward" not in data:
         if data["n_first_layers"]:
@@ -67,7 +77,7 @@ def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
     if isinstance(data.get("feed_forward"), Mapping) and data["feed_forward"].get("kind") == "moe":
         data["balance"] = data["balance"] or {"kind": "none"}
     model = decode_model(data, "")
-    return {"model": str(path)} | model.cost(_length(sequence_length, own_length)).summary()
+    return {"model": str(path)} | model.cost(length).summary()
 
 
 def _length(given: int | None, default: Any) -> int:
@@ -82,6 +92,7 @@ def render(figures: Mapping[str, Any]) -> str:
     n = {name: whole(value) for name, value in figures.items() if isinstance(value, int | float)}
     lines = [
         f"parameters        {n['total_parameters']} in all, {n['activated_parameters']} activated a token",
+        f"                  {n['activated_without_embedding']} of these without the embedding, as DeepSeek counts",
         f"                  {n['trained_parameters']} trained, with what is discarded afterwards",
         f"training FLOPs    {n['training_flops_per_token']} a token, causal, sequences of {n['sequence_length']}",
         f"forward FLOPs     {n['forward_flops_per_token']} a token, as deployed",

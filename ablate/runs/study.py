@@ -73,8 +73,8 @@ class Study:
             )
         if self.n_seeds is not None and self.n_seeds < 1:
             raise ValueError(f"n_seeds is {self.n_seeds}; it must be at least 1, and at least 2 for an interval")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget is {self.budget}; it must be more than 0")
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise ValueError(f"budget is {self.budget}; it must be a finite number above 0")
         if not 0.5 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0.5 and 1, for example 0.95")
         if not 0 <= self.margin_nats < float("inf"):

@@ -59,6 +59,7 @@ class ModelCost:
     """
 
     main: Cost
+    embedding_parameters: int  # of `main`: the input embedding's table, of which a token reads one row
     extra_parameters: int
     extra_forward_flops_per_token: float
     sequence_length: int
@@ -82,6 +83,7 @@ class ModelCost:
         return {
             "total_parameters": self.main.parameters,
             "activated_parameters": self.main.activated,
+            "activated_without_embedding": self.main.activated - self.embedding_parameters,
             "trained_parameters": self.trained_parameters,
             "training_flops_per_token": self.training_flops_per_token,
             "forward_flops_per_token": self.forward_flops_per_token,

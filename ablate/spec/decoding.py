@@ -38,9 +38,9 @@ class Slot:
         if data is None and self.name == "balance":
             return None
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
-            raise _WrongNode(f"{{}} must be a table with a kind; there are: {', '.join(types)}")
+            raise WrongValue(f"{{}} must be a table with a kind; there are: {', '.join(types)}")
         if data["kind"] not in types:
-            raise _WrongNode(f"{{}}.kind is {data['kind']!r}; {nearest(str(data['kind']), types)}")
+            raise WrongValue(f"{{}}.kind is {data['kind']!r}; {nearest(str(data['kind']), types)}")
         cls = types[data["kind"]]
         try:
             return pydantic.TypeAdapter(cls).validate_python(dict(data), context=info.context)
@@ -48,8 +48,8 @@ class Slot:
             raise _FaultsOfNode(cls, error.errors()) from None
 
 
-class _WrongNode(ValueError):
-    """No node of the slot; its message has a place for the path."""
+class WrongValue(ValueError):
+    """What is wrong with a value that was read; the message has a place for the path to it."""
 
 
 class _FaultsOfNode(ValueError):
@@ -79,7 +79,7 @@ def _sentences(errors: Any, path: str, cls: type) -> Iterator[str]:
         cause = error.get("ctx", {}).get("error")
         if isinstance(cause, _FaultsOfNode):
             yield from _sentences(cause.errors, where, cause.cls)
-        elif isinstance(cause, _WrongNode):
+        elif isinstance(cause, WrongValue):
             yield str(cause).format(where)
         elif cause is not None:
             yield str(cause)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from ablate.errors import check_at_least
 from ablate.spec.backends import AUTO, resolve_backend
 from ablate.spec.cost import Cost, ModelCost
-from ablate.spec.decoding import FORBID_UNKNOWN, Slot
+from ablate.spec.decoding import Slot
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import (
     MODEL_SLOTS,
@@ -22,34 +21,32 @@ from ablate.spec.nodes import (
     NormNode,
     ObjectiveNode,
 )
+from ablate.spec.ranges import Count, CountOrNone, Positive, Range, checked
 
 ANYWHERE = Machine(kind="cpu")
 
 
+@checked("init")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Init:
     """Initial weights: normal, of fixed deviation `scale` or of deviation scale / sqrt(fan-in)."""
 
     scheme: Literal["normal", "fan-in"]
-    scale: float
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "init", 0, "scale")
+    scale: Positive
 
     def deviation(self, fan_in: int) -> float:
         return self.scale if self.scheme == "normal" else self.scale / fan_in**0.5
 
 
+@checked("model")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """A transformer as a list of slots. The first `n_first_layers` have a dense feed-forward in every variant."""
 
-    dim: int
-    n_layers: int
-    vocab_size: int
-    n_first_layers: int
+    dim: Count
+    n_layers: Count
+    vocab_size: Count
+    n_first_layers: CountOrNone
     first_feed_forward: Annotated[FeedForwardNode, Slot("first_feed_forward")]
     attention: Annotated[AttentionNode, Slot("attention")]
     feed_forward: Annotated[FeedForwardNode, Slot("feed_forward")]
@@ -58,17 +55,18 @@ class ModelSpec:
     linear: Annotated[LinearNode, Slot("linear")]
     norm: Annotated[NormNode, Slot("norm")]  # of every norm
     head: Annotated[HeadNode, Slot("head")]
-    rope_theta: float
+    rope_theta: Annotated[float, Range(at_least=1)]
     init: Init
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
     def __post_init__(self) -> None:
-        check_at_least(self, "model", 1, "dim", "n_layers", "vocab_size", "rope_theta")
-        check_at_least(self, "model", 0, "n_first_layers")
         if self.n_first_layers > self.n_layers:
             raise ValueError(
                 f"model.n_first_layers is {self.n_first_layers}; the model has {self.n_layers} layers (model.n_layers)"
+            )
+        if self.balance is not None and self.n_first_layers == self.n_layers:
+            raise ValueError(
+                f"model.n_first_layers is {self.n_first_layers}, and so is model.n_layers, so that no layer has routed "
+                "experts; give fewer first layers, or leave out what routes (disable moe)"
             )
 
     @property
@@ -130,6 +128,7 @@ class ModelSpec:
         parameters, flops = self.objective.cost(self, sequence_length)
         return ModelCost(
             main=main,
+            embedding_parameters=embedding.parameters,
             extra_parameters=parameters,
             extra_forward_flops_per_token=flops,
             sequence_length=sequence_length,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from ablate.errors import check_at_least
-from ablate.spec.decoding import FORBID_UNKNOWN, Slot
+from ablate.spec.decoding import Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import OptimizerNode
+from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
 
 SCHEMA_VERSION = 3
+
+# AdamW moves every weight by about the learning rate in each step, so beyond this nothing is left of a model.
+LEARNING_RATE = Range(above=0, at_most=100)
+STEPS = Range(at_least=1, at_most=1_000_000_000, whole=True, instead="a budget of so many steps is a slip")
 
 LoadModel = Callable[[str], Any]  # folder of a finished run's weights -> its model, in evaluation mode
 
@@ -43,52 +47,48 @@ class TextNode(Protocol):
         """What a report must say of text that is not the corpus's own; empty for the corpus."""
 
 
+@checked("data")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSpec:
     """The corpus, and what of it is trained on."""
 
     source: str  # "stdlib", a path, or "hf:NAME"
     text: Annotated[TextNode, Slot("text")]
-    max_bytes: int | None = None
+    max_bytes: Count | None = None
     text_field: str = ""  # of rows; empty: "text", or a list of messages
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
-
+@checked("control")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
     """What calibration does to a run: a switch without effect, FLOPs without use, targets that are not learned."""
 
     placebo: bool = False
-    extra_flops_share: float = 0.0  # of the model's own training FLOPs
-    masked_target_share: float = 0.0  # of the main head's targets
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+    extra_flops_share: NotNegative = 0.0  # of the model's own training FLOPs
+    masked_target_share: ShareBelowAll = 0.0  # of the main head's targets
 
 
+@checked("trainer")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerSpec:
     """Optimisation and evaluation: equal for all variants of a study but for the learning rate, if it is tuned."""
 
-    sequence_length: int
-    batch_size: int  # sequences per optimizer step
-    micro_batch_size: int  # sequences per forward pass; divides batch_size
-    learning_rate: float
-    warmup_share: float  # of the steps
-    decay_share: float  # of the steps, at the end, 1 - sqrt
+    sequence_length: Count
+    batch_size: Count  # sequences per optimizer step
+    micro_batch_size: Count  # sequences per forward pass; divides batch_size
+    learning_rate: Annotated[float, LEARNING_RATE]
+    warmup_share: Share  # of the steps
+    decay_share: Share  # of the steps, at the end, 1 - sqrt
     optimizer: Annotated[OptimizerNode, Slot("optimizer")]
-    gradient_clip: float
+    gradient_clip: NotNegative  # largest norm of a step's gradient; 0: any
     dtype: Literal["float32", "bfloat16"]
-    n_evaluations: int  # points of the held-out curve, the last one at the end
-    n_held_out_windows: int  # of sequence_length tokens, spread over the held-out text: judged at the end
-    n_curve_windows: int = 64  # of those: judged at the points before the end
+    n_evaluations: Count  # points of the held-out curve, the last one at the end
+    n_held_out_windows: Count  # of sequence_length tokens, spread over the held-out text: judged at the end
+    n_curve_windows: Count = 64  # of those: judged at the points before the end
     branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
 
     def __post_init__(self) -> None:
-        check_at_least(self, "trainer", 1, "sequence_length", "batch_size", "micro_batch_size")
-        check_at_least(self, "trainer", 1, "n_evaluations", "n_held_out_windows", "n_curve_windows")
-        check_at_least(self, "trainer", 0, "learning_rate", "gradient_clip", "warmup_share", "decay_share")
         if self.warmup_share + self.decay_share > 1:
             raise ValueError(
                 f"trainer.warmup_share is {self.warmup_share} and trainer.decay_share {self.decay_share}; "
@@ -106,13 +106,12 @@ class TrainerSpec:
                     f"the run, before the warm-up ends at {self.warmup_share}; leave it out or warm up for less"
                 )
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
 
 
+@checked("preset")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
     """Sizes that all variants share, and each component's own; `settings` holds the node a component turns on."""
@@ -122,8 +121,8 @@ class Preset:
     model: ModelSpec
     data: DataSpec
     trainer: TrainerSpec
-    n_tokens: int  # default budget of the full variant
-    n_seeds: int
+    n_tokens: Count  # default budget of the full variant
+    n_seeds: Count
     recipe: tuple[str, ...] = ()  # the components that are on in the full variant
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -153,6 +152,7 @@ class Spec:
         )
 
 
+@checked("run")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """One run, fully resolved: every number that its result depends on. Its hash is the run's name."""
@@ -161,11 +161,9 @@ class RunSpec:
     text: Annotated[TextNode, Slot("text")]
     trainer: TrainerSpec
     corpus_hash: str
-    seed: int
-    n_steps: int
-    schema_version: int = SCHEMA_VERSION
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+    seed: CountOrNone
+    n_steps: Annotated[int, STEPS]
+    schema_version: Count = SCHEMA_VERSION
 
     @property
     def n_tokens(self) -> int:

@@ -98,5 +98,6 @@ class TrainingModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         # Lightning refuses to clip for a fused optimizer under mixed precision, for fear of scaled gradients;
-        # bfloat16 scales none.
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+        # bfloat16 scales none. As with Lightning itself, 0 is no clipping.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -312,7 +313,7 @@ class TestSwitch:
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
     def test_impossible_shares(self, text: Path, share: float) -> None:
-        with pytest.raises(ValueError, match="share of the training sequences"):
+        with pytest.raises(ValueError, match=r"distill\.share is .*; it must be above 0 and at most 1"):
             settings(text, share=share)
 
     def test_logits_refuses_without_a_teacher_and_with_another_vocabulary(self, text: Path, tmp_path: Path) -> None:
@@ -332,8 +333,7 @@ class TestSoftTargets:
     teacher = torch.randn(2, 5, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
 
     def batch(self, temperature: float, n: int) -> dict[str, Any]:
-        logp, ids = soft_targets(self.teacher, temperature, n)
-        return {"soft_ids_BTK": ids, "soft_logp_BTK": logp}
+        return soft_targets(self.teacher, temperature, n)
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0])
     def test_all_tokens_are_the_divergence(self, temperature: float) -> None:
@@ -365,12 +365,26 @@ class TestSoftTargets:
 
     def test_a_certain_teacher_gives_finite_gradients(self) -> None:
         logits = self.logits.clone().requires_grad_()
-        logp, ids = soft_targets(self.teacher * 1e4, 1.0, 4)
-        loss = soft_target_loss(logits, {"soft_ids_BTK": ids, "soft_logp_BTK": logp}, 1.0)
+        loss = soft_target_loss(logits, soft_targets(self.teacher * 1e4, 1.0, 4), 1.0)
         loss.backward()
         assert torch.isfinite(loss)
         assert logits.grad is not None
         assert torch.isfinite(logits.grad).all()
+
+    @pytest.mark.parametrize("of_teacher", [0.3, 1e-9])
+    def test_the_rest_of_a_distribution_is_exact_however_small(self, of_teacher: float) -> None:
+        """Model: its first token e^40 times the likeliest other. Teacher: a share `of_teacher` on other tokens."""
+        logits = torch.zeros(1, 1, 30)
+        logits[..., 0] = 40.0
+        teacher = torch.full((1, 1, 30), of_teacher / 29, dtype=torch.float64).log()
+        teacher[..., 0] = math.log1p(-of_teacher)
+        given = logits.requires_grad_()
+        loss = soft_target_loss(given, soft_targets(teacher, 1.0, 1), 1.0)
+        (gradient,) = torch.autograd.grad(loss, given)
+        rest = math.log(29) - 40
+        expected = of_teacher * (math.log(of_teacher) - rest) + (1 - of_teacher) * math.log1p(-of_teacher)
+        assert float(loss.detach()) == pytest.approx(expected, rel=1e-4, abs=2e-9)
+        assert float(gradient[0, 0, 5]) == pytest.approx(-of_teacher / 29, rel=1e-2)
 
     def test_the_batch_carries_the_teachers_distribution(self, corpus: Corpus, tmp_path: Path) -> None:
         weights = write_weights(tmp_path / "weights", corpus_hash=corpus.hash)

@@ -26,7 +26,7 @@ from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 
 BLOCKWISE, TENSORWISE = Recipe("blockwise", False), Recipe("tensorwise", False)
-POWERS = Recipe("blockwise", True)
+POWERS, GRADIENTS = Recipe("blockwise", True), Recipe("gradient-blocks", False)
 ROWS, COLUMNS, BLOCKS, WHOLE = Strips(-1), Strips(-2), Blocks(128), Blocks(0)
 EXACT = 1e-6  # of the largest number: what float32 sums of a few hundred terms lose
 
@@ -142,12 +142,13 @@ def test_divergence_is_not_clamped_away(bad: float, power_of_two: bool) -> None:
 # ---- products
 
 
-@pytest.mark.parametrize("recipe", [BLOCKWISE, POWERS, TENSORWISE], ids=["blockwise", "powers", "tensorwise"])
+@pytest.mark.parametrize("recipe", [BLOCKWISE, POWERS, TENSORWISE, GRADIENTS], ids=str)
 @pytest.mark.parametrize(("n", "i", "o"), [(1, 63, 100), (63, 1, 1), (129, 100, 257), (257, 129, 63), (128, 128, 128)])
 def test_the_three_products_are_those_of_the_definition(n: int, i: int, o: int, recipe: Recipe) -> None:
     x, w, g = numbers(n, i, seed=1), numbers(o, i, seed=2), numbers(n, o, seed=3)
     define = reference.tensorwise_products if recipe.name == "tensorwise" else reference.products
-    expected = define(x, w, g, power_of_two_scales=recipe.power_of_two_scales)
+    blocks = {"gradient_blocks": True} if recipe is GRADIENTS else {}
+    expected = define(x, w, g, power_of_two_scales=recipe.power_of_two_scales, **blocks)
     exact = (x.double() @ w.double().T, g.double() @ w.double(), g.double().T @ x.double())
     for found, wanted, unquantised in zip(trained(linear(w, recipe), x=x, g=g), expected, exact, strict=True):
         assert_equal(found, wanted)
@@ -171,7 +172,7 @@ def test_emulation_is_fp8_multiplication_with_float32_sums() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[5, 0, 130, 257], [0, 0, 0, 200], [300, 0, 0, 0], [1, 1, 1, 1], [128, 128, 129, 0]])
-@pytest.mark.parametrize("recipe", [BLOCKWISE, POWERS], ids=["blockwise", "powers"])
+@pytest.mark.parametrize("recipe", [BLOCKWISE, POWERS, GRADIENTS], ids=str)
 def test_grouped_products_are_each_experts_own(sizes: list[int], recipe: Recipe) -> None:
     n, i, o = sum(sizes), 33, 130
     x, w, g = numbers(n, i, seed=1), numbers(len(sizes), o, i, seed=2), numbers(n, o, seed=3)
@@ -180,7 +181,8 @@ def test_grouped_products_are_each_experts_own(sizes: list[int], recipe: Recipe)
     module.weight.data.copy_(w)
     y, x_gradient, w_gradient = trained(module, offsets, x=x, g=g)
     for e, (x_e, g_e) in enumerate(zip(x.split(sizes), g.split(sizes), strict=True)):
-        expected = reference.products(x_e, w[e], g_e, power_of_two_scales=recipe.power_of_two_scales)
+        scales = {"power_of_two_scales": recipe.power_of_two_scales, "gradient_blocks": recipe is GRADIENTS}
+        expected = reference.products(x_e, w[e], g_e, **scales)
         found = (y.split(sizes)[e], x_gradient.split(sizes)[e], w_gradient[e])
         for a, b in zip(found, expected, strict=True):
             assert_equal(a, b)
@@ -352,17 +354,21 @@ def test_a_backend_that_cannot_run_here_is_refused_and_auto_names_one_that_can()
         assert on_machine(Fp8Node(backend=backend), hopper) == backend
     chosen = [on_machine(Fp8Node(), machine) for machine in (here, ampere, hopper)]
     assert chosen == ["emulated", "emulated", "triton"]
-    with pytest.raises(ValueError, match="one scale for a whole tensor"):
-        on_machine(Fp8Node(recipe="tensorwise", backend="triton"), hopper)
+    for recipe in ("tensorwise", "gradient-blocks"):
+        with pytest.raises(ValueError, match=f"the recipe {recipe} has no kernel here"):
+            on_machine(Fp8Node(recipe=recipe, backend="triton"), hopper)
+    for make in (Fp8Node, lambda recipe: Recipe(recipe, False)):
+        with pytest.raises(ValueError, match="recipe is 'blockwize'; did you mean 'blockwise'"):
+            make(recipe="blockwize")
     with pytest.raises(ValueError, match="backend is auto"):
         Fp8Node().linear(8, 8)
     with pytest.raises(ValueError, match=r"fp8\.backend is 'cuda'"):
         decode(Settings, {"backend": "cuda"}, "fp8")
 
 
-def test_presets_settings_reach_on_and_tensorwise() -> None:
+def test_presets_settings_reach_every_recipe() -> None:
     preset = replace(NANO, settings=NANO.settings | {"fp8": Settings(power_of_two_scales=True)})
-    for level, recipe in (("on", "blockwise"), ("tensorwise", "tensorwise")):
+    for level, recipe in (("on", "blockwise"), ("tensorwise", "tensorwise"), ("gradient-blocks", "gradient-blocks")):
         assert (FULL | {"fp8": level}).resolve(preset).model.linear == Fp8Node(recipe=recipe, power_of_two_scales=True)
     assert (FULL | {"fp8": "bf16"}).resolve(preset).model.linear == StandardLinear()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from variants import FULL, NANO, on_torch, spec_of
 
 from ablate.components.mla.attention import attention
+from ablate.components.mla.kernel.rotate import rotate as kernel_rotate
 from ablate.components.mla.reference import latent_attention
 from ablate.components.mla.spec import GroupedQueryAttention, LatentAttention
 from ablate.components.variants import Variant
@@ -138,19 +139,38 @@ def test_decoding_is_the_forward_pass(node: Any, steps: list[int]) -> None:
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("node", [LATENT, GROUPED], ids=["mla", "gqa"])
+def test_decoding_beyond_the_cache_is_an_error_and_nothing_is_lost(node: Any) -> None:
+    module, x_BTD, rotation = module_of(node), inputs(), table(node)
+    cache = module.new_cache(2, 8)
+    with torch.no_grad():
+        module.decode(x_BTD[:, :7], rotation.positions(0, 7), cache)
+        for x in (x_BTD[:, 7:9], x_BTD[:1, 7:8]):  # too many tokens, too few sequences
+            with pytest.raises(ValueError, match=r"behind 7 do not fit a cache of 2 x 8"):
+                module.decode(x, rotation.positions(7, x.shape[1]), cache)
+        last = module.decode(x_BTD[:, 7:8], rotation.positions(7, 1), cache)
+        with pytest.raises(ValueError, match="1 tokens behind 8 do not fit"):
+            module.decode(x_BTD[:, 8:9], rotation.positions(8, 1), cache)
+    torch.testing.assert_close(last, module(x_BTD, rotation)[:, 7:8], rtol=1e-9, atol=1e-9)
+
+
+def test_rotation_is_float32_and_rounded_once_by_every_backend() -> None:
+    torch.set_default_dtype(torch.float32)
+    rotation = rotation_table(16, 3000, THETA).positions(2000, 1000)
+    x_BTHP = torch.randn(1, 1000, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = rotation.rotate(x_BTHP.float())
+    assert torch.equal(rotation.rotate(x_BTHP), exact.bfloat16())
+    assert torch.equal(kernel_rotate(x_BTHP, rotation.cos_TP, rotation.sin_TP), exact.bfloat16())
+
+
 @pytest.mark.parametrize("level", ["on", "gqa", "mha", "mqa"])
 def test_the_cache_holds_what_the_closed_form_says(level: str) -> None:
     model = build(spec_of(FULL | {"mla": level}).model, seed=0).to(torch.bfloat16)
     caches = model.new_cache(1, 7)
     cost = model.spec.cost(32)
-    assert sum(cache.bytes_per_token for cache in caches) == cost.summary()["kv_cache_bytes_per_token"]
-    held = [t for c in caches for t in vars_of(c) if isinstance(t, Tensor)]
+    held = [tensor for cache in caches for tensor in cache.kept]
     assert sum(t.numel() for t in held) == 7 * cost.main.kv_cache_elements
     assert sum(t.numel() * t.element_size() for t in held) == 7 * cost.main.kv_cache_elements * BF16_BYTES
-
-
-def vars_of(cache: Any) -> list[Any]:
-    return [getattr(cache, name) for name in cache.__dataclass_fields__]
 
 
 def test_the_cache_of_deepseek_v3() -> None:

@@ -13,6 +13,7 @@ from variants import FULL, NANO, on_torch, spec_of
 
 from ablate.components.aux_free.spec import BiasBalance
 from ablate.components.fp8.spec import StandardLinear
+from ablate.components.moe.kernel import route
 from ablate.components.moe.reference import choose, routed_experts, swiglu
 from ablate.components.moe.spec import RoutedExperts, SwiGLU, Unbalanced, coarse, off
 from ablate.model.block import ModelContext
@@ -141,10 +142,48 @@ def test_groups_are_ranked_by_the_sum_of_their_best() -> None:
     affinity = torch.tensor([[0.9, 0.0, 0.0], [0.6, 0.6, 0.0], [0.5, 0.5, 0.5], [0.55, 0.55, 0.1]]).flatten()
     router = module_of(NODE, bias=0.0).router
     assert set(choose(NODE, affinity, torch.zeros(12))) == {3, 4, 9, 10}
-    assert set(router.select(affinity[None])[0].tolist()) == {3, 4, 9, 10}
+    assert set(router.select(affinity[None].logit())[0].tolist()) == {3, 4, 9, 10}
     assert replace(NODE, n_activated_experts=3).n_group_scores == 1
     v3 = preset("v3-671b").settings["moe"]
     assert v3.n_group_scores == v3.n_activated_experts // v3.n_limited_groups == 2
+
+
+@pytest.mark.parametrize("level", [-20.0, -88.0, -104.0, -150.0, 40.0])
+def test_weights_are_right_where_all_sigmoids_are_as_good_as_equal(level: float) -> None:
+    """Below -104 all are zero in float32, above 17 all are one: every backend takes the same experts of equal ones."""
+    x_BTD = inputs(1, 3)
+    x_BTD[..., 0] = 1.0
+    found = {}
+    for backend in ("library", "triton"):
+        module = module_of(replace(NODE, backend=backend), backend="library", bias=0.0)
+        with torch.no_grad():
+            module.router.weight.zero_()[:, 0] = level + torch.linspace(-1, 1, 12)
+        y_BTD, routing = module(x_BTD)
+        (gradient,) = torch.autograd.grad(
+            y_BTD.square().sum() + routing.affinity_BE.square().sum(), module.router.weight
+        )
+        found[backend] = y_BTD, gradient, routing.affinity_BE, routing.counts_BE
+    weights = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    torch.testing.assert_close(found["library"][0][0], routed_experts(NODE, weights, x_BTD[0]), rtol=1e-4, atol=1e-5)
+    chosen_NA, weight_NA, routing = module.router(x_BTD)
+    log_NE = torch.nn.functional.logsigmoid((x_BTD[0] @ module.router.weight.T).double())
+    torch.testing.assert_close(weight_NA.double(), log_NE.gather(1, chosen_NA).softmax(-1) * 2.5, rtol=1e-5, atol=0)
+    torch.testing.assert_close(routing.affinity_BE[0].double(), log_NE.softmax(-1).mean(0), rtol=1e-5, atol=0)
+    for ours, kernels in zip(found["library"], found["triton"], strict=True):
+        torch.testing.assert_close(ours, kernels, rtol=1e-4, atol=1e-5)
+    assert bool((found["library"][1].abs() > 1e-9).any()) == (level < 17)
+
+
+@pytest.mark.parametrize("node", [NODE, replace(NODE, n_expert_groups=1, n_limited_groups=1)])
+def test_of_equal_scores_the_lower_experts_are_chosen_by_every_backend(node: Any) -> None:
+    router = module_of(node, bias=0.0).router
+    values = torch.tensor([-90.0, -2.0, 0.1, 0.5, 1.3])  # many equal scores, and no equal sums of different ones
+    logits_NE = values[torch.randint(0, 5, (40, 12), generator=torch.Generator().manual_seed(0))]
+    expected = [choose(node, affinity_E, torch.zeros(12)) for affinity_E in logits_NE.sigmoid()]
+    assert router.select(logits_NE).tolist() == expected
+    routed = route(logits_NE, None, n_groups=node.n_expert_groups, n_limited_groups=node.n_limited_groups,
+                   n_group_scores=node.n_group_scores, n_activated=4, route_scale=1.0, n_sequences=1)  # fmt: skip
+    assert routed.expert_NA.tolist() == expected
 
 
 def test_no_token_is_dropped_however_uneven_the_load() -> None:
@@ -188,9 +227,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 def test_the_router_stays_in_float32_under_autocast() -> None:
     module, x_BTD = module_of(NODE), inputs()
-    expected = module.router.affinities(x_BTD.flatten(0, 1))
+    expected = module.router.logits(x_BTD.flatten(0, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        got = module.router.affinities(x_BTD.flatten(0, 1))
+        got = module.router.logits(x_BTD.flatten(0, 1))
     assert got.dtype == torch.float32
     assert torch.equal(got, expected)
 
@@ -252,6 +291,7 @@ def test_the_first_layers_are_dense_in_every_variant() -> None:
     ("changed", "message"),
     [
         ({"n_routed_experts": 10}, "n_expert_groups is 4; it must divide n_routed_experts, which is 10"),
+        ({"n_routed_experts": 1}, "n_routed_experts is 1; it must be at least 2 .one expert leaves no choice"),
         ({"n_limited_groups": 5}, "n_limited_groups is 5; it must lie between 1 and n_expert_groups"),
         ({"n_activated_experts": 7}, "n_activated_experts is 7; .* can reach are 6"),
         ({"n_shared_experts": -1}, "n_shared_experts is -1"),
@@ -261,6 +301,17 @@ def test_the_first_layers_are_dense_in_every_variant() -> None:
 def test_impossible_sizes_are_refused(changed: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(NODE, **changed)
+
+
+@pytest.mark.parametrize("level", ["on", "coarse", "dense"])
+def test_experts_in_no_layer_are_refused_and_dense_layers_are_not(level: str) -> None:
+    sizes = replace(NANO, model=replace(NANO.model, n_first_layers=NANO.model.n_layers))
+    variant = FULL | {"moe": level} | ({"aux-free": "sequence-aux"} if level == "dense" else {})
+    if level == "dense":
+        assert variant.resolve(sizes).model.balance is None
+        return
+    with pytest.raises(ValueError, match=r"n_first_layers is 2, and so is model\.n_layers.*give fewer first layers"):
+        variant.resolve(sizes)
 
 
 def test_sizes_that_the_grouped_product_cannot_take_are_refused() -> None:

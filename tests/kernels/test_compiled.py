@@ -68,9 +68,10 @@ def test_what_is_not_finite_spoils_its_tile_and_no_other(tiling, bad):
     assert not wanted.isfinite().all()
 
 
-def test_tiles_of_experts_do_not_straddle_them():
+@pytest.mark.parametrize("square", [False, True])
+def test_tiles_of_experts_do_not_straddle_them(square):
     sizes = (3, 0, 200, 1)
-    x, tiling = numbers((204, 70), 3.0), SegmentStrips(sizes, torch.device("cpu"))
+    x, tiling = numbers((204, 700), 3.0), SegmentStrips(sizes, torch.device("cpu"), square=square)
     wanted = quantise(x, tiling, power_of_two_scales=False).dequantise()
     assert_same(CompiledQuantised.of(x, tiling, power_of_two_scales=False).dequantise(), wanted)
     assert_same(round_trip(x, tiling, power_of_two_scales=False), wanted)

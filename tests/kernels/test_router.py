@@ -219,8 +219,10 @@ def test_the_operators_are_ones_that_compile() -> None:
     torch.library.opcheck(place_op, (expert_NA, rank_NA, offsets_E, before_LE, start_CE, 2))
     torch.library.opcheck(route_backward_op, (logits_NE.detach(), expert_NA, weight_NA, affinity_BE, 2.5))
 
+    node = node_of(8, 2, 1, 2)
+
     def loss(logits: Tensor) -> Tensor:
-        found = routed(node_of(8, 2, 1, 2), logits, bias_E, 2)
+        found = routed(node, logits, bias_E, 2)
         y_N = (found.weight_NA * found.row_of_choice_NA).sum(1) + found.token_of_row_P[:10] + found.offsets_E.sum()
         return y_N.sum() + (found.affinity_BE * found.counts_BE).sum()
 

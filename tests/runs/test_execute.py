@@ -202,12 +202,29 @@ def test_a_run_speaks_in_training_and_in_evaluation(
 
 
 def test_training_on_unlearnable_rates_is_a_result(make_job: MakeJob, tmp_path: Path) -> None:
-    record = finish(make_job(learning_rate=1e30, gradient_clip=1e30, warmup_share=0.0), tmp_path)
+    record = finish(make_job(learning_rate=100.0, gradient_clip=0.0, warmup_share=0.0), tmp_path)
     assert record.status == "diverged"
     assert 1 < record.metrics["diverged_step"] <= 12
     assert record.metrics["last_finite_loss"] > 0
     assert "nats_per_token" not in record.metrics
     assert Store(tmp_path).read(record.run_id) == record
+
+
+def test_a_gradient_clip_of_zero_is_no_clipping(make_job: MakeJob, tmp_path: Path) -> None:
+    found = {clip: finish(make_job("fp8", gradient_clip=clip), tmp_path) for clip in (0.0, 1e9, 0.1)}
+    weights = {clip: record.final_parameters_hash for clip, record in found.items()}
+    assert weights[0.0] == weights[1e9] != weights[0.1]
+
+
+def test_a_token_may_activate_every_expert(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job("fp8", n_steps=4)
+    chosen: Any = job.run.model.feed_forward
+    whole = dataclasses.replace(
+        chosen, n_activated_experts=chosen.n_routed_experts, n_expert_groups=1, n_limited_groups=1
+    )
+    run = dataclasses.replace(job.run, model=dataclasses.replace(job.run.model, feed_forward=whole))
+    job = dataclasses.replace(job, run=run)
+    assert finish(job, tmp_path).metrics["load_entropy"] == pytest.approx(1.0)
 
 
 def test_accumulation_changes_neither_loads_nor_bias(make_job: MakeJob, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.components.moe.spec import Unbalanced
 from ablate.spec.backends import without_triton
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BalanceNode
+from ablate.spec.ranges import Count, NotNegative, Positive, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ablate.components.moe.module import Router, Routing
 
 
+@checked("balance")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BiasBalance:
     """Auxiliary-loss-free balancing (arXiv:2408.15664) with the complementary sequence-wise loss.
@@ -29,11 +30,9 @@ class BiasBalance:
     """
 
     kind: Literal["aux-free"] = "aux-free"
-    bias_update_speed: float
-    sequence_loss_weight: float
+    bias_update_speed: Positive
+    sequence_loss_weight: NotNegative
     backend: Literal["auto", "library", "triton"] = "auto"  # of the update
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"library": "", "triton": without_triton(machine)}
@@ -53,16 +52,15 @@ class BiasBalance:
         return [BiasUpdate(self.bias_update_speed, self.backend)]
 
 
+@checked("balance")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuxiliaryLoss:
     """A balance loss alone. Loads are those of one sequence, of `n_sequences`, or of the whole optimizer step."""
 
     kind: Literal["aux-loss"] = "aux-loss"
     scope: Literal["sequence", "micro-batch", "batch"]
-    balance_loss_weight: float
-    n_sequences: int = 1  # of a micro-batch; 1 for the other scopes
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+    balance_loss_weight: Positive
+    n_sequences: Count = 1  # of a micro-batch; 1 for the other scopes
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}
@@ -82,17 +80,16 @@ class AuxiliaryLoss:
         return []
 
 
+@checked("aux-free")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What a preset says of balancing: gamma, alpha, and the alternatives' own weight and set of sequences."""
 
-    bias_update_speed: float
-    sequence_loss_weight: float
-    balance_loss_weight: float
-    micro_batch_sequences: int
+    bias_update_speed: Positive
+    sequence_loss_weight: NotNegative
+    balance_loss_weight: Positive
+    micro_batch_sequences: Count
     backend: Literal["auto", "library", "triton"] = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
 
 def on(spec: Spec) -> Spec:

@@ -96,18 +96,18 @@ class SoftTargetBatches(Batches):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         window_BT1 = batch["window_BT1"]
-        logp_BTK, ids_BTK = soft_targets(
-            self.teacher.to(window_BT1.device)(window_BT1[:, :-1]), self.temperature, self.n_tokens
-        )
-        return batch | {"soft_ids_BTK": ids_BTK, "soft_logp_BTK": logp_BTK}
+        logits_BTC = self.teacher.to(window_BT1.device)(window_BT1[:, :-1])
+        return batch | soft_targets(logits_BTC, self.temperature, self.n_tokens)
 
 
 @torch.no_grad()
-def soft_targets(logits_BTC: Tensor, temperature: float, n_tokens: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities at `temperature` of the likeliest tokens, (B, T, K), and their ids; K at most C."""
+def soft_targets(logits_BTC: Tensor, temperature: float, n_tokens: int) -> dict[str, Tensor]:
+    """What a batch holds of a teacher at `temperature`: the ids of the K likeliest tokens, K at most C, their
+    log-probabilities, and that of all others together (-inf if there are none)."""
     logp_BTC = torch.log_softmax(logits_BTC.float() / temperature, dim=-1)
     found = logp_BTC.topk(min(n_tokens, logp_BTC.shape[-1]), dim=-1)
-    return found.values, found.indices
+    rest_BT = _rest(logp_BTC, found.indices)
+    return {"soft_ids_BTK": found.indices, "soft_logp_BTK": found.values, "soft_rest_logp_BT": rest_BT}
 
 
 def soft_target_loss(logits_BTC: Tensor, batch: Mapping[str, Any], temperature: float) -> Tensor:
@@ -116,16 +116,15 @@ def soft_target_loss(logits_BTC: Tensor, batch: Mapping[str, Any], temperature: 
     The tokens beside the K that the batch holds count as one, so this is at most the full divergence and its
     gradient still moves their joint probability.
     """
-    logp_BTK, ids_BTK = batch["soft_logp_BTK"], batch["soft_ids_BTK"]
+    logp_BTK, ids_BTK, rest_BT = (batch[f"soft_{name}"] for name in ("logp_BTK", "ids_BTK", "rest_logp_BT"))
     logq_BTC = torch.log_softmax(logits_BTC / temperature, dim=-1)
     logq_BTK = logq_BTC.gather(-1, ids_BTK)
     divergence_BT = (logp_BTK.exp() * (logp_BTK - logq_BTK)).sum(-1)
     if ids_BTK.shape[-1] < logits_BTC.shape[-1]:
-        rest_BT = _rest(logp_BTK)
-        divergence_BT = divergence_BT + rest_BT * (rest_BT.log() - _rest(logq_BTK).log())
+        divergence_BT = divergence_BT + rest_BT.exp() * (rest_BT - _rest(logq_BTC, ids_BTK))
     return temperature**2 * divergence_BT.mean()
 
 
-def _rest(logp_BTK: Tensor) -> Tensor:
-    """Probability of all other tokens; above zero, since a teacher may be certain to the last bit."""
-    return (1 - logp_BTK.exp().sum(-1)).clamp_min(1e-7)
+def _rest(logp_BTC: Tensor, ids_BTK: Tensor) -> Tensor:
+    """Log-probability of all tokens but these. 1 less their sum would be zero for who is certain to the last bit."""
+    return logp_BTC.scatter(-1, ids_BTK, float("-inf")).logsumexp(-1)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.components.distill.text import held_out_texts, read_manifest, writing_flops_per_byte
 from ablate.model.weights import read_weights
-from ablate.spec.decoding import FORBID_UNKNOWN
+from ablate.spec.ranges import Count, NotNegative, Positive, Share, ShareAboveNone, checked
 from ablate.spec.run import LoadModel, RunSpec, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@checked("text")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawText:
     """The corpus as it is."""
 
     kind: Literal["raw"] = "raw"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.data.batches import Batches
@@ -43,6 +42,7 @@ class RawText:
         return {}
 
 
+@checked("text")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherText:
     """A share of the training sequences is the teacher's text; every other one is the raw variant's, in its place.
@@ -52,17 +52,11 @@ class TeacherText:
     """
 
     kind: Literal["teacher"] = "teacher"
-    share: float
-    temperature: float
+    share: Share  # of the training sequences
+    temperature: NotNegative
     text: str
     text_hash: str
     charge_teacher: bool = False
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"text.share is {self.share}; it is a share of the training sequences, 0 to 1")
 
     def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.components.distill.batches import TeacherTextBatches
@@ -94,6 +88,7 @@ class TeacherText:
         }
 
 
+@checked("text")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherLogits:
     """Raw text with soft targets: `weight` of the main loss is the divergence from a teacher's distribution.
@@ -105,20 +100,10 @@ class TeacherLogits:
     kind: Literal["teacher-logits"] = "teacher-logits"
     teacher: str
     teacher_hash: str
-    weight: float
-    temperature: float
-    n_soft_tokens: int
+    weight: ShareAboveNone  # of the main loss
+    temperature: Positive
+    n_soft_tokens: Count
     charge_teacher: bool = False
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight <= 1:
-            raise ValueError(f"text.weight is {self.weight}; it is a share of the main loss, above 0 and at most 1")
-        if not self.temperature > 0:
-            raise ValueError(f"text.temperature is {self.temperature}; soft targets need one above 0")
-        if self.n_soft_tokens < 1:
-            raise ValueError(f"text.n_soft_tokens is {self.n_soft_tokens}; it must be at least 1")
 
     def datamodule(self, run: RunSpec, corpus: Any, load_model: LoadModel) -> Any:
         from ablate.components.distill.batches import SoftTargetBatches
@@ -153,27 +138,19 @@ class TeacherLogits:
         return {"teacher": f"soft targets, weight {self.weight}", "teacher_charged": self.charge_teacher}
 
 
+@checked("distill")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What a preset says of distillation. `teacher`: the checkpoint of the alternative `logits`; none by default."""
 
-    share: float
+    share: ShareAboveNone  # of the training sequences
     text: str
-    temperature: float
+    temperature: NotNegative
     charge_teacher: bool = False
     teacher: str | None = None
-    logits_weight: float = 0.5
-    logits_temperature: float = 1.0
-    n_soft_tokens: int = 64
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(
-                f"distill.share is {self.share}; it is a share of the training sequences, above 0 and at most 1 "
-                "(disable distill for none)"
-            )
+    logits_weight: ShareAboveNone = 0.5
+    logits_temperature: Positive = 1.0
+    n_soft_tokens: Count = 64
 
 
 def on(spec: Spec) -> Spec:

@@ -10,6 +10,7 @@ COMPONENT = Component(
     alternatives=(
         Alternative(name="bf16", summary="matrix products in the run's own dtype (BF16, or float32 in small runs)"),
         Alternative(name="tensorwise", summary="the same products in E4M3 with one scale for a whole tensor"),
+        Alternative(name="gradient-blocks", summary="gradients share scales in 128 x 128 blocks, as weights do"),
     ),
     on=on,
     off=off,

@@ -22,8 +22,8 @@ FUNCTIONS = (
     ("quantise_tiles", (_ADDRESS, *[_COUNT] * 5, _FLAG, _ADDRESS, _ADDRESS)),
     ("dequantise_tiles", (_ADDRESS, _ADDRESS, *[_COUNT] * 5, _ADDRESS)),
     ("round_trip_tiles", (_ADDRESS, *[_COUNT] * 5, _FLAG, _ADDRESS)),
-    ("quantise_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _FLAG, _ADDRESS, _ADDRESS)),
-    ("round_trip_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _FLAG, _ADDRESS)),
+    ("quantise_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _FLAG, _ADDRESS, _ADDRESS)),
+    ("round_trip_columns", (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _COUNT, _FLAG, _ADDRESS)),
     ("dequantise_columns", (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS)),
 )
 
@@ -74,6 +74,11 @@ def _rows_of(tiling: Tiling, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return _strips(x.shape[0]) if isinstance(tiling, Strips) and tiling.axis == -2 else None
 
 
+def _group(tiling: Tiling) -> int:
+    """Neighbouring columns that share the scale of a strip."""
+    return TILE if isinstance(tiling, SegmentStrips) and tiling.square else 1
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledQuantised(Quantised):
     """`Quantised` in one tensor of scales, in the order of the tiles."""
@@ -87,7 +92,8 @@ class CompiledQuantised(Quantised):
             starts, lengths = strips
             scale = torch.empty(len(starts), x.shape[1])
             library().quantise_columns(
-                x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), power_of_two_scales,
+                x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), _group(tiling),
+                power_of_two_scales,
                 codes.data_ptr(), scale.data_ptr(),
             )  # fmt: skip
         else:
@@ -119,7 +125,8 @@ def round_trip(x: Tensor, tiling: Tiling, *, power_of_two_scales: bool) -> Tenso
     if (strips := _rows_of(tiling, x)) is not None:
         starts, lengths = strips
         library().round_trip_columns(
-            x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), power_of_two_scales,
+            x.data_ptr(), x.shape[1], len(starts), starts.data_ptr(), lengths.data_ptr(), _group(tiling),
+                power_of_two_scales,
             out.data_ptr(),
         )  # fmt: skip
     else:

@@ -125,8 +125,8 @@ void round_trip_tiles(const float *x, int64_t n, int64_t rows, int64_t columns, 
             }
 }
 
-// The scales of one strip of rows, for up to MAX_COLUMNS columns from x on.
-static inline void column_scales(const float *x, int64_t columns, int64_t width, int64_t r0, int64_t r1,
+// The scales of one strip of rows, for up to MAX_COLUMNS columns from x on: `group` neighbouring columns share one.
+static inline void column_scales(const float *x, int64_t columns, int64_t width, int64_t r0, int64_t r1, int64_t group,
                                  int power_of_two, float *scales) {
     uint32_t largest[MAX_COLUMNS];
     memset(largest, 0, sizeof largest);
@@ -137,16 +137,23 @@ static inline void column_scales(const float *x, int64_t columns, int64_t width,
             largest[c] = a > largest[c] ? a : largest[c];
         }
     }
+    for (int64_t c0 = 0; group > 1 && c0 < width; c0 += group) {
+        int64_t c1 = c0 + group < width ? c0 + group : width;
+        uint32_t most = 0;
+        for (int64_t c = c0; c < c1; c++) most = largest[c] > most ? largest[c] : most;
+        for (int64_t c = c0; c < c1; c++) largest[c] = most;
+    }
     for (int64_t c = 0; c < width; c++) scales[c] = scale_of(largest[c], power_of_two);
 }
 
-// x (rows, columns) in tiles of one column: tile t is rows starts[t] .. starts[t] + lengths[t]; scales (n, columns).
+// x (rows, columns) in tiles of `group` columns: tile t is rows starts[t] .. starts[t] + lengths[t]; scales (n, columns).
+// MAX_COLUMNS is a multiple of every group.
 void quantise_columns(const float *x, int64_t columns, int64_t n, const int64_t *starts, const int64_t *lengths,
-                      int power_of_two, uint8_t *codes, float *scales) {
+                      int64_t group, int power_of_two, uint8_t *codes, float *scales) {
     for (int64_t t = 0; t < n; t++, scales += columns)
         for (int64_t c0 = 0; c0 < columns; c0 += MAX_COLUMNS) {
             int64_t width = c0 + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c0, end = starts[t] + lengths[t];
-            column_scales(x + c0, columns, width, starts[t], end, power_of_two, scales + c0);
+            column_scales(x + c0, columns, width, starts[t], end, group, power_of_two, scales + c0);
             for (int64_t r = starts[t]; r < end; r++) {
                 const float *row = x + r * columns + c0;
                 uint8_t *out = codes + r * columns + c0;
@@ -156,12 +163,12 @@ void quantise_columns(const float *x, int64_t columns, int64_t n, const int64_t 
 }
 
 void round_trip_columns(const float *x, int64_t columns, int64_t n, const int64_t *starts, const int64_t *lengths,
-                        int power_of_two, float *out) {
+                        int64_t group, int power_of_two, float *out) {
     float scales[MAX_COLUMNS];
     for (int64_t t = 0; t < n; t++)
         for (int64_t c0 = 0; c0 < columns; c0 += MAX_COLUMNS) {
             int64_t width = c0 + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c0, end = starts[t] + lengths[t];
-            column_scales(x + c0, columns, width, starts[t], end, power_of_two, scales);
+            column_scales(x + c0, columns, width, starts[t], end, group, power_of_two, scales);
             for (int64_t r = starts[t]; r < end; r++) {
                 const float *row = x + r * columns + c0;
                 float *to = out + r * columns + c0;

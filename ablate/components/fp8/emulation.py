@@ -12,31 +12,48 @@ from torch import Tensor
 
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling
+from ablate.errors import nearest
 
 
-@lru_cache(maxsize=1)
-def _segment_strips(sizes: tuple[int, ...], device: torch.device) -> SegmentStrips:
-    """The tiling of the last sizes asked for: both maps of a layer's experts have the same."""
-    return SegmentStrips(sizes, device)
+@lru_cache(maxsize=2)
+def _segment_strips(sizes: tuple[int, ...], device: torch.device, *, square: bool = False) -> SegmentStrips:
+    """The tilings of the last sizes asked for: both maps of a layer's experts have the same."""
+    return SegmentStrips(sizes, device, square=square)
+
+
+RECIPES = ("blockwise", "tensorwise", "gradient-blocks")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which elements share a scale, as in DeepSeek-V3 (`blockwise`) or one scale for a whole tensor (`tensorwise`)."""
+    """Which elements share a scale, as in DeepSeek-V3 (`blockwise`) or one scale for a whole tensor (`tensorwise`).
+
+    `gradient-blocks`: as in DeepSeek-V3 but for output gradients, which have the weights' 128 x 128 in both products.
+    """
 
     name: str
     power_of_two_scales: bool
     compiled: bool = False  # quantised by C on the processor, with the same result, instead of torch's operations
 
+    def __post_init__(self) -> None:
+        if self.name not in RECIPES:
+            raise ValueError(f"the fp8 recipe is {self.name!r}; {nearest(self.name, RECIPES)}")
+
     @property
     def rows(self) -> Tiling:
-        """Of what is multiplied along its last axis: activations forward, output gradients backward."""
-        return Strips(-1) if self.name == "blockwise" else Blocks(0)
+        """Of activations, which are multiplied along their last axis."""
+        return Blocks(0) if self.name == "tensorwise" else Strips(-1)
 
     @property
     def weight(self) -> Tiling:
-        """Of weights: blocks of 128 x 128, or one for each matrix."""
-        return Blocks(TILE if self.name == "blockwise" else 0)
+        """Of matrices, in all their products."""
+        return Blocks(0 if self.name == "tensorwise" else TILE)
+
+    def gradient(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
+        """Of output gradients for the input gradient, in which they are multiplied along their last axis."""
+        if self.name != "gradient-blocks":
+            return self.rows
+        return Blocks(TILE) if sizes is None else _segment_strips(sizes, device, square=True)
 
     def columns(self, sizes: tuple[int, ...] | None, device: torch.device) -> Tiling:
         """Of what is multiplied along the tokens, for the weight gradient; `sizes` of the experts' segments."""
@@ -106,15 +123,16 @@ class Fp8Product(torch.autograd.Function):
         recipe = how.recipe
         columns = recipe.kind(saved[0], saved[1 : n + 1], ctx.tilings[0])
         w = recipe.kind(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
+        of_gradient = recipe.gradient(how.sizes, g_NO.device)
         if how.observation is not None:
-            how.observation.add("gradient", g_NO, recipe.quantise(g_NO, recipe.rows))
+            how.observation.add("gradient", g_NO, recipe.quantise(g_NO, of_gradient))
         x_gradient = w_gradient = None
         with _exactly_float32(g_NO.device):
             if ctx.needs_input_grad[0]:
-                g = recipe.rounded(g_NO, recipe.rows)
+                g = recipe.rounded(g_NO, of_gradient)
                 x_gradient = _product(g, w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
             if ctx.needs_input_grad[1]:
-                g = recipe.rounded(g_NO, columns.tiling)
+                g = recipe.rounded(g_NO, of_gradient if recipe.name == "gradient-blocks" else columns.tiling)
                 w_gradient = _weight_gradient(g, columns.dequantise(), how.sizes).to(ctx.dtypes[1])
         return x_gradient, w_gradient, None
 

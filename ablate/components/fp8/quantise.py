@@ -76,9 +76,13 @@ def _split(x: Tensor, axis: int, size: int) -> list[Tensor]:
 
 
 class SegmentStrips:
-    """Tiles of 128 x 1 down the rows of x_PK that start anew at every segment: none straddles two experts."""
+    """Tiles of 128 x 1 down the rows of x_PK that start anew at every segment: none straddles two experts.
 
-    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+    square: of 128 x 128.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device, *, square: bool = False) -> None:
+        self.square = square
         row, starts, lengths = 0, list[int](), list[int]()
         for size in sizes:
             starts += range(row, row + size, TILE)
@@ -93,7 +97,11 @@ class SegmentStrips:
 
     def largest(self, magnitude: Tensor) -> list[Tensor]:
         magnitude_SXK = magnitude.index_select(0, self.row_SX.flatten()).unflatten(0, self.row_SX.shape)
-        return [magnitude_SXK.amax(dim=1)]
+        largest_SK = magnitude_SXK.amax(dim=1)
+        if self.square:
+            for tile in _split(largest_SK, -1, TILE):
+                tile.copy_(tile.amax(-1, keepdim=True))
+        return [largest_SK]
 
     def views(self, x_PK: Tensor) -> list[Tensor]:
         return [x_PK]

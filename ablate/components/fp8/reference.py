@@ -52,14 +52,20 @@ def ends(length: int, size: int = TILE) -> list[int]:
     return [min(start + size, length) for start in range(0, length, size)]
 
 
-def products(x_NI: Tensor, weight_OI: Tensor, g_NO: Tensor, **scales: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and the gradients of x and of the weight (arXiv:2412.19437, figures 6 and 7); of an expert, from its rows."""
+def products(
+    x_NI: Tensor, weight_OI: Tensor, g_NO: Tensor, *, gradient_blocks: bool = False, **scales: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and the gradients of x and of the weight (arXiv:2412.19437, figures 6 and 7); of an expert, from its rows.
+
+    gradient_blocks: gradients in 128 x 128 blocks in both of their products (appendix B.2).
+    """
     (n, i), o = x_NI.shape, g_NO.shape[1]
     each_N, each_I, each_O = ends(n, 1), ends(i, 1), ends(o, 1)
     w = quantised(weight_OI, ends(o), ends(i), **scales)
     y = quantised(x_NI, each_N, ends(i), **scales) @ w.T
-    x_gradient = quantised(g_NO, each_N, ends(o), **scales) @ w
-    w_gradient = quantised(g_NO, ends(n), each_O, **scales).T @ quantised(x_NI, ends(n), each_I, **scales)
+    rows, columns = (ends(n), ends(o)) if gradient_blocks else (each_N, each_O)
+    x_gradient = quantised(g_NO, rows, ends(o), **scales) @ w
+    w_gradient = quantised(g_NO, ends(n), columns, **scales).T @ quantised(x_NI, ends(n), each_I, **scales)
     return y, x_gradient, w_gradient
 
 
@@ -75,7 +81,8 @@ Products = tuple[Tensor, Tensor, Tensor]  # y, and the gradients of x and of the
 def fp8(node: Fp8Linear, x_NI: Tensor, weight_EOI: Tensor, g_NO: Tensor, sizes: Sequence[int]) -> Products:
     """One matrix for each segment of rows, by the node's recipe; a whole tensor's scale is that of all segments."""
     scales = {"power_of_two_scales": node.power_of_two_scales}
-    if node.recipe == "blockwise":
+    if node.recipe != "tensorwise":
+        scales["gradient_blocks"] = node.recipe == "gradient-blocks"
         parts = zip(x_NI.split(sizes), weight_EOI, g_NO.split(sizes), strict=True)
         return joined([products(x, w, g, **scales) for x, w, g in parts])
     x, g = (quantised(t, [t.shape[0]], [t.shape[1]], **scales) for t in (x_NI, g_NO))

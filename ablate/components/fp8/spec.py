@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import EMULATED, Backend, without_compiler, without_cuda, without_triton
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import LinearNode, NormNode
+from ablate.spec.ranges import checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from ablate.components.fp8.emulation import Recipe
 
+RecipeName = Literal["blockwise", "tensorwise", "gradient-blocks"]
 Fp8Backend = Literal["auto", "compiled", "emulated", "library", "triton"]
 
 
+@checked("linear")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLinear:
     """Products in the run's own dtype: the alternative `bf16` of `fp8`.
@@ -31,8 +33,6 @@ class StandardLinear:
 
     kind: Literal["standard"] = "standard"
     backend: Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"library": "", "reference": "", "triton": without_triton(machine)}
@@ -62,29 +62,29 @@ class StandardLinear:
         return "measured"
 
 
+@checked("linear")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fp8Linear:
     """Products of E4M3 numbers, summed in float32 (arXiv:2412.19437, section 3.3).
 
     `blockwise`: activations and gradients share a scale in 1 x 128 tiles, weights in 128 x 128 blocks.
-    `tensorwise`: one scale a tensor. Backend `emulated` multiplies the dequantised numbers, on any device: exact
+    `tensorwise`: one scale a tensor. `gradient-blocks`: gradients in 128 x 128 blocks too, with which DeepSeek saw a
+    16 B model diverge (appendix B.2). Backend `emulated` multiplies the dequantised numbers, on any device: exact
     numerics, at less than the speed of ordinary products; `compiled` is the same in every element with quantising in C,
     on a processor. On Hopper `triton` is this program's kernels, and `library`
     multiplies by cuBLAS what cuBLAS takes (no experts, sizes in multiples of 128) and the rest as `triton` does.
     """
 
     kind: Literal["fp8"] = "fp8"
-    recipe: Literal["blockwise", "tensorwise"] = "blockwise"
+    recipe: RecipeName = "blockwise"
     power_of_two_scales: bool = False  # scales rounded up to 2^n instead of amax / 448
     backend: Fp8Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
         kernels = without_triton(machine)
-        if self.recipe == "tensorwise":
-            kernels = kernels or "one scale for a whole tensor has no kernel here"
+        if self.recipe != "blockwise":
+            kernels = kernels or f"the recipe {self.recipe} has no kernel here: leave the backend auto, or emulated"
         obstacles = {"triton": kernels, "library": without_cuda(machine) or kernels}
         emulations = {"compiled": without_compiler(machine, dtype), "emulated": ""}
         # In the interpreter kernels can run and are nobody's choice.
@@ -127,14 +127,13 @@ class Fp8Linear:
         return Recipe(self.recipe, self.power_of_two_scales, compiled=self.backend == "compiled")
 
 
+@checked("fp8")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a preset says of FP8, for the recipe of DeepSeek-V3 and for one scale a tensor alike."""
+    """What a preset says of FP8, for all recipes alike."""
 
     power_of_two_scales: bool = False
     backend: Fp8Backend = "auto"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
 
 def on(spec: Spec) -> Spec:
@@ -142,10 +141,11 @@ def on(spec: Spec) -> Spec:
 
 
 def off(spec: Spec, alternative: str) -> Spec:
-    return _fill(spec, StandardLinear() if alternative == "bf16" else _fp8(spec, "tensorwise"))
+    recipes: dict[str, RecipeName] = {"tensorwise": "tensorwise", "gradient-blocks": "gradient-blocks"}
+    return _fill(spec, StandardLinear() if alternative == "bf16" else _fp8(spec, recipes[alternative]))
 
 
-def _fp8(spec: Spec, recipe: Literal["blockwise", "tensorwise"]) -> Fp8Linear:
+def _fp8(spec: Spec, recipe: RecipeName) -> Fp8Linear:
     settings: Settings = setting(spec, "fp8")
     return Fp8Linear(recipe=recipe, power_of_two_scales=settings.power_of_two_scales, backend=settings.backend)
 

@@ -16,29 +16,29 @@ from ablate.spec.nodes import BuildContext
 
 
 @dataclass(slots=True)
-class LatentCache:
-    """What latent attention keeps of the past: R latents and one rotated key a token, for all heads together."""
+class Cache:
+    """What attention keeps of past tokens: tensors (B, capacity, ...), of which the first `length` tokens are filled.
 
-    latent_BTR: Tensor
-    key_BTP: Tensor
+    Latent attention keeps R latents and one rotated key a token, for all heads together; grouped-query attention a key
+    and a value for each of its key-value heads.
+    """
+
+    kept: tuple[Tensor, ...]
     length: int = 0
 
-    @property
-    def bytes_per_token(self) -> int:
-        return sum(t.shape[-1] * t.element_size() for t in (self.latent_BTR, self.key_BTP))
-
-
-@dataclass(slots=True)
-class KeyValueCache:
-    """What grouped-query attention keeps of the past: a key and a value for each of its key-value heads."""
-
-    key_BTGK: Tensor
-    value_BTGK: Tensor
-    length: int = 0
-
-    @property
-    def bytes_per_token(self) -> int:
-        return sum(t.shape[-2] * t.shape[-1] * t.element_size() for t in (self.key_BTGK, self.value_BTGK))
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """All that is kept, the new tokens' (B, T, ...) behind; ValueError if they do not fit."""
+        (batch, t), (rows, capacity) = new[0].shape[:2], self.kept[0].shape[:2]
+        if batch != rows or self.length + t > capacity:
+            raise ValueError(
+                f"{batch} x {t} tokens behind {self.length} do not fit a cache of {rows} x {capacity}; "
+                "make one that is large enough (new_cache) before the first token is decoded"
+            )
+        end = self.length + t
+        for kept, tokens in zip(self.kept, new, strict=True):
+            kept[:, self.length : end] = tokens
+        self.length = end
+        return tuple(kept[:, :end] for kept in self.kept)
 
 
 class LatentAttention(nn.Module):
@@ -96,21 +96,17 @@ class LatentAttention(nn.Module):
         y_BTHV = FORMS[self.backend](self, q_BTHK, kv_BTHX, key_BTP, rotation)
         return self.output(y_BTHV.flatten(2))
 
-    def new_cache(self, batch: int, capacity: int) -> LatentCache:
-        like = self.kv_norm.weight
-        return LatentCache(
-            like.new_empty(batch, capacity, self.kv_lora_rank), like.new_empty(batch, capacity, self.qk_dims[1])
-        )
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        like, widths = self.kv_norm.weight, (self.kv_lora_rank, self.qk_dims[1])
+        return Cache(tuple(like.new_empty(batch, capacity, width) for width in widths))
 
-    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: LatentCache) -> Tensor:
+    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
         """Attention of new tokens to the cache and themselves, in the absorbed form."""
-        t, start = x_BTD.shape[1], cache.length
+        start = cache.length
         q_BTHK, latent_BTR, key_BTP = self.project(x_BTD)
         q_nope, q_rope = self.queries(q_BTHK, rotation)
         key_BTP = rotation.rotate(key_BTP.unsqueeze(2)).squeeze(2)
-        cache.latent_BTR[:, start : start + t], cache.key_BTP[:, start : start + t] = unquantised(latent_BTR), key_BTP
-        cache.length = start + t
-        past_BSR, keys_BSP = cache.latent_BTR[:, : cache.length], cache.key_BTP[:, : cache.length]
+        past_BSR, keys_BSP = cache.extend(unquantised(latent_BTR), key_BTP)
         up_HXR = self.kv_up.get_parameter("weight").unflatten(0, (self.n_heads, -1))
         up_key, up_value = up_HXR.split([self.qk_dims[0], self.v_head_dim], dim=1)
         q_latent = torch.einsum("bthk,hkr->bthr", q_nope, up_key)
@@ -201,16 +197,14 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:
         return self.attend(*self.heads(x_BTD, rotation), None)
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        shape = (batch, capacity, self.n_kv_heads, self.head_dim)
-        like = self.k.get_parameter("weight")
-        return KeyValueCache(like.new_empty(shape), like.new_empty(shape))
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        like, shape = self.k.get_parameter("weight"), (batch, capacity, self.n_kv_heads, self.head_dim)
+        return Cache((like.new_empty(shape), like.new_empty(shape)))
 
-    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: KeyValueCache) -> Tensor:
+    def decode(self, x_BTD: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
         """Attention of new tokens to the cache and themselves."""
-        start, t = cache.length, x_BTD.shape[1]
+        start = cache.length
         q, k, v = self.heads(x_BTD, rotation)
-        cache.key_BTGK[:, start : start + t], cache.value_BTGK[:, start : start + t] = k, v
-        cache.length = start + t
-        allowed = torch.ones(t, cache.length, dtype=torch.bool, device=x_BTD.device).tril(start)
-        return self.attend(q, cache.key_BTGK[:, : cache.length], cache.value_BTGK[:, : cache.length], allowed)
+        keys, values = cache.extend(k, v)
+        allowed = torch.ones(q.shape[1], cache.length, dtype=torch.bool, device=x_BTD.device).tril(start)
+        return self.attend(q, keys, values, allowed)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import without_triton
 from ablate.spec.cost import Cost, causal_attention, matrix, vector
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BuildContext
+from ablate.spec.ranges import Count, CountOrNone, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -21,26 +21,22 @@ Backend = Literal["auto", "reference", "library", "cudnn", "triton"]
 HeadsBackend = Literal["auto", "reference", "library", "cudnn"]
 
 
+@checked("attention")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentAttention:
     """Multi-head latent attention (arXiv:2412.19437, eqs. 1-11): one latent and one rotated key are cached."""
 
     kind: Literal["mla"] = "mla"
-    n_heads: int
-    q_lora_rank: int  # 0: queries are not compressed (DeepSeek-V2-Lite)
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
+    n_heads: Count
+    q_lora_rank: CountOrNone  # 0: queries are not compressed (DeepSeek-V2-Lite)
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
     backend: Backend = "auto"
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
     def __post_init__(self) -> None:
-        _positive(self, "n_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         _even(self, "qk_rope_head_dim")
-        if self.q_lora_rank < 0:
-            raise ValueError(f"attention.q_lora_rank is {self.q_lora_rank}; it must be 0 (no compression) or more")
 
     @property
     def rope_dim(self) -> int:
@@ -85,6 +81,7 @@ class LatentAttention:
         return query + down + up + matrix(heads * self.v_head_dim, dim) + products + cache
 
 
+@checked("attention")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupedQueryAttention:
     """Grouped-query attention (arXiv:2305.13245) with rotary keys and queries, as in Llama 3.
@@ -93,15 +90,12 @@ class GroupedQueryAttention:
     """
 
     kind: Literal["gqa"] = "gqa"
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
+    n_heads: Count
+    n_kv_heads: Count
+    head_dim: Count
     backend: HeadsBackend = "auto"
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
     def __post_init__(self) -> None:
-        _positive(self, "n_heads", "n_kv_heads", "head_dim")
         _even(self, "head_dim")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
@@ -151,12 +145,6 @@ def off(spec: Spec, alternative: str) -> Spec:
     assert isinstance(base, GroupedQueryAttention)
     n_kv_heads = {"gqa": base.n_kv_heads, "mha": base.n_heads, "mqa": 1}[alternative]
     return replace(spec, model=replace(spec.model, attention=replace(base, n_kv_heads=n_kv_heads)))
-
-
-def _positive(node: Any, *names: str) -> None:
-    for name in names:
-        if getattr(node, name) < 1:
-            raise ValueError(f"attention.{name} is {getattr(node, name)}; it must be at least 1")
 
 
 def _even(node: Any, name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ablate.model.modules import swiglu, unquantised
 from ablate.spec.backends import require_concrete
@@ -76,32 +77,34 @@ class Router(nn.Module):
             wide = torch.promote_types(x_ND.dtype, torch.float32)
             return x_ND.to(wide) @ self.weight.to(wide).T
 
-    def affinities(self, x_ND: Tensor) -> Tensor:
-        """sigmoid(e_i . u_t), eq. 15: (N, E)."""
-        return torch.sigmoid(self.logits(x_ND))
+    def select(self, logits_NE: Tensor) -> Tensor:
+        """The chosen experts, (N, A), best first: eq. 16 inside the best groups of each token.
 
-    def select(self, affinity_NE: Tensor) -> Tensor:
-        """Indices of the chosen experts, (N, A): eq. 16 inside the best groups of each token."""
-        rule, n = self.rule, affinity_NE.shape[0]
-        score_NE = affinity_NE.detach() if self.bias_E is None else affinity_NE.detach() + self.bias_E
+        Of equal scores the lower expert's and the lower group's come first, in every backend.
+        """
+        rule, n = self.rule, logits_NE.shape[0]
+        score_NE = without_subnormal(torch.sigmoid(logits_NE.detach()))
+        if self.bias_E is not None:
+            score_NE = score_NE + self.bias_E
         if rule.n_limited_groups < rule.n_expert_groups:
             score_NGX = score_NE.view(n, rule.n_expert_groups, rule.n_routed_experts // rule.n_expert_groups)
             group_NG = score_NGX.topk(rule.n_group_scores, dim=-1).values.sum(-1)
-            best_NM = group_NG.topk(rule.n_limited_groups, dim=-1).indices
+            best_NM = _best(group_NG, rule.n_limited_groups)
             reachable_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, best_NM, True)
             score_NE = score_NGX.masked_fill(~reachable_NG.unsqueeze(-1), float("-inf")).view(n, -1)
-        return score_NE.topk(rule.n_activated_experts, dim=-1).indices
+        return _best(score_NE, rule.n_activated_experts)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
-        """Chosen experts (N, A), their weights (N, A), and the statistics."""
+        """Chosen experts (N, A), their weights (N, A), and the statistics.
+
+        Affinities sigmoid(e_i . u_t), eq. 15, are divided by their sums as logarithms: all of a token's may underflow.
+        """
         b, experts = x_BTD.shape[0], self.rule.n_routed_experts
-        affinity_NE = self.affinities(x_BTD.flatten(0, 1))
-        expert_NA = self.select(affinity_NE)
-        chosen_NA = affinity_NE.gather(1, expert_NA)
-        weight_NA = chosen_NA / chosen_NA.sum(-1, keepdim=True) * self.rule.route_scale
+        logits_NE = self.logits(x_BTD.flatten(0, 1))
+        expert_NA, log_NE = self.select(logits_NE), F.logsigmoid(logits_NE)
+        weight_NA = log_NE.gather(1, expert_NA).softmax(-1) * self.rule.route_scale
         counts_BE = _counts(expert_NA.view(b, -1), experts)
-        normalised_NE = affinity_NE / affinity_NE.sum(-1, keepdim=True)
-        affinity_BE = normalised_NE.unflatten(0, (b, -1)).mean(1)
+        affinity_BE = log_NE.softmax(-1).unflatten(0, (b, -1)).mean(1)
         return expert_NA, weight_NA, Routing(self, counts_BE, affinity_BE, self.rule.n_activated_experts)
 
 
@@ -193,6 +196,16 @@ def combine(y_PD: Tensor, weight_NA: Tensor, row_of_choice_NA: Tensor) -> Tensor
     from ablate.kernels.combine import combine as kernel
 
     return kernel(y_PD, weight_NA, row_of_choice_NA)
+
+
+def without_subnormal(affinity: Tensor) -> Tensor:
+    """Zero in place of numbers so small that backends differ in whether they have them at all."""
+    return F.threshold(affinity, torch.finfo(affinity.dtype).tiny, 0.0)
+
+
+def _best(score_NX: Tensor, n: int) -> Tensor:
+    """Indices of the n largest of every row; topk gives no order of equal ones."""
+    return score_NX.sort(dim=-1, descending=True, stable=True).indices[:, :n].contiguous()
 
 
 def _counts(expert_BX: Tensor, n_experts: int) -> Tensor:

@@ -24,7 +24,7 @@ def choose(node: RoutedExperts, affinity_E: Tensor, bias_E: Tensor) -> list[int]
     groups = [range(g * size, (g + 1) * size) for g in range(node.n_expert_groups)]
     strength = [sum(sorted((score[i] for i in g), reverse=True)[: node.n_group_scores]) for g in groups]
     best = sorted(range(len(groups)), key=lambda g: -strength[g])[: node.n_limited_groups]
-    reachable = [i for g in best for i in groups[g]]
+    reachable = [i for g in sorted(best) for i in groups[g]]  # so that of equal scores the lower expert's is first
     return sorted(reachable, key=lambda i: -score[i])[: node.n_activated_experts]
 
 
@@ -33,12 +33,14 @@ def routed_experts(node: RoutedExperts, weights: Mapping[str, Tensor], x_ND: Ten
     bias = weights.get("router.bias_E", x_ND.new_zeros(node.n_routed_experts))
     rows = []
     for x in x_ND:
-        affinity = torch.sigmoid(weights["router.weight"] @ x)  # eq. 15
-        chosen = choose(node, affinity, bias)  # eq. 16
-        total = sum(affinity[i] for i in chosen)
+        logits = weights["router.weight"] @ x
+        affinity = torch.sigmoid(logits)  # eq. 15
+        chosen = choose(node, torch.where(affinity < torch.finfo(x.dtype).tiny, 0.0, affinity), bias)  # eq. 16
+        log_affinity = F.logsigmoid(logits)
+        log_total = log_affinity[chosen].logsumexp(0)
         y = torch.zeros_like(x)
         for i in chosen:
-            gate = affinity[i] / total * node.route_scale  # eq. 13
+            gate = (log_affinity[i] - log_total).exp() * node.route_scale  # eq. 13
             y = y + gate * swiglu(x, weights["experts.gate_up.weight"][i], weights["experts.down.weight"][i])
         if node.n_shared_experts:
             y = y + swiglu(x, weights["shared.gate_up.weight"], weights["shared.down.weight"])

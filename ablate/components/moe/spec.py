@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import without_compiler, without_triton
 from ablate.spec.cost import Cost, matrix
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import BalanceNode, BuildContext
+from ablate.spec.ranges import Count, CountOrNone, Positive, Range, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@checked("feed_forward")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwiGLU:
     """Dense gated feed-forward (arXiv:2002.05202): down(silu(gate x) * up x)."""
 
     kind: Literal["swiglu"] = "swiglu"
-    hidden_dim: int
+    hidden_dim: Count
     backend: Literal["auto", "compiled", "library"] = "auto"  # of what lies between the linear maps
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        if self.hidden_dim < 1:
-            raise ValueError(f"feed_forward.hidden_dim is {self.hidden_dim}; it must be at least 1")
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {"compiled": without_compiler(machine, dtype), "library": ""}
@@ -45,6 +40,7 @@ class SwiGLU:
         return matrix(dim, self.hidden_dim) * 3
 
 
+@checked("feed_forward")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutedExperts:
     """Mixture of fine-grained experts beside shared ones (arXiv:2412.19437, eqs. 12-16 and section 2.1.2).
@@ -54,29 +50,22 @@ class RoutedExperts:
     """
 
     kind: Literal["moe"] = "moe"
-    n_routed_experts: int
-    n_shared_experts: int
-    n_activated_experts: int
-    expert_hidden_dim: int
-    n_expert_groups: int
-    n_limited_groups: int
-    route_scale: float
+    n_routed_experts: Annotated[int, Range(at_least=2, whole=True, instead="one expert leaves no choice: disable moe")]
+    n_shared_experts: CountOrNone
+    n_activated_experts: Count
+    expert_hidden_dim: Count
+    n_expert_groups: Count
+    n_limited_groups: Count
+    route_scale: Positive
     backend: Literal["auto", "compiled", "library", "triton"] = "auto"  # of routing and of the experts' data flow
 
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
     def __post_init__(self) -> None:
-        for name in ("n_routed_experts", "n_activated_experts", "expert_hidden_dim", "n_expert_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"feed_forward.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.n_shared_experts < 0:
-            raise ValueError(f"feed_forward.n_shared_experts is {self.n_shared_experts}; it must be 0 or more")
         if self.n_routed_experts % self.n_expert_groups:
             raise ValueError(
                 f"feed_forward.n_expert_groups is {self.n_expert_groups}; "
                 f"it must divide n_routed_experts, which is {self.n_routed_experts}"
             )
-        if not 1 <= self.n_limited_groups <= self.n_expert_groups:
+        if self.n_limited_groups > self.n_expert_groups:
             raise ValueError(
                 f"feed_forward.n_limited_groups is {self.n_limited_groups}; "
                 f"it must lie between 1 and n_expert_groups, which is {self.n_expert_groups}"
@@ -136,13 +125,12 @@ class RoutedExperts:
         return used + idle + Cost(parameters=gate, activated=gate, gate_flops=2 * gate)
 
 
+@checked("balance")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unbalanced:
     """No balancing: the neutral filling of the balance slot, and the alternative `none` of `aux-free`."""
 
     kind: Literal["none"] = "none"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.cost import Cost, matrix, vector
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BuildContext, PricedModel
+from ablate.spec.ranges import Count, NotNegative, Positive, Share, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@checked("objective")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NextToken:
     """The main head's next-token loss and nothing else."""
 
     kind: Literal["next-token"] = "next-token"
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}
@@ -43,6 +42,7 @@ class NextToken:
         """Any length will do."""
 
 
+@checked("objective")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MultiToken:
     """Modules that also predict tokens further ahead; discarded when the model is deployed.
@@ -55,20 +55,10 @@ class MultiToken:
 
     kind: Literal["mtp"] = "mtp"
     arrangement: Literal["sequential", "parallel"] = "sequential"
-    mtp_depth: int
-    mtp_loss_weight: float
-    final_mtp_loss_weight: float
-    weight_switch_share: float
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        if self.mtp_depth < 1:
-            raise ValueError(f"objective.mtp_depth is {self.mtp_depth}; it must be at least 1 (disable mtp for none)")
-        if not 0 <= self.weight_switch_share <= 1:
-            raise ValueError(
-                f"objective.weight_switch_share is {self.weight_switch_share}; it is a share of the steps, 0 to 1"
-            )
+    mtp_depth: Count
+    mtp_loss_weight: Positive
+    final_mtp_loss_weight: NotNegative
+    weight_switch_share: Share  # of the steps
 
     def loss_weight(self, progress: float) -> float:
         """lambda at a share of the run's steps."""

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ablate.components.component import setting
-from ablate.errors import check_at_least
 from ablate.spec.cost import Cost, matrix
-from ablate.spec.decoding import FORBID_UNKNOWN
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BalanceNode, BuildContext
+from ablate.spec.ranges import Count, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@checked("squared-relu")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SquaredReLU:
     """down(relu(up x)^2) (arXiv:2109.08668); 3/2 of a SwiGLU's `hidden_dim` has its parameters and FLOPs."""
 
     kind: Literal["squared-relu"] = "squared-relu"
-    hidden_dim: int
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
-
-    def __post_init__(self) -> None:
-        check_at_least(self, "squared-relu", 1, "hidden_dim")
+    hidden_dim: Count
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}

@@ -15,11 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ablate.components.moe.kernel.select import (
+    MIN_AFFINITY,
     OUT_OF_REACH,
     TAKEN,
     expert_at,
     key_of,
     position_of,
+    shares,
     sigmoid,
     within_best_groups,
 )
@@ -59,10 +61,11 @@ def route_forward_kernel(
         wide_N = sequence.to(tl.int64) * n_tokens + token_N
         logits_N = logits_ptr + wide_N * stride_ln
         inside_NE = inside_N[:, None] & real_E[None, :]
-        score_NE = sigmoid(tl.load(logits_N[:, None] + expert_E[None, :], inside_NE, other=float("-inf")))
-        all_N = tl.where(inside_N, tl.sum(score_NE, 1), 1.0)
-        share_E += tl.sum(score_NE / all_N[:, None], 0)
+        x_NE = tl.load(logits_N[:, None] + expert_E[None, :], inside_NE, other=float("-inf"))
+        share_E += tl.sum(shares(x_NE, inside_N), 0)
 
+        score_NE = sigmoid(x_NE)
+        score_NE = tl.where(score_NE < MIN_AFFINITY, 0.0, score_NE)
         if bias_ptr is not None:
             score_NE += tl.load(bias_ptr + expert_E, real_E, other=0.0)[None, :]
         key_NE = tl.where(real_E[None, :], key_of(score_NE, position_E[None, :], BLOCK_E), OUT_OF_REACH)
@@ -84,8 +87,8 @@ def route_forward_kernel(
         expert_NA = expert_at(position_NA, IN_GROUP, BLOCK_X)
         inside_NA = inside_N[:, None] & (choice_A < A)[None, :]
         # The affinities themselves, which the bias is no part of.
-        chosen_NA = sigmoid(tl.load(logits_N[:, None] + expert_NA, inside_NA, other=float("-inf")))
-        weight_NA = chosen_NA / tl.where(inside_N, tl.sum(chosen_NA, 1), 1.0)[:, None] * scale
+        chosen_NA = tl.load(logits_N[:, None] + expert_NA, inside_NA, other=float("-inf"))
+        weight_NA = shares(chosen_NA, inside_N) * scale
         pair_NA = wide_N[:, None] * A + choice_A[None, :]
         tl.store(expert_ptr + pair_NA, expert_NA, inside_NA)
         tl.store(weight_ptr + pair_NA, weight_NA, inside_NA)
@@ -228,28 +231,24 @@ def route_backward_kernel(
     inside_NA = inside_N[:, None] & (choice_A < A)[None, :]
     pair_NA = row_N[:, None] * A + choice_A[None, :]
     expert_NA = tl.load(expert_ptr + pair_NA, inside_NA, other=0)
-    chosen_NA = sigmoid(tl.load(logits_N[:, None] + expert_NA, inside_NA, other=float("-inf")))
+    share_NA = shares(tl.load(logits_N[:, None] + expert_NA, inside_NA, other=float("-inf")), inside_N)
     dweight_NA = tl.load(dweight_ptr + pair_NA, inside_NA, other=0.0)
-    unit_N = 1.0 / tl.where(inside_N, tl.sum(chosen_NA, 1), 1.0)
-    along_N = tl.sum(dweight_NA * chosen_NA, 1) * unit_N
+    dlog_NA = (dweight_NA - tl.sum(dweight_NA * share_NA, 1)[:, None]) * share_NA * scale
 
     expert_E = tl.arange(0, BLOCK_E)
     inside_NE = inside_N[:, None] & (expert_E < E)[None, :]
     x_NE = tl.load(logits_N[:, None] + expert_E[None, :], inside_NE, other=float("-inf"))
     from_NE = daffinity_ptr + (row_N // n_tokens)[:, None] * E + expert_E[None, :]
     daffinity_NE = tl.load(from_NE, inside_NE, other=0.0)
-    score_NE = sigmoid(x_NE)
-    whole_N = 1.0 / tl.where(inside_N, tl.sum(score_NE, 1), 1.0)
-    mean_N = tl.sum(daffinity_NE * score_NE, 1) * whole_N
-    dscore_NE = (daffinity_NE - mean_N[:, None]) * (whole_N / n_tokens)[:, None]
+    share_NE = shares(x_NE, inside_N)
+    mean_N = tl.sum(daffinity_NE * share_NE, 1)
+    dlog_NE = (daffinity_NE - mean_N[:, None]) * share_NE / n_tokens
     for a in range(A):
         expert_N = tl.load(expert_ptr + row_N * A + a, inside_N, other=0)
-        slope_N = (tl.load(dweight_ptr + row_N * A + a, inside_N, other=0.0) - along_N) * unit_N * scale
-        dscore_NE += tl.where(expert_E[None, :] == expert_N[:, None], slope_N[:, None], 0.0)
-    # sigmoid' as exp(-|x|) / (1 + exp(-|x|))^2: 1 - sigmoid would lose its digits where the sigmoid nears 1.
-    small_NE = tl.exp(-tl.abs(x_NE))
-    dlogits_NE = dscore_NE * small_NE / ((1.0 + small_NE) * (1.0 + small_NE))
-    tl.store(dlogits_ptr + row_N[:, None] * E + expert_E[None, :], dlogits_NE, inside_NE)
+        slope_N = tl.sum(tl.where(choice_A[None, :] == a, dlog_NA, 0.0), 1)
+        dlog_NE += tl.where(expert_E[None, :] == expert_N[:, None], slope_N[:, None], 0.0)
+    # The derivative of log sigmoid: 1 - sigmoid would lose its digits where the sigmoid nears 1.
+    tl.store(dlogits_ptr + row_N[:, None] * E + expert_E[None, :], dlog_NE * sigmoid(-x_NE), inside_NE)
 
 
 @operator("route_backward")

@@ -9,6 +9,7 @@ import triton.language as tl
 OUT_OF_REACH = tl.constexpr(-(2**63))
 TAKEN = tl.constexpr(-(2**63) + 1)
 INT32_MAX = tl.constexpr(2**31 - 1)
+MIN_AFFINITY = tl.constexpr(2.0**-126)  # that takes part in a choice as more than zero: normal float32
 
 
 @triton.jit
@@ -16,6 +17,23 @@ def sigmoid(x):
     """1 / (1 + exp(-x)) without an exponential that overflows."""
     small = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def log_sigmoid(x):
+    """Finite where the sigmoid itself underflows."""
+    return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def shares(logits_NX, inside_N):
+    """Sigmoids over their sum along each row, by their logarithms, so that a row of tiny ones has shares too.
+
+    A logit of -inf has no share; rows that are not inside have only these."""
+    log_NX = log_sigmoid(logits_NX)
+    largest_N = tl.max(log_NX, 1)
+    power_NX = tl.exp(log_NX - tl.where(largest_N > float("-inf"), largest_N, 0.0)[:, None])
+    return power_NX / tl.where(inside_N, tl.sum(power_NX, 1), 1.0)[:, None]
 
 
 @triton.jit
