@@ -43,9 +43,12 @@ def _going_on(attempt: Path) -> bool:
     return False
 
 
-def adopt(attempts: Path, attempt: Path, program: Mapping[str, Any]) -> Path | None:
-    """The newest valid checkpoint of any attempt, as one of `attempt`'s own: its owner may go on and remove it."""
-    while found := newest_valid(attempts, program):
+def adopt(attempts: Path, attempt: Path, program: Mapping[str, Any], branch: str = "") -> Path | None:
+    """The newest valid checkpoint of any attempt, as one of `attempt`'s own: its owner may go on and remove it.
+
+    `branch`: the name of a branch of the run, or "" for its trunk.
+    """
+    while found := newest_valid(attempts, program, branch):
         own = attempt / found.name
         own.mkdir()
         try:

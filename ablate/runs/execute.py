@@ -24,8 +24,8 @@ from ablate.runs.store import Store
 from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
-from ablate.training.callbacks import Clock, Curve, Diverged, Keeper, Progress, Tell, Until
-from ablate.training.checkpoint import PROGRAM, drop_checkpoints, state_hash
+from ablate.training.callbacks import Branches, Clock, Curve, Diverged, Keeper, Progress, Tell, Until
+from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoints, state_hash, step_of
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
@@ -78,18 +78,49 @@ class Session:
         self.module = TrainingModule(run)
         self.data = run.text.datamodule(run, job.corpus, load_model)
         parts = slot_callbacks(run)
-        self.held_out = _held_out(job)
-        self.curve = Curve(run, self.held_out, parts)
-        self.clock = Clock(run.trainer.tokens_per_step)
-        keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve, stop)
-        callbacks = [self.clock, *parts, self.curve, keeper, Progress(run, tell)]
-        self.trainer = trainer_for(run, callbacks, folder=attempt, logger=_logger(job, attempt))
+        self.held_out, self.stop = _held_out(job), stop
+        self.curve, self.branches = Curve(run, self.held_out, parts), Branches()
+        self.clock, self.progress = Clock(run.trainer.tokens_per_step), Progress(run, tell)
+        starts = [branch.decay_start for branch in run.branch_runs]
+        keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve, stop, at=starts)
+        self.callbacks = [self.clock, *parts, self.branches, self.curve, keeper, self.progress]
+        self.logger = _logger(job, attempt)
         self.initial: dict[str, str] = {}
 
     def fit(self, resume: Path | None) -> None:
+        """Train the trunk, from a checkpoint if there is one, and each branch where it leaves the trunk."""
         self.module.configure_model()
         self.initial = parameter_hashes(self.module.model)
-        self.trainer.fit(self.module, datamodule=self.data, ckpt_path=str(resume) if resume else None)
+        at = step_of(resume) if resume else 0
+        for branch in self.job.run.branch_runs:
+            start = branch.decay_start
+            if start >= at:  # else its figures are in the checkpoint
+                if start > at:
+                    self._train(start, resume)
+                    resume = checkpoint_path(self.attempt, start)
+                assert resume is not None
+                self.branches.points[branch.n_steps] = self._branch(branch, resume)
+                at = start
+            self.progress.before += branch.n_steps - start
+        self._train(self.job.run.n_steps, resume)
+
+    def _train(self, until: int, resume: Path | None) -> None:
+        trainer = trainer_for(
+            self.job.run, self.callbacks, folder=self.attempt, logger=self.logger, until=until
+        )  # fmt: skip
+        trainer.fit(self.module, datamodule=self.data, ckpt_path=str(resume) if resume else None)
+
+    def _branch(self, branch: RunSpec, start: Path) -> dict[str, float]:
+        """The figures of the model that a branch ends as, from its own newest checkpoint or from `start`."""
+        name = f"branch-{branch.n_steps}-"
+        resume = adopt(self.attempt.parent, self.attempt, environment.program(), name) or start
+        module, parts = TrainingModule(branch), slot_callbacks(branch)
+        curve = Curve(branch, self.held_out, parts)
+        keeper = Keeper(self.attempt, CHECKPOINT_EVERY_S, curve, self.stop, branch=name)
+        trainer = trainer_for(branch, [*parts, curve, keeper, self.progress], folder=self.attempt)
+        data = branch.text.datamodule(branch, self.job.corpus, load_model)
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume))
+        return curve.points[-1]
 
     def save_weights(self, folder: Path) -> None:
         """The final weights, for export and for teachers."""
@@ -114,6 +145,7 @@ class Session:
             reason=str(fault or ""),
             metrics=metrics,
             curve=tuple(self.curve.points),
+            branches=tuple(self.branches.points[n] for n in sorted(self.branches.points)),
             judged={name: text.judged() for name, text in self.held_out.items()},
             order_hash=order_hash(
                 corpus_hash=job.corpus.hash,

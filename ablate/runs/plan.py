@@ -55,13 +55,19 @@ class PlannedVariant:
     run_ids: tuple[str, ...]
     step_s: float | None = None  # measured on this machine; None if it was not
     text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
+    n_branch_steps: int = 0  # of all branches together, on top of the trunk's n_steps
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     @property
     def run_s(self) -> float | None:
         """Estimated seconds of one run."""
-        return None if self.step_s is None else self.step_s * self.n_steps
+        return None if self.step_s is None else self.step_s * self.n_all_steps
+
+    @property
+    def n_all_steps(self) -> int:
+        """Of trunk and branches."""
+        return self.n_steps + self.n_branch_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +183,7 @@ def make_plan(
             )
         }
         runs |= own
-        planned.append(replace(found, run_ids=tuple(own)))
+        planned.append(replace(found, run_ids=tuple(own), n_branch_steps=next(iter(own.values())).n_branch_steps))
     plan = Plan(
         question=study.question,
         preset=base.name,

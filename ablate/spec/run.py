@@ -180,7 +180,7 @@ class RunSpec:
 
         Each ends as a finished model at its share of the steps. Their warm-up is the trunk's.
         """
-        trainer = replace(self.trainer, branches=())
+        trainer = replace(self.trainer, branches=(), n_evaluations=1)
         lengths = dict.fromkeys(round(share * self.n_steps) for share in self.trainer.branches)
         shorter = (replace(self, trainer=trainer, n_steps=n) for n in lengths)
         return tuple(run for run in shorter if 0 < run.decay_start < run.n_steps < self.n_steps)

@@ -9,7 +9,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
-from ablate.quantities import budget, duration, number, plural, scaled, short, whole
+from ablate.quantities import budget, duration, number, percent, plural, scaled, short, whole
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, Stopping
 from ablate.runs.plan import Plan, PlannedVariant
 
@@ -35,6 +35,13 @@ class ConsoleDisplay:
         held = f"{budget(plan.budget, plan.match)} a run, {plural(len(plan.seeds), 'seed')}"
         batch = f"{whole(plan.tokens_per_step)} tokens a step"
         self.console.print(f"Equal for all: {held}, data order and initial values by seed, {batch}.", markup=False)
+        reference = plan.variants[0]
+        if reference.n_branch_steps:
+            more = percent(reference.n_branch_steps / reference.n_steps, 2)
+            self.console.print(
+                f"Each run is decayed to finished models before its end too, in branches of {more} more steps.",
+                markup=False,
+            )
         seconds = plan.seconds(n_parallel)
         estimate = "not estimated: too large to be measured here" if seconds is None else f"about {duration(seconds)}"
         self.console.print(
@@ -59,7 +66,7 @@ class ConsoleDisplay:
         for variant in plan.variants:
             for seed, identity in zip(variant.seeds, variant.run_ids, strict=True):
                 labels[identity] = f"{variant.name} seed {seed}"
-                work[identity], n_steps[identity] = variant.run_s or 1.0, variant.n_steps
+                work[identity], n_steps[identity] = variant.run_s or 1.0, variant.n_all_steps
         follower = _Follower(self.console, labels, work, n_steps, n_parallel)
         self._progress = follower.bars
         return follower

@@ -177,9 +177,21 @@ class Keeper(Callback):
 
     state_key = "random"
 
-    def __init__(self, attempt: Path, every_s: float, curve: Curve, stop: Callable[[], bool]) -> None:
-        """`curve`: takes the losses so far before each checkpoint, which holds them."""
+    def __init__(
+        self,
+        attempt: Path,
+        every_s: float,
+        curve: Curve,
+        stop: Callable[[], bool],
+        *,
+        at: Iterable[int] = (),
+        branch: str = "",
+    ) -> None:
+        """`curve`: takes the losses so far before each checkpoint, which holds them. `at`: further steps to keep, at
+        which branches leave. `branch`: the name of the branch that this one keeps.
+        """
         self.attempt, self.every_s, self.curve, self.stop = attempt, every_s, curve, stop
+        self.at, self.branch = frozenset(at), branch
         self._last = time.monotonic()
         self._restore: dict[str, Any] | None = None
 
@@ -192,10 +204,10 @@ class Keeper(Callback):
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
         stop = self.stop()
-        if stop or time.monotonic() - self._last >= self.every_s:
+        if stop or trainer.global_step in self.at or time.monotonic() - self._last >= self.every_s:
             self.curve.take_losses(pl_module, trainer.global_step)
-            trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step))
-            prune(self.attempt)
+            trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step, self.branch))
+            prune(self.attempt, self.branch)
             self._last = time.monotonic()
         if stop:
             raise Interrupted
@@ -207,6 +219,22 @@ class Keeper(Callback):
         self._restore = state_dict
 
 
+class Branches(Callback):
+    """The figures of the finished models that a run's branches ended as, kept with the checkpoints of its trunk."""
+
+    state_key = "branches"
+
+    def __init__(self) -> None:
+        self.points: dict[int, dict[str, float]] = {}  # optimizer steps of the branch's model -> its point
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": list(self.points.items())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A branch that has just ended is younger than the checkpoint from which the trunk goes on.
+        self.points = dict(state_dict["points"]) | self.points
+
+
 class Progress(Callback):
     """Calls `tell(step, loss, tokens_per_s)` about every half second, as long as batches go through the model.
 
@@ -214,7 +242,8 @@ class Progress(Callback):
     """
 
     def __init__(self, run: RunSpec, tell: Tell) -> None:
-        self.run, self.tell = run, tell
+        """The steps told are those of trunk and branches together; `before`: of the branches that have ended."""
+        self.run, self.tell, self.before = run, tell, 0
         self._told = self._measured = time.monotonic()
         self._figures: tuple[int, float | None, float] = (0, None, 0.0)
 
@@ -233,4 +262,5 @@ class Progress(Callback):
     def _say(self) -> None:
         if (now := time.monotonic()) - self._told >= TELL_EVERY_S:
             self._told = now
-            self.tell(*self._figures)
+            step, loss, tokens_per_s = self._figures
+            self.tell(step + self.before, loss, tokens_per_s)

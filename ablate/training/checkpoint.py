@@ -62,13 +62,15 @@ def read(folder: Path) -> dict[str, Any]:
     return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), load_tensors(folder / TENSORS))
 
 
-def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:
+def newest_valid(attempts: Path, program: Mapping[str, Any], branch: str = "") -> Path | None:
     """The checkpoint of most steps, among attempts made by the same program, that reads without fault.
+
+    `branch`: the name of a branch, whose own checkpoints are looked for; "" for the trunk's.
 
     A checkpoint of other code or other packages is not continued: the run begins again, since nothing would say that
     its two halves belong together. A damaged one is passed over with a warning.
     """
-    found = sorted(attempts.glob("*/step-" + "[0-9]" * N_DIGITS), key=lambda p: (p.name, p.parent.name))
+    found = sorted(attempts.glob(f"*/{branch}step-" + "[0-9]" * N_DIGITS), key=lambda p: (p.name, p.parent.name))
     for folder in reversed(found):
         try:
             if (
@@ -84,21 +86,26 @@ def newest_valid(attempts: Path, program: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def prune(attempt: Path) -> None:
-    """Remove an attempt's checkpoints but the last two; call it only after one was written whole."""
-    for folder in sorted(attempt.glob("step-*"))[:-N_KEPT]:
+def prune(attempt: Path, branch: str = "") -> None:
+    """Remove the checkpoints of an attempt's trunk or branch but the last two; call it after one was written whole."""
+    for folder in sorted(attempt.glob(f"{branch}step-*"))[:-N_KEPT]:
         remove_folder(folder)
 
 
 def drop_checkpoints(attempts: Iterable[Path]) -> None:
     """Remove the checkpoints of attempts that have ended, once their run has a record: nobody goes on from them."""
     for attempt in attempts:
-        for folder in attempt.glob("step-*"):
+        for folder in attempt.glob("*step-*"):
             remove_folder(folder)
 
 
-def checkpoint_path(attempt: Path, step: int) -> Path:
-    return attempt / f"step-{step:0{N_DIGITS}d}"
+def checkpoint_path(attempt: Path, step: int, branch: str = "") -> Path:
+    return attempt / f"{branch}step-{step:0{N_DIGITS}d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was written after."""
+    return int(checkpoint.name[-N_DIGITS:])
 
 
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

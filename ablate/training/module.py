@@ -61,6 +61,13 @@ class TrainingModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         return [self.loads]
 
+    def on_train_start(self) -> None:
+        # A branch goes on from a checkpoint of its trunk, whose rate for this step was another.
+        for optimizer, schedule in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            factor = learning_rate_factor(self.run.trainer, self.run.n_steps, self.global_step)
+            for group, rate in zip(optimizer.param_groups, schedule.scheduler.base_lrs, strict=True):
+                group["lr"] = rate * factor
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = training_loss(
             self.model,

@@ -28,14 +28,19 @@ def slot_callbacks(run: RunSpec) -> list[Callback]:
     return [*run.model.linear.callbacks(), *(balance.callbacks() if balance else [])]
 
 
-def trainer_for(run: RunSpec, callbacks: Sequence[Callback], *, folder: Path, logger: Any = None) -> Trainer:
-    """The Trainer of a run on this machine's device; Lightning's own files go to `folder`."""
+def trainer_for(
+    run: RunSpec, callbacks: Sequence[Callback], *, folder: Path, logger: Any = None, until: int | None = None
+) -> Trainer:
+    """The Trainer of a run on this machine's device, up to its end or the step `until`.
+
+    Lightning's own files go to `folder`.
+    """
     _quiet()
     kind = device()
     return Trainer(
         accelerator=kind,
         devices=1,
-        max_steps=run.n_steps,
+        max_steps=run.n_steps if until is None else until,
         max_epochs=-1,
         gradient_clip_val=run.trainer.gradient_clip,
         accumulate_grad_batches=run.trainer.batch_size // run.trainer.micro_batch_size,

@@ -26,7 +26,7 @@ class UnderflowMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        every = max(1, trainer.max_steps // SAMPLES_PER_RUN)
+        every = max(1, pl_module.run.n_steps // SAMPLES_PER_RUN)
         if step % every == 0 and step != self._sampled_step:
             self._sampled_step, self._sample = step, Observation()
             observe(pl_module, self._sample)
