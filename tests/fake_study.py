@@ -25,7 +25,7 @@ Change = Callable[[RunRecord], RunRecord]
 def spec(variant: str, seed: int) -> dict[str, Any]:
     """What reports read of a run's specification; `model` stands for all that makes variants differ."""
     trainer = {"sequence_length": 256, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3,
-               "n_held_out_windows": 64, "decay_share": 0.2, "dtype": "float32"}  # fmt: skip
+               "n_held_out_windows": 64, "n_curve_windows": 16, "decay_share": 0.2, "dtype": "float32"}  # fmt: skip
     return {"seed": seed, "n_steps": 300, "trainer": trainer, "model": variant}
 
 

@@ -127,7 +127,7 @@ def test_what_is_wrong_in_a_group_of_layers_is_told(tmp_path: Path) -> None:
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=sentence):
             account_model(path, None)
-    with pytest.raises(ValueError, match=r"cannot read the model qwen4.*published ones are .*qwen3-8b"):
+    with pytest.raises(ValueError, match=r"cannot read the model qwen4.*a published one: .*qwen3-8b"):
         account_model(Path("qwen4"), None)
 
 

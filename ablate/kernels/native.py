@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import shlex
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablate.files import commit_folder, damage, new_folder
 from ablate.spec.machine import c_compiler, cache_folder
 
 # No contraction to fused multiply-adds and no reordering of sums: the bits depend on the source alone. That comparisons
@@ -38,20 +37,20 @@ def _built(source: Path) -> Path:
     command = [*c_compiler(), *FLAGS]
     text = source.read_bytes()
     key = hashlib.sha256(b"\0".join([text, *(part.encode() for part in command), _processor().encode()])).hexdigest()
-    target = cache_folder() / "native" / f"{source.stem}-{key[:16]}.so"
-    if target.exists():
+    folder = cache_folder() / "native" / f"{source.stem}-{key[:16]}"
+    target = folder / f"{source.stem}.so"
+    if damage(folder, target.name) is None:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder.parent, f"the compiled {source.name}") as place:
+        made = place / target.name
         done = subprocess.run([*command, "-o", str(made), str(source), "-lm"], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(
                 f"{source.name} cannot be compiled ({shlex.join(command)}): {done.stderr.strip()[:2000]}; mend the "
                 "compiler or choose another backend (linear=emulated)"
             )
-        # Several processes may build it at once: each has a whole file to put in place.
-        os.replace(made, target)
+        commit_folder(place, folder, {"command": command})
     return target
 
 

@@ -60,14 +60,14 @@ def preset_file(path: Path) -> Preset:
 def parse(name: str, data: Mapping[str, Any]) -> Preset:
     """A preset from plain data. The dense end of the model is filled in; components replace its slots."""
     components = {c.name: c.settings for c in COMPONENTS if c.settings is not None}
-    for section, content in data.items():
-        if section not in PLAIN and not isinstance(content, Mapping):
-            raise ValueError(f"{name}: {section} is no table; write its fields under [{section}]")
-    data = _as_written_now(data, components)
     if "layers" in data:
         raise ValueError(
             f"{name} has groups of layers: `account --model` prices it and nothing trains it; choose a preset"
         )
+    for section, content in data.items():
+        if section not in PLAIN and not isinstance(content, Mapping):
+            raise ValueError(f"{name}: {section} is no table; write its fields under [{section}]")
+    data = _as_written_now(data, components)
     for section in data:
         known = (*SECTIONS, *OPTIONAL_SECTIONS, *components)
         if section not in known:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
-from ablate.attribution.study.gains import ComponentGain, component_gains
 from ablate.report.answer import answer, diverged
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
@@ -16,7 +15,7 @@ from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
-from ablate.report.tables.gain import channels, headline, matches
+from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
@@ -40,9 +39,7 @@ class ReportContent:
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
-    gains: tuple[ComponentGain, ...]
-    channels: Table
-    matches: Table
+    compute: InCompute
     at_size: Table
     attribution: Table
     ranks: Table
@@ -76,13 +73,13 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
     lines = curves(result)
-    gains, no_gains = component_gains(result)
+    compute = in_compute(result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=tuple(filter(None, (diverged(result), headline(gains, result), *answer(result)))),
+        answer=tuple(filter(None, (diverged(result), compute.headline, *answer(result)))),
         result=result,
         variants=variants(result),
         effects=effects(result),
@@ -92,12 +89,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         noise=noise(result),
         effect_notes=(
             *effect_notes(result),
-            *([f"No cost in compute is given: {clean(no_gains)}."] if no_gains else ()),
+            *([f"No cost in compute is given: {clean(compute.why)}."] if compute.why else ()),
         ),
-        gains=gains,
-        channels=channels(gains, result),
-        matches=matches(gains, result),
-        at_size=at_size(result, gains, size),
+        compute=compute,
+        at_size=at_size(result, compute.gains, size),
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),

@@ -20,7 +20,7 @@ from typing import Any
 
 from ablate.attribution.gain.compute_gain import Gain
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
-from ablate.attribution.study.gains import ComponentGain
+from ablate.attribution.study.gains import ComponentGain, SplitCost
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
 from ablate.report.tables.speed import ratios
@@ -43,7 +43,8 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         | {"design": plan.design.name, "confidence": plan.interval_confidence},
         "variants": [_variant(v) for v in result.variants],
         "effects": [_comparison(c) for c in result.comparisons],
-        "gains": [_gain(gain) for gain in content.gains],
+        "split_cost": _split_cost(content.compute.cost, plan.interval_confidence) if content.compute.cost else None,
+        "gains": [_gain(gain) for gain in content.compute.gains],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
@@ -106,6 +107,20 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "target_nats": TARGET_NATS,
         "seeds_for_target": c.target_seeds,
         "seeds_for_margin": c.margin_seeds,
+    }
+
+
+def _split_cost(cost: SplitCost, confidence: float) -> dict[str, Any]:
+    table = cost.table
+    ends = table.intervals(confidence).tolist()
+    return {
+        "target_loss": cost.target.loss,
+        "components": list(table.components),
+        "channels": ["tokens", "flops_per_token", "flops_per_s"][: table.gains.shape[1]],
+        "evidence_of_flops_per_s": cost.evidence,
+        "log_gains": table.gains.tolist(),
+        "intervals": ends,
+        "total": table.total,
     }
 
 

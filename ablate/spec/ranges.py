@@ -65,6 +65,9 @@ ShareAboveNone = Annotated[float, Range(above=0, at_most=1)]
 ShareBelowAll = Annotated[float, Range(at_least=0, below=1)]
 
 
+FINITE_BY_RANGE = {**FORBID_UNKNOWN, "allow_inf_nan": True}  # a range refuses both, and says what is allowed
+
+
 def checked(path: str) -> Callable[[type[T]], type[T]]:
     """Decorator of a keyword-only dataclass: unknown keys of a file are refused, and every field that has a range or
     is one of few words is checked before an instance exists.
@@ -82,7 +85,7 @@ def checked(path: str) -> Callable[[type[T]], type[T]]:
                     raise ValueError(f"{path}.{name} {complaint}")
             initialise(self, **fields)
 
-        made.__init__, made.__pydantic_config__ = checking, FORBID_UNKNOWN
+        made.__init__, made.__pydantic_config__ = checking, FINITE_BY_RANGE
         return cls
 
     return decorate

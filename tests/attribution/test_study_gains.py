@@ -6,7 +6,7 @@ import fake_study as fake
 import pytest
 
 from ablate.attribution.study.compare import StudyResult, compare
-from ablate.attribution.study.gains import component_gains, decayed_curves
+from ablate.attribution.study.gains import component_gains, decayed_curves, split_cost
 from ablate.report import build, to_json
 from ablate.report.markdown import render
 from ablate.report.tables.gain import channels, headline, matches
@@ -28,9 +28,7 @@ def record(name: str, seed: int, saved: float):
     levels, tokens = (fake.FULL, WITH_TOKENS) if name == "full" else (OFF, WITHOUT_TOKENS)
     points = [{"step": 300 * share, "n_tokens": tokens * share, "nats_per_token": loss(tokens * share, seed, saved)}
               for share in (0.25, 0.5)]  # fmt: skip
-    made = fake.record(name, seed, loss(tokens, seed, saved), levels, branches=tuple(points))
-    trainer = {**made.spec["trainer"], "sequence_length": 1, "batch_size": tokens // 300}
-    return fake.changed([made], name, seed, spec={**made.spec, "trainer": trainer})[0]
+    return fake.record(name, seed, loss(tokens, seed, saved), levels, branches=tuple(points))
 
 
 def study(tmp_path, saved: float = SAVED, seeds=range(4)) -> StudyResult:
@@ -92,7 +90,7 @@ def test_runs_without_branches_say_why_there_is_no_gain(tmp_path):
     assert found == ()
     assert "trainer.branches" in why
     content = build(folder)
-    assert content.channels.rows == ()
+    assert content.compute.channels.rows == ()
     assert any(note.startswith("No cost in compute is given") for note in content.effect_notes)
 
 
@@ -115,6 +113,47 @@ def test_the_headline_multiplies_what_it_says_it_multiplies(tmp_path):
     content = build(tmp_path / "s")
     assert said == content.answer[0]
     assert said.replace("_", "\\_") in render(content).replace("\\-", "-")
+
+
+def lattice_study(tmp_path, evidence="measured"):
+    """Four variants of two components that multiply the tokens by 1.1 and 0.8, in three seeds."""
+    saved, variants, records = {"mla": 1.1, "mtp": 0.8}, [], []
+    off = {"mla": "gqa", "mtp": "next-token"}
+    for on in ((), ("mla",), ("mtp",), ("mla", "mtp")):
+        levels = fake.FULL | {name: "on" if name in on else off[name] for name in saved}
+        name, factor = "+".join(on) or "none", math.prod(saved[n] for n in on)
+        variants.append(fake.variant(name, levels, range(3)))
+        tokens = variants[-1]["n_tokens"]
+        for seed in range(3):
+            points = tuple({"step": 300 * s, "n_tokens": tokens * s, "nats_per_token": loss(tokens * s, seed, factor)}
+                           for s in (0.25, 0.5))  # fmt: skip
+            kinds = {"loss": "measured", "speed": evidence if "mla" in on else "measured", "memory": "measured"}
+            end = loss(tokens, seed, factor)
+            records.append(fake.record(name, seed, end, levels, branches=points, evidence=kinds))
+    plan = fake.plan(variants[::-1], seeds=[0, 1, 2], design="lattice")
+    return fake.write_study(tmp_path / "lattice", plan, records)
+
+
+def test_a_design_splits_the_cost_in_channels_that_add_up(tmp_path):
+    folder = lattice_study(tmp_path)
+    cost, why = split_cost(compare(read_plan(folder / "plan.json"), list(Store(folder)), []))
+    assert why == ""
+    mla, mtp = (cost.table.components.index(name) for name in ("mla", "mtp"))
+    assert cost.table.gains[mla, 0] == pytest.approx(math.log(1.1), abs=1e-9)
+    assert cost.table.gains[mtp, 0] == pytest.approx(math.log(0.8), abs=1e-9)
+    assert cost.table.gains[mtp, 1] == pytest.approx(math.log(4.8 / 6.0))
+    assert cost.table.gains[mla, 1] == pytest.approx(0, abs=1e-12)
+    assert cost.table.total == pytest.approx(cost.table.by_component.sum())
+    content = build(folder)
+    assert "mla 1.10× (1.10 to 1.10)" in content.answer[0]
+    assert content.compute.channels.rows[-1][0] == "all together"
+    assert to_json(content)["split_cost"]["channels"] == ["tokens", "flops_per_token", "flops_per_s"]
+
+
+def test_speeds_of_different_kinds_are_never_multiplied(tmp_path):
+    content = build(lattice_study(tmp_path, evidence="emulated"))
+    assert content.compute.cost.table.gains.shape == (2, 2)
+    assert "different kinds of evidence" in content.compute.channels.note
 
 
 def test_the_document_has_the_logarithms_and_no_infinity(tmp_path):

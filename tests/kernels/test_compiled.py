@@ -192,3 +192,15 @@ def test_a_library_is_built_once_and_anew_when_its_source_changes(tmp_path, monk
     source.write_text("void f(int *x) { *x = 2; }")
     assert native._built(source) != first
     assert len(list((tmp_path / "cache").rglob("*.so"))) == 2
+
+
+def test_a_damaged_library_is_built_again_and_never_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "one.c"
+    source.write_text("void f(int *x) { *x = 1; }")
+    built = native._built(source)
+    whole = built.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1] + b"\x00\x01"):
+        built.write_bytes(damaged)
+        assert native._built(source) == built
+        assert built.read_bytes() == whole

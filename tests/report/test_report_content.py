@@ -141,9 +141,9 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     content = content_of(tmp_path)
     document = json.loads(json.dumps(to_json(content), allow_nan=False))
     assert set(document) == {
-        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "gains",
-        "attribution", "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal", "provenance",
-        "repeat",
+        "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "split_cost",
+        "gains", "attribution", "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal",
+        "provenance", "repeat",
     }  # fmt: skip
     (effect,), (c,) = document["effects"], content.result.comparisons
     assert effect["loss"]["estimate"] == c.loss.estimate
@@ -225,10 +225,7 @@ def test_what_was_judged_is_said_with_its_documents_and_of_old_records_as_it_was
 
     judged = {"held_out": {"windows": 64, "documents": 31}, "distill": {"windows": 1, "documents": 1}}
     old = fake.records()
-    new = [
-        dataclasses.replace(r, judged=judged, spec={**r.spec, "trainer": r.spec["trainer"] | {"n_curve_windows": 16}})
-        for r in old
-    ]
+    new = [dataclasses.replace(r, judged=judged) for r in old]
     assert said(tmp_path / "old", old) == "main-head loss on the first 64 held-out windows of 256 tokens, or all"
     assert said(tmp_path / "new", new) == (
         "main-head loss at the end on windows of 256 tokens, spread evenly over the held-out text: 64 windows, parts "

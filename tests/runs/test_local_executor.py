@@ -20,6 +20,7 @@ from ablate.runs.executors import local, worker
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
+from ablate.spec.decoding import encode
 
 MakeJob = Callable[..., Job]
 Script = list[Any]  # what a worker sends before its pipe closes
@@ -160,7 +161,7 @@ def commit(job: Job, folder: Path) -> None:
     """What another command does to the same study."""
     store = Store(folder / "study")
     store.create()
-    store.commit(RunRecord(run_id=job.run_id, status="diverged", spec={"seed": 0}, variant={}))
+    store.commit(RunRecord(run_id=job.run_id, status="diverged", spec=encode(job.run), variant={}))
 
 
 @pytest.mark.parametrize("said", [["failed"], ["interrupted"], []])

@@ -5,9 +5,11 @@ in the values of the variants, so a component's gain is the sum of its three cha
 to that channel's total. Loss noise touches the first channel only, the second is exact, the third comes from timings.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +52,10 @@ class ChannelTable:
     gains: Floats  # (K, 2 or 3)
     errors: Floats  # (K, 2 or 3) standard errors; 0 for FLOPs per token
     dfs: Floats  # (K, 2 or 3) degrees of freedom of the errors; infinite where they are known
+
+    def first(self, n: int) -> ChannelTable:
+        """Its first n channels: two are the cost in FLOPs."""
+        return replace(self, gains=self.gains[:, :n], errors=self.errors[:, :n], dfs=self.dfs[:, :n])
 
     @property
     def by_component(self) -> Floats:

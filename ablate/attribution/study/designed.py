@@ -50,7 +50,7 @@ def attribute_design(
     if not records:
         return None, "no run has finished"
     parts = design_lattice(plan.variants)
-    cells = {v.name: _cell(parts, v) for v in plan.variants}
+    cells = {v.name: cell_of(parts, v) for v in plan.variants}
     runs = [(v, records[i]) for v in plan.variants for i in v.run_ids if i in records]
     observed = Observations(
         cells=tuple(cells[v.name] for v, _ in runs),
@@ -77,7 +77,7 @@ def design_lattice(variants: Sequence[PlannedVariant]) -> Lattice:
     names = [n for n in known if len({level.get(n) == ON for level in levels}) == 2]
     off = {n: next(level[n] for level in levels if level.get(n) != ON) for n in names}
     parts = lattice(names, REGISTRY.prerequisites(names, off))
-    named = {_cell(parts, v): v.name for v in variants}
+    named = {cell_of(parts, v): v.name for v in variants}
     return replace(parts, labels=tuple((cell, named.get(cell) or _name(parts, cell)) for cell in parts.cells))
 
 
@@ -89,7 +89,8 @@ def _name(parts: Lattice, cell: int) -> str:
     return " ".join(f"+{name}" for name in on) if len(on) < len(off) else " ".join(f"-{name}" for name in off)
 
 
-def _cell(parts: Lattice, variant: PlannedVariant) -> int:
+def cell_of(parts: Lattice, variant: PlannedVariant) -> int:
+    """The cell of the lattice that a variant is."""
     return parts.mask(n for n in parts.components if variant.levels.get(n) == ON)
 
 

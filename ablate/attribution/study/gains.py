@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablate.attribution.estimation.pairs import compare_pairs
+from ablate.attribution.gain.channels import ChannelTable, MeasuredRun, VariantSpeed, measured_table
 from ablate.attribution.gain.compute_gain import (
     DecayedCurve,
     Gain,
@@ -24,6 +25,7 @@ from ablate.attribution.gain.compute_gain import (
     token_gain,
 )
 from ablate.attribution.study.compare import LOSS, Comparison, StudyResult, VariantResult
+from ablate.attribution.study.designed import cell_of, design_lattice
 from ablate.attribution.verdicts import Effect, interval
 
 MATCHES = ("tokens", "flops", "seconds")
@@ -81,13 +83,62 @@ def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str
     return tuple(_gain(c, by_name, curves, target) for c in whole), why_refused
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitCost:
+    """The cost to reach one loss, split among the components of a design and the channels.
+
+    `evidence`: of FLOP/s; "" where the variants' speeds are of different kinds, and the channel is left out.
+    """
+
+    target: Target
+    table: ChannelTable
+    evidence: str
+
+
+def split_cost(result: StudyResult) -> tuple[SplitCost | None, str]:
+    """The channels of a design that runs every feasible variant; or None, and why."""
+    if result.attribution is None:
+        return None, "the study is no design that splits a total"
+    parts = design_lattice(result.plan.variants)
+    by_cell = {cell_of(parts, v.planned): v for v in result.variants}
+    lacking = [parts.label(cell) for cell in parts.cells if cell not in by_cell]
+    if lacking:
+        return None, f"the design has no run of {lacking[0]}"
+    curves = {v.name: decayed_curves(v) for v in result.variants}
+    without = [f"{v.name} has a run without {MIN_POINTS} finished models" for v in result.variants
+               if len(curves[v.name]) < len(v.runs)]  # fmt: skip
+    if without:
+        return None, f"{without[0]} (trainer.branches)"
+    (target,) = target_losses(curves, fractions=(1.0,))
+    alone = {(broken.variant, broken.seed) for broken in result.pairing_breaks}
+    runs = [
+        MeasuredRun(cell=cell, cluster=None if (v.name, curve.seed) in alone else curve.seed, curve=curve)
+        for cell, v in by_cell.items()
+        for curve in curves[v.name]
+    ]
+    kinds = {v.evidence.get("speed", ()) for v in result.variants}
+    speeds = {cell: _variant_speed(v, known=len(kinds) == 1) for cell, v in by_cell.items()}
+    try:
+        table = measured_table(parts, runs, speeds, target.loss, order=result.plan.design.order)
+    except ValueError as error:
+        return None, str(error)
+    return SplitCost(target=target, table=table, evidence=" and ".join(kinds.pop()) if len(kinds) == 1 else ""), ""
+
+
+def _variant_speed(v: VariantResult, *, known: bool) -> VariantSpeed:
+    flops, speed = _flops_per_token(v), v.metrics.get("tokens_per_s")
+    rates = tuple(math.log(tokens * flops) for tokens in speed.values.values()) if speed and known else ()
+    return VariantSpeed(flops_per_token=flops, log_flops_per_s=rates)
+
+
 def decayed_curves(variant: VariantResult) -> list[DecayedCurve]:
     """A curve for each finished run that has enough finished models: its branches and its end."""
     found = []
     for run in variant.finished:
         if run.record is None or LOSS not in run.record.metrics:
             continue
-        end = {LOSS: run.record.metrics[LOSS], "n_tokens": float(run.record.n_tokens)}
+        trained = run.record.metrics.get("n_tokens", float(run.record.n_tokens))
+        end = {LOSS: run.record.metrics[LOSS], "n_tokens": trained}
         points = [*run.record.branches, end]
         if len(points) >= MIN_POINTS:
             tokens, loss = (tuple(point[key] for point in points) for key in ("n_tokens", LOSS))

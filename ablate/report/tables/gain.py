@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ablate.attribution.gain.compute_gain import Gain
 from ablate.attribution.study.compare import StudyResult
-from ablate.attribution.study.gains import MATCHES, ComponentGain
+from ablate.attribution.study.gains import MATCHES, ComponentGain, SplitCost, component_gains, split_cost
 from ablate.quantities import NONE, number, signed, signed_between
 from ablate.report.cleaning import clean
 from ablate.report.names import MATCHED, confidence, label
@@ -86,6 +87,75 @@ def _how(gains: Sequence[ComponentGain]) -> str:
     if any("emulated" in gain.comparison.speed_evidence for gain in gains):
         said += "Emulated FLOP/s, and time with them in it, say nothing of hardware that has the arithmetic. "
     return said + "A bound stands where a variant does not reach the loss inside its measured range."
+
+
+def _split(cost: SplitCost, result: StudyResult) -> Table:
+    """Components by channels of a design; rows and columns add up in logarithms."""
+    table, level = cost.table, result.plan.interval_confidence
+    flops, timed = table.first(2), table.gains.shape[1] == 3
+    columns: Columns = [text("Component"), f"Tokens ({confidence(result)} interval)", "FLOPs per token, exact",
+                        "Training FLOPs: the two together"]  # fmt: skip
+    columns += [f"FLOP/s, {cost.evidence}", "Time: all three together"] if timed else []
+    cells, in_flops, in_time = (
+        t(level) for t in (table.intervals, flops.component_intervals, table.component_intervals)
+    )
+    rows = []
+    for k, name in enumerate(table.components):
+        row = [name, _ends(table.gains[k, 0], cells[k, 0]), factor(table.gains[k, 1]),
+               _ends(flops.by_component[k], in_flops[k])]  # fmt: skip
+        rows.append(
+            row + ([_ends(table.gains[k, 2], cells[k, 2]), _ends(table.by_component[k], in_time[k])] if timed else [])
+        )
+    totals = [*table.by_channel[:2], flops.total, *([table.by_channel[2], table.total] if timed else [])]
+    rows.append(["all together", *(factor(float(log)) for log in totals)])
+    note = (
+        f"Owen values of the logarithm of the cost to reach {number(cost.target.loss, 4)} nats per token, the loss of "
+        f"{clean(cost.target.worst)} at the end of its budget; above 1 is a saving. Factors multiply down and across."
+    )
+    note += "" if timed else " FLOP/s are left out: the variants' speeds are of different kinds of evidence."
+    return make("What each component is worth in compute, for the same loss", columns, rows, note)
+
+
+def _split_headline(cost: SplitCost, result: StudyResult) -> str:
+    flops = cost.table.first(2)
+    ends = flops.component_intervals(result.plan.interval_confidence)
+    said = ", ".join(f"{clean(n)} {_ends(flops.by_component[k], ends[k])}" for k, n in enumerate(flops.components))
+    return (
+        f"In training FLOPs for the same loss of {number(cost.target.loss, 3)} nats per token (above 1 is a saving, "
+        f"{confidence(result)} intervals): {said}; all together {factor(flops.total)}."
+    )
+
+
+def _ends(log: float, ends: Sequence[float]) -> str:
+    return f"{factor(log)} ({number(math.exp(ends[0]), DECIMALS)} to {number(math.exp(ends[1]), DECIMALS)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InCompute:
+    """What a report says of a study in compute; empty parts and `why` where the runs do not give it."""
+
+    headline: str
+    channels: Table
+    matches: Table
+    gains: tuple[ComponentGain, ...]
+    cost: SplitCost | None
+    why: str
+
+
+def in_compute(result: StudyResult) -> InCompute:
+    """By comparisons where the study has them, else by the split of its design."""
+    gains, why = component_gains(result)
+    cost = None
+    if not result.comparisons:
+        cost, why = split_cost(result)
+    return InCompute(
+        headline=_split_headline(cost, result) if cost else headline(gains, result),
+        channels=_split(cost, result) if cost else channels(gains, result),
+        matches=matches(gains, result),
+        gains=gains,
+        cost=cost,
+        why=why,
+    )
 
 
 def matches(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
