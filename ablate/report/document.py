@@ -107,6 +107,9 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "target_nats": TARGET_NATS,
         "seeds_for_target": c.target_seeds,
         "seeds_for_margin": c.margin_seeds,
+        "pair_sd_interval": None if c.pair_sd_ends is None else list(c.pair_sd_ends),
+        "most_seeds_for_target": c.most_target_seeds,
+        "most_seeds_for_margin": c.most_margin_seeds,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ablate.attribution.study.compare import StudyResult
-from ablate.quantities import budget, listed, number, percent, plural, scaled, short, signed, times
+from ablate.quantities import between, budget, listed, number, percent, plural, scaled, short, signed, times
 from ablate.report.cleaning import clean
 from ablate.report.names import confidence, emulated, matched, why_no_interval
 from ablate.report.tables.effects import NEEDED, headline
@@ -48,9 +48,11 @@ def effect_notes(result: StudyResult) -> Iterator[str]:
     if result.noise is None:
         yield f"Noise: {clean(result.noise_reason)}."
     else:
+        ends = between(*result.noise.ends(result.plan.interval_confidence))
         yield (
             f"Noise: runs of one variant differ from seed to seed with standard deviation {number(result.noise.sd)} "
-            f"nats per token (pooled, {plural(result.noise.df, 'degree')} of freedom)."
+            f"nats per token ({confidence(result)} interval {ends}; pooled, "
+            f"{plural(result.noise.df, 'degree')} of freedom)."
         )
     yield from _within_seeds(result)
 

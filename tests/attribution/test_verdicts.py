@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ablate.attribution.design.sequential import e_interval, e_value, look_at, planned_looks
-from ablate.attribution.estimation.noise import noise_floor
+from ablate.attribution.estimation.noise import noise_floor, sd_ends
 from ablate.attribution.estimation.pairs import compare_pairs, mean_interval
 from ablate.attribution.verdicts import (
     GAIN,
@@ -229,15 +229,17 @@ def test_noise_floor_pools_within_variants():
     floor = noise_floor({"a": [1.0, 1.2], "b": [5.0, 5.1, 5.3], "c": [9.0]})
     assert floor.df == 3
     assert floor.sd == pytest.approx(((0.02 + np.var([5.0, 5.1, 5.3]) * 3) / 3) ** 0.5)
-    expected = (stats.t.ppf(0.975, 8) + stats.t.ppf(0.8, 8)) * floor.sd * (2 / 5) ** 0.5
-    assert floor.detectable(5) == pytest.approx(expected)
-    assert floor.detectable(5, correlation=0.9) < 0.4 * floor.detectable(5)
+    expected = [floor.sd * (3 / stats.chi2.ppf(p, 3)) ** 0.5 for p in (0.975, 0.025)]
+    assert floor.ends(0.95) == pytest.approx(expected)
     with pytest.raises(ValueError, match="two seeds"):
         noise_floor({"a": [1.0]})
     with pytest.raises(ValueError, match="'b' has a value that is not finite"):
         noise_floor({"b": [1.0, float("nan")]})
-    with pytest.raises(ValueError, match="at least two"):
-        floor.detectable(1)
+
+
+def test_an_sd_of_one_degree_of_freedom_is_hardly_known():
+    low, high = sd_ends(1.0, 1, 0.95)
+    assert (low, high) == pytest.approx((0.446, 31.91), rel=1e-3)
 
 
 @pytest.mark.slow

@@ -41,3 +41,17 @@ def test_the_router_is_priced_beside_the_flops_and_not_in_them():
     assert share == pytest.approx(0.008, abs=0.004)
     dense = Variant.none().resolve(base).model.cost(base.trainer.sequence_length).summary()
     assert dense["uncounted_router_flops_per_token"] == 0
+
+
+def test_noise_of_two_seeds_is_told_to_be_hardly_known(tmp_path):
+    plan = fake.plan([fake.variant("full", fake.FULL, range(2)),
+                      fake.variant("-mtp", fake.FULL | {"mtp": "next-token"}, range(2))], seeds=[0, 1])  # fmt: skip
+    records = fake.records()
+    content = build(fake.write_study(tmp_path / "s", plan, [*records[:2], *records[5:7]]))
+    ((_, sd, *_, target, _),) = content.noise.rows
+    value, ends = sd.split(" (")
+    low, high = map(float, ends.rstrip(")").split(" to "))
+    assert low == pytest.approx(0.446 * float(value), rel=0.1)
+    assert high == pytest.approx(31.9 * float(value), rel=0.1)
+    assert "up to" in target
+    assert any("interval" in note for note in content.effect_notes if note.startswith("Noise: runs"))

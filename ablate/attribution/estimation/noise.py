@@ -1,4 +1,4 @@
-"""How large noise is, and what it hides: A/A noise floor, detectable effect, divergence rate, spike-in check."""
+"""How large the noise of runs is, and how well that is known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import chdtri
 
-from ablate.attribution.verdicts import POWER, check_confidence, t_quantile
+from ablate.attribution.verdicts import check_confidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,19 +18,17 @@ class NoiseFloor:
     sd: float
     df: int
 
-    def detectable(self, n: int, *, correlation: float = 0.0, confidence: float = 0.95, power: float = POWER) -> float:
-        """Smallest true difference that n seeds a side show with this power.
+    def ends(self, confidence: float) -> tuple[float, float]:
+        """Confidence interval of the sd."""
+        return sd_ends(self.sd, self.df, confidence)
 
-        correlation: between the two variants over shared seeds; 0 for unpaired runs. ValueError below two seeds.
-        """
-        check_confidence(confidence)
-        if n < 2:
-            raise ValueError(f"{n} seeds were given; a detectable effect needs at least two on each side")
-        if not -1 <= correlation <= 1:
-            raise ValueError(f"correlation {correlation} was given; it lies between -1 and 1")
-        df = n - 1 if correlation else 2 * (n - 1)
-        error = self.sd * (2 * (1 - correlation) / n) ** 0.5
-        return (t_quantile(0.5 + confidence / 2, df) + t_quantile(power, df)) * error
+
+def sd_ends(sd: float, df: float, confidence: float) -> tuple[float, float]:
+    """Confidence interval of the sd of normal noise from one with `df` degrees of freedom: of one, 0.45 to 32 times."""
+    check_confidence(confidence)
+    tail = 0.5 - confidence / 2
+    low, high = (sd * float(df / chdtri(df, p)) ** 0.5 for p in (tail, 1 - tail))
+    return low, high
 
 
 def noise_floor(groups: Mapping[str, Sequence[float]]) -> NoiseFloor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ablate.attribution.estimation.noise import NoiseFloor, noise_floor
+from ablate.attribution.estimation.noise import NoiseFloor, noise_floor, sd_ends
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
 from ablate.attribution.study.comparability import no_spread, warnings_of
@@ -123,6 +123,9 @@ class Comparison:
     pair_s: float | None  # seconds of one more run of both variants, one after the other
     target_seeds: int | None  # pairs that resolve TARGET_NATS beyond the margin; None where no number would
     margin_seeds: int | None  # pairs that show a true difference of zero to lie within the margin
+    pair_sd_ends: tuple[float, float] | None  # interval of the sd that both are planned with
+    most_target_seeds: int | None  # the same two if the sd is at the upper end of that
+    most_margin_seeds: int | None
 
     @property
     def name(self) -> str:
@@ -305,7 +308,10 @@ def _comparison(
     speed, speed_reason, evidence = _speed(on, off, facts, name)
     x, y = _values(on, LOSS), _values(off, LOSS)
     both = {seed: (a, b) for seed in x if (a := x[seed]) is not None and (b := y.get(seed)) is not None}
-    pair_sd = loss.sd if not pairing and loss.sd is not None else None if noise is None else noise.sd * 2**0.5
+    pair_sd, pair_df = (loss.sd, loss.df) if not pairing else (None, None)
+    if pair_sd is None and noise is not None:
+        pair_sd, pair_df = noise.sd * 2**0.5, noise.df
+    ends = sd_ends(pair_sd, pair_df, facts.interval_confidence) if pair_sd and pair_df else None
     return Comparison(
         variant=other.name,
         with_variant=on.name,
@@ -323,6 +329,9 @@ def _comparison(
         pair_s=on.run_s + off.run_s if on.run_s is not None and off.run_s is not None else None,
         target_seeds=_planned_seeds(TARGET_NATS, pair_sd, facts),
         margin_seeds=_planned_seeds(0.0, pair_sd, facts),
+        pair_sd_ends=ends,
+        most_target_seeds=_planned_seeds(TARGET_NATS, ends[1] if ends else None, facts),
+        most_margin_seeds=_planned_seeds(0.0, ends[1] if ends else None, facts),
     )
 
 

@@ -7,7 +7,7 @@ from ablate.attribution.results import Attribution, ComponentEffect, Number
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResult
 from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
-from ablate.quantities import NONE, duration, number, short, signed, signed_between, significant, whole
+from ablate.quantities import NONE, between, duration, number, short, signed, signed_between, significant, whole
 from ablate.report.names import confidence, label
 from ablate.report.tables.table import Column, Columns, Table, make, text
 
@@ -142,19 +142,32 @@ def noise(result: StudyResult) -> Table:
     rows = [
         [
             label(c),
-            number(c.loss.sd if c.pairing_ok else None),
+            _sd(c),
             signed(c.pairing_gain.correlation, 2) if c.pairing_gain else NONE,
             _saved(c.pairing_gain),
-            *(runs_and_time(2 * n if n else None, pair_run_s(c)) for n in (c.target_seeds, c.margin_seeds)),
+            _planned(c.target_seeds, c.most_target_seeds, c),
+            _planned(c.margin_seeds, c.most_margin_seeds, c),
         ]
         for c in result.comparisons
     ]
     note = (
-        "Runs in all, of both variants, that decide with 80 % power if the true difference is the one named, for one "
+        f"The sd stands with its own {confidence(result)} interval, and the runs up to its upper end: from few seeds the "
+        "noise itself is hardly known. Runs in all, of both variants, that decide with 80 % power if the true difference is the one named, for one "
         "effect by itself, with their time one after another. Pairing saves: how many times the runs independent seeds "
         "would take for the same interval; below 1× sharing seeds cost runs."
     )
     return make("Runs needed at this level of noise", columns, rows, note)
+
+
+def _sd(c: Comparison) -> str:
+    sd = c.loss.sd if c.pairing_ok else None
+    return number(sd) + (f" ({between(*c.pair_sd_ends)})" if sd is not None and c.pair_sd_ends else "")
+
+
+def _planned(n: int | None, most: int | None, c: Comparison) -> str:
+    """Runs that would decide, with their time, and how many if the noise is as large as it may be."""
+    said = runs_and_time(2 * n if n else None, pair_run_s(c))
+    return said if n is None else f"{said}, up to {whole(2 * most) if most else 'no number'}"
 
 
 def _saved(gain: PairingGain | None) -> str:
