@@ -151,8 +151,9 @@ def noise(result: StudyResult) -> Table:
         for c in result.comparisons
     ]
     note = (
-        f"The sd stands with its own {confidence(result)} interval, and the runs up to its upper end: from few seeds the "
-        "noise itself is hardly known. Runs in all, of both variants, that decide with 80 % power if the true difference is the one named, for one "
+        f"The sd stands with its own {confidence(result)} interval, and the runs up to its upper end: from few seeds "
+        "the noise itself is hardly known. Runs in all, of both variants, that decide with 80 % power if the true "
+        "difference is the one named, for one "
         "effect by itself, with their time one after another. Pairing saves: how many times the runs independent seeds "
         "would take for the same interval; below 1× sharing seeds cost runs."
     )
