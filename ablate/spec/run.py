@@ -182,7 +182,7 @@ class RunSpec:
         """
         trainer = replace(self.trainer, branches=(), n_evaluations=1)
         lengths = dict.fromkeys(round(share * self.n_steps) for share in self.trainer.branches)
-        shorter = (replace(self, trainer=trainer, n_steps=n) for n in lengths)
+        shorter = (replace(self, trainer=trainer, n_steps=n) for n in lengths if n)
         return tuple(run for run in shorter if 0 < run.decay_start < run.n_steps < self.n_steps)
 
     @property

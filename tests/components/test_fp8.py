@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -410,6 +411,7 @@ def test_observing_changes_no_number_and_ends() -> None:
 class Regression(LightningModule):
     def __init__(self) -> None:
         super().__init__()
+        self.run = SimpleNamespace(n_steps=96)
         self.output = linear(numbers(3, 6))
         self.observed: list[bool] = []
 

@@ -131,7 +131,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
 
 def test_a_checkpoint_is_gone_on_from_though_its_owner_removes_it(make_job: MakeJob, tmp_path: Path) -> None:
     """Two commands at once: one goes on from the other's checkpoint, which then moves on, or commits and cleans up."""
-    job, store = make_job(n_steps=6), store_in(tmp_path)
+    job, store = make_job(n_steps=6, branches=()), store_in(tmp_path)
     attempts = store.attempts_folder(job.run_id)
     owner = store.new_attempt(job.run_id)
     with held(owner), pytest.raises(Interrupted):

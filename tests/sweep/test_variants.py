@@ -121,7 +121,8 @@ def test_equal_tokens_and_equal_seconds() -> None:
     assert {v.n_tokens for v in tokens.variants} == {23 * 128}
     seconds = plan(study(match="seconds", budget=10.0), step_s={"full": 0.5, "-mtp": 0.25})
     assert [v.n_steps for v in seconds.variants] == [20, 40]
-    assert seconds.seconds(2) == pytest.approx(2 * (10 + 10) / 2)
+    # Trunks of 20 and 40 steps, with branches of 3 and 6.
+    assert seconds.seconds(2) == pytest.approx(2 * (11.5 + 11.5) / 2)
 
 
 @pytest.mark.parametrize(
