@@ -129,7 +129,8 @@ def _trainer(result: StudyResult) -> list[Fact]:
     if {"n_held_out_windows", "sequence_length"} <= same.keys():
         found.append(_fact("Evaluation", _evaluation(same, records[0].judged)))
     aside |= {"n_held_out_windows", "n_curve_windows"}
-    said = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in same.items() if k not in aside)
+    plain = flatten({k: v for k, v in same.items() if k not in aside})
+    said = ", ".join(f"{key.replace('_', ' ').replace('.', ' ')} {value}" for key, value in plain.items())
     differing = sorted({k for s in specs for k in s} - set(same) - aside)
     found.append(_fact("Trainer", said))
     if differing:

@@ -80,7 +80,7 @@ def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str
         )
     (target,) = target_losses(curves, fractions=(1.0,))
     by_name = {v.name: v for v in result.variants}
-    return tuple(_gain(c, by_name, curves, target) for c in whole), why_refused
+    return tuple(_gain(c, by_name, curves, target, result.plan.match) for c in whole), why_refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +151,7 @@ def _gain(
     by_name: Mapping[str, VariantResult],
     curves: Mapping[str, Sequence[DecayedCurve]],
     target: Target,
+    matched: str,
 ) -> ComponentGain:
     on, off = by_name[c.with_variant], by_name[c.without_variant]
     confidence = c.loss.confidence
@@ -167,7 +168,11 @@ def _gain(
         log_flops_per_s=None if speed is None or speed.estimate is None else speed.estimate - per_token,
         flops=shifted(tokens, per_token),
         seconds=None if speed is None else _in_time(tokens, speed),
-        matched={match: _matched(match, c, on, off, curves, paired=paired) for match in MATCHES},
+        # What was matched was measured; only the others are read off the curves.
+        matched={
+            match: c.loss if match == matched else _matched(match, c, on, off, curves, paired=paired)
+            for match in MATCHES
+        },
     )
 
 

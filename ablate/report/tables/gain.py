@@ -34,11 +34,11 @@ def headline(gains: Sequence[ComponentGain], result: StudyResult) -> str:
 def _clause(gain: ComponentGain) -> str:
     parts = [f"tokens {factor(gain.tokens.estimate)}", f"FLOPs per token {factor(gain.log_flops_per_token)}"]
     if gain.tokens.estimate is None:
-        return f"{_bound(gain.flops)} the training FLOPs (FLOPs per token {factor(gain.log_flops_per_token)}, exact)"
+        return f"{_bound(gain.flops)} in training FLOPs (FLOPs per token {factor(gain.log_flops_per_token)}, exact)"
     evidence = gain.evidence["FLOP/s"]
-    if gain.log_flops_per_s is not None and evidence:
-        parts.append(f"FLOP/s {factor(gain.log_flops_per_s)} ({evidence}, not multiplied in)")
-    return f"{_whole(gain.flops)} the training FLOPs: {', '.join(parts)}"
+    known = gain.log_flops_per_s is not None and evidence
+    speed = f"; FLOP/s {factor(gain.log_flops_per_s)}, {evidence} and not multiplied in" if known else ""
+    return f"{_whole(gain.flops)} in training FLOPs, of {' and '.join(parts)}{speed}"
 
 
 def factor(log: float | None) -> str:
