@@ -7,10 +7,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from ablate.errors import RunFailed
 
+INTERRUPTED = 130  # exit code
+
+
+class Commands(TyperGroup):
+    """The group of all commands, for which Ctrl-C is no fault and still gets its sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what was finished is kept, and the same command goes on from it", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -131,7 +147,7 @@ def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:
         return
     if done.outcome.interrupted:
         display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
     _report(done.folder, ("html", "md"), json=json, at=at)
     if "failed" in done.outcome.status.values():
         raise typer.Exit(1)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import processes
 import pytest
+from typer.testing import CliRunner
+
+from ablate import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -242,3 +245,13 @@ def test_identical_commands_at_once_all_end_well(
     assert not (study / "failures").exists()
     assert not list(study.glob("runs/*/attempts/*/step-*"))
     assert not list(study.rglob(".*"))
+
+
+def test_ctrl_c_anywhere_in_a_command_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ablate.report.build", interrupted)
+    done = CliRunner().invoke(cli.app, ["report", "somewhere"])
+    assert done.exit_code == 130
+    assert done.stderr.startswith("interrupted; what was finished is kept")
