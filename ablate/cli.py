@@ -443,6 +443,23 @@ def _refuse_empty(arguments: list[str]) -> None:
         raise ValueError(f"{where} is empty; give one, or leave it out for the default")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("dsv3-ablate"))
+        raise typer.Exit
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What was each DeepSeek-V3 change worth? Matched-compute ablations with intervals."""
+
+
 def main() -> None:
     """The console script. Bad input is one line and exit code 2."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ablate.cli import _number, _pairs
@@ -70,3 +72,20 @@ def test_what_happens_to_a_study_is_said_where_no_terminal_is(capsys: pytest.Cap
         "full seed 1 killed: it made no progress for 61 seconds, and was ended",
         "-mtp seed 0 interrupted",
     ]
+
+
+@pytest.mark.parametrize("width", [70, 80, 140])
+def test_the_plan_breaks_no_word_on_a_narrow_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(question="?", preset="nano", disable=("mtp",))
+    base = study.load_preset()
+    named, design = variants(study, base)
+    plan, _ = make_plan(study, base, named, design, corpus_hash="c", corpus={}, step_s={"full": 0.1, "-mtp": 0.1})
+    display = ConsoleDisplay()
+    display.console.width = width
+    display.show_plan(plan, 2, Path("out"))
+    said = capsys.readouterr().err
+    assert ("parameters" in said) == (width > 90)
+    row = next(line for line in said.splitlines() if line.startswith("full"))
+    assert "GFLOP" in row
+    assert "…" not in said
+    assert "branches of 16 % more steps" in said.replace("\n", " ").replace("  ", " ")

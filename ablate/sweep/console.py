@@ -13,6 +13,9 @@ from ablate.quantities import budget, duration, number, percent, plural, scaled,
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, Stopping
 from ablate.runs.plan import Plan, PlannedVariant
 
+HEADINGS = ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run")
+NARROW, DROPPED = 90, ("parameters", "activated")  # columns of a terminal, and of the table that it is too narrow for
+
 
 class ConsoleDisplay:
     """The display of a study on a terminal; on something else, a line for every run that ends."""
@@ -27,10 +30,13 @@ class ConsoleDisplay:
     def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None:
         self.console.print(plan.question, style="bold", markup=False)
         table = Table(box=None, pad_edge=False)
-        for heading in ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run"):
-            table.add_column(heading, justify="left" if heading == "variant" else "right")
+        # A narrow terminal has fewer columns, and no broken words.
+        shown = [h for h in HEADINGS if self.console.width >= NARROW or h not in DROPPED]
+        for heading in shown:
+            table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading != "variant")
         for variant in plan.variants:
-            table.add_row(*self._row(variant))
+            row = dict(zip(HEADINGS, self._row(variant), strict=True))
+            table.add_row(*(row[heading] for heading in shown))
         self.console.print(table)
         held = f"{budget(plan.budget, plan.match)} a run, {plural(len(plan.seeds), 'seed')}"
         batch = f"{whole(plan.tokens_per_step)} tokens a step"
