@@ -223,6 +223,9 @@ def test_a_study_that_was_stopped_in_any_way_goes_on_from_its_checkpoints(
     _, errors = hanging.communicate(timeout=30)
     assert hanging.returncode == 130, errors
     assert "Traceback" not in errors
+    until = time.monotonic() + 10
+    while processes.session(hanging.pid) and time.monotonic() < until:
+        time.sleep(0.05)  # the server that forked the workers ends by itself, a moment later
     assert not processes.session(hanging.pid)
     assert all(path.is_dir() for path in kept)
     assert not list((tmp_path / "study" / "records").iterdir())
