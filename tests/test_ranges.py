@@ -116,3 +116,10 @@ def test_a_budget_of_absurdly_many_steps_is_refused() -> None:
         spec_of(every_variant()[0]).run(corpus_hash="", seed=0, n_steps=10**13)
     with pytest.raises(ValueError, match="budget is inf; it must be a finite number above 0"):
         Study(question="", preset="nano", budget=math.inf)
+
+
+@pytest.mark.parametrize("change", [{"n_layers": 10**30}, {"dim": 10**30}, {"vocab_size": 10**16}])
+def test_what_is_counted_has_an_end(change: dict[str, int]) -> None:
+    """Beyond it a price would overflow, or go through layers for ever."""
+    with pytest.raises(ValueError, match="and at most"):
+        dataclasses.replace(NANO.model, **change)

@@ -91,8 +91,8 @@ def _known_corpus(cache: Path, known: Path | None) -> Corpus | None:
         return None
     try:
         return replace(open_corpus(cache / facts["hash"]), left_out=left_out_from(facts["left_out"]))
-    except ValueError:
-        return None  # absent or damaged, and made again
+    except (ValueError, KeyError, TypeError):
+        return None  # absent, damaged or another program's, and made again
 
 
 def _silent(message: str) -> None:

@@ -10,7 +10,7 @@ from ablate.components.codec import decode_spec
 from ablate.spec.cost import Cost, ModelCost, matrix, vector
 from ablate.spec.decoding import Slot
 from ablate.spec.nodes import AttentionNode, FeedForwardNode
-from ablate.spec.ranges import Count, checked
+from ablate.spec.ranges import Count, Depth, checked
 
 
 @checked("layers")
@@ -23,7 +23,7 @@ class Layers:
     values (Qwen2.5); under a `sliding_window` a token sees itself and the window - 1 tokens before (Gemma).
     """
 
-    count: Count
+    count: Depth
     attention: Annotated[AttentionNode, Slot("attention")]
     feed_forward: Annotated[FeedForwardNode, Slot("feed_forward")]
     n_norms: Literal[2, 4] = 2  # on the residual stream; 4: behind attention and feed-forward too (Gemma)

@@ -21,7 +21,7 @@ from ablate.spec.nodes import (
     NormNode,
     ObjectiveNode,
 )
-from ablate.spec.ranges import Count, CountOrNone, Positive, Range, checked
+from ablate.spec.ranges import Count, CountOrNone, Depth, Positive, Range, checked
 
 ANYWHERE = Machine(kind="cpu")
 
@@ -44,7 +44,7 @@ class ModelSpec:
     """A transformer as a list of slots. The first `n_first_layers` have a dense feed-forward in every variant."""
 
     dim: Count
-    n_layers: Count
+    n_layers: Depth
     vocab_size: Count
     n_first_layers: CountOrNone
     first_feed_forward: Annotated[FeedForwardNode, Slot("first_feed_forward")]

@@ -56,8 +56,10 @@ class Range:
         return value
 
 
-Count = Annotated[int, Range(at_least=1, whole=True)]
-CountOrNone = Annotated[int, Range(at_least=0, whole=True)]
+MOST = 10**15  # of anything that is counted: arithmetic with it stays exact enough in floats, and nothing needs more
+Count = Annotated[int, Range(at_least=1, at_most=MOST, whole=True)]
+CountOrNone = Annotated[int, Range(at_least=0, at_most=MOST, whole=True)]
+Depth = Annotated[int, Range(at_least=1, at_most=10_000, whole=True)]  # of layers or modules, which are gone through
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]

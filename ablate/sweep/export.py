@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ablate.components.codec import decode_run
 from ablate.runs.store import Store
+from ablate.spec.decoding import run_id
 from ablate.sweep.folder import check_writable
 
 
@@ -35,5 +36,10 @@ def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
 
     found = read_weights(weights)
     run = decode_run(found.manifest.run)
+    if run_id(run) != name:
+        raise ValueError(
+            f"{weights} holds the weights of another run ({run_id(run)}); take away the folder {name} and its record, "
+            "and the study's command makes the run anew"
+        )
     notes = export_hf(run.model, load_state(found), store.tokenizer_file, target, run.trainer.sequence_length)
     return target, notes

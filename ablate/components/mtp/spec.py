@@ -10,7 +10,7 @@ from ablate.components.component import setting
 from ablate.spec.cost import Cost, matrix, vector
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BuildContext, PricedModel
-from ablate.spec.ranges import Count, NotNegative, Positive, Share, checked
+from ablate.spec.ranges import Depth, NotNegative, Positive, Share, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class MultiToken:
 
     kind: Literal["mtp"] = "mtp"
     arrangement: Literal["sequential", "parallel"] = "sequential"
-    mtp_depth: Count
+    mtp_depth: Depth
     mtp_loss_weight: Positive
     final_mtp_loss_weight: NotNegative
     weight_switch_share: Share  # of the steps
