@@ -8,6 +8,7 @@ import pytest
 from ablate.attribution.study.compare import StudyResult, compare
 from ablate.attribution.study.gains import component_gains, decayed_curves, split_cost
 from ablate.report import build, to_json
+from ablate.report.figures.effects import rows
 from ablate.report.markdown import render
 from ablate.report.tables.gain import channels, headline, matches
 from ablate.runs.plan import read_plan
@@ -147,6 +148,9 @@ def test_a_design_splits_the_cost_in_channels_that_add_up(tmp_path):
     content = build(folder)
     assert "mla 1.10× (1.10 to 1.10)" in content.answer[0]
     assert content.compute.channels.rows[-1][0] == "all together"
+    # The forest of a design has the two other indices beside the one that the verdict was drawn from.
+    assert all(set(row.others) == {"first", "last"} for row in rows(content.result))
+    assert content.compute.matches.title not in render(content)
     assert to_json(content)["split_cost"]["channels"] == ["tokens", "flops_per_token", "flops_per_s"]
 
 

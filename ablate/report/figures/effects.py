@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VERDICT_COLORS = {GAIN: GOOD, HARM: BAD, NO_EFFECT: SAME}
 LABEL = 26  # characters of a name inside a figure; the tables have it whole
-TICKS = {"add-one-in": "|", "leave-one-out": "x"}  # marks of the indices that the verdict was not drawn from
+TICKS = {"first": "|", "last": "x"}  # marks of the indices that the verdict was not drawn from
 SPREAD = 3  # an interval reaches at most this many times as far as the furthest estimate before it is cut
 
 
