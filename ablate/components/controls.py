@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ablate.components.component import Alternative, Component
@@ -27,6 +28,32 @@ def _control(name: str, title: str, field: str, on: Any, off: Any) -> Component:
         affects=("calibration",),
     )
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What a control is known to be worth: ln of the cost without it over the cost with it, by channel.
+
+    tokens: the least and the most that it can be.
+    """
+
+    tokens: tuple[float, float]
+    flops_per_token: float
+    why: str
+
+
+KNOWN = {
+    "placebo": Known(tokens=(0.0, 0.0), flops_per_token=0.0, why="it changes nothing"),
+    "spike-flops": Known(
+        tokens=(0.0, 0.0),
+        flops_per_token=-math.log1p(SPIKED_FLOPS_SHARE),
+        why="its FLOPs are charged and teach nothing",
+    ),
+    "spike-targets": Known(
+        tokens=(math.log1p(-MASKED_TARGET_SHARE), 0.0),
+        flops_per_token=0.0,
+        why="a fifth of the targets is not learned from, which costs something and at most a fifth of the tokens",
+    ),
+}
 
 CONTROLS: tuple[Component, ...] = (
     _control("placebo", "a switch that changes nothing", "placebo", True, False),

@@ -14,6 +14,7 @@ from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.budget import missed_budget
+from ablate.report.tables.calibration import calibration
 from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.metrics import other_metrics, routing
@@ -41,6 +42,7 @@ class ReportContent:
     effect_notes: tuple[str, ...]
     compute: InCompute
     at_size: Table
+    calibration: Table
     attribution: Table
     ranks: Table
     interactions: Table
@@ -93,6 +95,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         ),
         compute=compute,
         at_size=at_size(result, compute.gains, size),
+        calibration=calibration(result, compute.cost),
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),

@@ -32,6 +32,11 @@ def limits(result: StudyResult) -> Iterator[str]:
         "The verdicts are about held-out language-model loss on one corpus. Gains that were published on benchmarks "
         "can be invisible in it."
     )
+    if any(v.planned.n_branch_steps for v in result.variants) and len({v.planned.n_steps for v in result.variants}) > 1:
+        yield (
+            "Warm-up and decay are shares of each run, so a variant with more tokens also warms up for longer, and the "
+            "cost in tokens has a part of that. The control spike-flops of sweeps/calibration.toml measures it."
+        )
     for name in _components(result):
         component = known(name)
         outside = [OUTSIDE_LOSS[a] for a in component.affects if a in OUTSIDE_LOSS] if component else []

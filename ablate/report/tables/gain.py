@@ -101,10 +101,10 @@ def _split(cost: SplitCost, result: StudyResult) -> Table:
     )
     rows = []
     for k, name in enumerate(table.components):
-        row = [name, _ends(table.gains[k, 0], cells[k, 0]), factor(table.gains[k, 1]),
-               _ends(flops.by_component[k], in_flops[k])]  # fmt: skip
+        row = [name, ends(table.gains[k, 0], cells[k, 0]), factor(table.gains[k, 1]),
+               ends(flops.by_component[k], in_flops[k])]  # fmt: skip
         rows.append(
-            row + ([_ends(table.gains[k, 2], cells[k, 2]), _ends(table.by_component[k], in_time[k])] if timed else [])
+            row + ([ends(table.gains[k, 2], cells[k, 2]), ends(table.by_component[k], in_time[k])] if timed else [])
         )
     totals = [*table.by_channel[:2], flops.total, *([table.by_channel[2], table.total] if timed else [])]
     rows.append(["all together", *(factor(float(log)) for log in totals)])
@@ -118,16 +118,18 @@ def _split(cost: SplitCost, result: StudyResult) -> Table:
 
 def _split_headline(cost: SplitCost, result: StudyResult) -> str:
     flops = cost.table.first(2)
-    ends = flops.component_intervals(result.plan.interval_confidence)
-    said = ", ".join(f"{clean(n)} {_ends(flops.by_component[k], ends[k])}" for k, n in enumerate(flops.components))
+    found = flops.component_intervals(result.plan.interval_confidence)
+    said = ", ".join(f"{clean(n)} {ends(flops.by_component[k], found[k])}" for k, n in enumerate(flops.components))
     return (
         f"In training FLOPs for the same loss of {number(cost.target.loss, 3)} nats per token (above 1 is a saving, "
         f"{confidence(result)} intervals): {said}; all together {factor(flops.total)}."
     )
 
 
-def _ends(log: float, ends: Sequence[float]) -> str:
-    return f"{factor(log)} ({number(math.exp(ends[0]), DECIMALS)} to {number(math.exp(ends[1]), DECIMALS)})"
+def ends(log: float, interval: Sequence[float]) -> str:
+    """A log gain as a factor with its interval."""
+    low, high = (number(math.exp(end), DECIMALS) for end in interval)
+    return f"{factor(log)} ({low} to {high})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
