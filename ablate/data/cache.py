@@ -1,17 +1,10 @@
-"""Where prepared corpora live, and what is said when they cannot be put there."""
+"""What is said when prepared corpora cannot be put into their cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from ablate.spec.machine import cache_folder
-
-
-def default_cache() -> Path:
-    """Where prepared corpora live unless a folder is named: $XDG_CACHE_HOME/dsv3-ablate or ~/.cache/dsv3-ablate."""
-    return cache_folder()
 
 
 @contextmanager

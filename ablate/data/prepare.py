@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate.data.cache import default_cache, writing
+from ablate.data.cache import writing
 from ablate.data.corpus import (
     DOCUMENT_NAMES,
     FORMAT,
@@ -30,6 +30,7 @@ from ablate.data.split import split_documents
 from ablate.data.tokenizer import check_vocab_size, tokenizer_from_json, train_tokenizer, vocabulary_bytes
 from ablate.data.tokens import TokenFile, open_token_file, write_token_file
 from ablate.files import commit_folder, damage, new_folder, read_sealed, write_sealed
+from ablate.spec.machine import cache_folder
 
 FURTHER = "tokens.bin"
 
@@ -56,7 +57,7 @@ def prepare(
     """
     check_vocab_size(vocab_size)
     say = progress or _silent
-    cache = (default_cache() if cache is None else Path(cache)).absolute()
+    cache = (cache_folder() if cache is None else Path(cache)).absolute()
     opened = open_source(source)
     max_bytes = opened.default_max_bytes if max_bytes is None else max_bytes
     known = _known_file(cache, opened, [vocab_size, held_out_share, max_bytes, text_field])

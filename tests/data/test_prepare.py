@@ -16,7 +16,6 @@ from sample_text import paragraph
 
 from ablate.data import prepare as module
 from ablate.data import source
-from ablate.data.cache import default_cache
 from ablate.data.corpus import (
     Corpus,
     held_out_documents,
@@ -29,6 +28,7 @@ from ablate.data.corpus import (
 from ablate.data.prepare import encode_documents, prepare
 from ablate.data.source import documents, open_source
 from ablate.data.windows import Windows
+from ablate.spec.machine import cache_folder
 
 VOCAB = 300
 
@@ -144,9 +144,9 @@ def test_unwritable_cache(folder: Path, tmp_path: Path):
 
 def test_default_cache_follows_the_convention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "dsv3-ablate"
+    assert cache_folder() == tmp_path / "dsv3-ablate"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert default_cache() == Path.home() / ".cache" / "dsv3-ablate"
+    assert cache_folder() == Path.home() / ".cache" / "dsv3-ablate"
 
 
 PREPARE = """
