@@ -96,6 +96,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_CD: Tensor, target_N: Tensor) -> Tensor:
         hidden_ND, weight_CD, target_N = _plain(hidden_ND), _plain(weight_CD), target_N.contiguous()
+        if len(target_N) and int(target_N.max()) >= len(weight_CD):  # C would read beyond the row
+            raise ValueError(f"a target is {int(target_N.max())}; the head has {len(weight_CD)} classes, from 0")
         probability_NC = hidden_ND @ weight_CD.T
         loss_N = torch.empty(len(target_N))
         library().cross_entropy(

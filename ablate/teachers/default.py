@@ -20,11 +20,4 @@ def default_run(corpus_hash: str, *, seed: int = 0) -> RunSpec:
     """The run whose weights are the teacher: every component off, on the corpus of that hash."""
     preset = default_preset()
     spec = Variant.none().resolve(preset).for_machine(this_machine())
-    return RunSpec(
-        model=spec.model,
-        text=spec.data.text,
-        trainer=spec.trainer,
-        corpus_hash=corpus_hash,
-        seed=seed,
-        n_steps=preset.n_tokens // spec.trainer.tokens_per_step,
-    )
+    return spec.run(corpus_hash=corpus_hash, seed=seed, n_steps=preset.n_tokens // spec.trainer.tokens_per_step)

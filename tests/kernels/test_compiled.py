@@ -134,6 +134,11 @@ def test_a_loss_of_logits_that_are_not_finite_is_not_finite():
         assert not fused.linear_cross_entropy(hidden, weight, torch.tensor([0, 1])).isfinite()
 
 
+def test_a_target_that_the_head_has_not_is_refused_before_it_is_read():
+    with pytest.raises(ValueError, match="a target is 4; the head has 4 classes"):
+        fused.linear_cross_entropy(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 4]))
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="takes float32 on a processor"):
         fused.swiglu(torch.ones(2, 4, dtype=torch.float64))
