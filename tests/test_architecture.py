@@ -22,6 +22,7 @@ LINE_CEILING = 500
 # Imports go only downwards in this list, inside functions and under TYPE_CHECKING too.
 LAYERS = [
     {"cli"},
+    {"commands"},
     {"doctor"},
     {"report"},
     {"evidence"},
@@ -66,6 +67,7 @@ WITHOUT_TORCH = [
     "ablate.report",
     "ablate.sweep",
     "ablate.cli",
+    "ablate.commands",
 ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablate.cli import _number, _pairs
+from ablate.commands.options import number, pairs
 from ablate.components.listing import card, overview
 from ablate.components.registry import NAMES
 from ablate.doctor import examine, render
@@ -19,17 +19,17 @@ from ablate.sweep.variants import variants
 
 @pytest.mark.parametrize(("given", "value"), [("2e12", 2e12), ("300k", 3e5), ("1.5M", 1.5e6), ("60", 60)])
 def test_numbers_of_the_command_line(given: str, value: float) -> None:
-    assert _number(given, "--budget") == value
+    assert number(given, "--budget") == value
 
 
 def test_malformed_options_say_what_they_take() -> None:
     for given in ("", "k", "3 apples"):
         with pytest.raises(ValueError, match="--budget is"):
-            _number(given, "--budget")
+            number(given, "--budget")
     for given in ("moe", "=coarse", "moe="):
         with pytest.raises(ValueError, match="COMPONENT=NAME"):
-            _pairs([given])
-    assert _pairs(["moe=coarse", "mla=mha"]) == {"moe": "coarse", "mla": "mha"}
+            pairs([given])
+    assert pairs(["moe=coarse", "mla=mha"]) == {"moe": "coarse", "mla": "mha"}
 
 
 def test_the_doctor_says_what_is_emulated_here() -> None:

@@ -1,0 +1,47 @@
+"""This machine: what is timed on it, what it can do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from ablate.commands.options import Json, Out, print_json, say
+
+app = typer.Typer()
+
+
+@app.command()
+def bench(
+    group: Annotated[
+        Literal["kernels", "attention", "moe", "fp8", "loss", "norm", "step"],
+        typer.Argument(metavar="GROUP", help="kernels (all of them), attention, moe, fp8, loss, norm, or step."),
+    ] = "kernels",
+    preset: Annotated[str, typer.Option(help="Sizes of `step`; default: cpu, or h200-d1024 on a GPU.")] = "",
+    tune: Annotated[bool, typer.Option("--tune", help="Find the kernels' configurations for this GPU.")] = False,
+    limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin nothing after this.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,  # every path, figures without meaning
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Time every operation on every backend of this machine, once its numbers are right."""
+    from ablate.bench.command import run_bench
+    from ablate.bench.render import render
+
+    document = run_bench(group, preset=preset, tune=tune, smoke=smoke, out=out, limit_s=limit, say=say)
+    if json:
+        print_json(document)
+    else:
+        typer.echo(render(document))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine can do."""
+    from ablate.doctor import examine, render
+
+    facts = examine()
+    if json:
+        print_json(facts)
+    else:
+        typer.echo(render(facts))

@@ -1,0 +1,64 @@
+"""What a model is and costs, without training: cards, accounts; and weights for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ablate.commands.options import Alternatives, Disable, Enable, Json, Out, default_preset, pairs, print_json, say
+
+app = typer.Typer()
+
+
+@app.command()
+def components(name: Annotated[str | None, typer.Argument(metavar="[C]", help="Only this one.")] = None) -> None:
+    """List the components, or explain one."""
+    from ablate.components.listing import card, overview
+
+    typer.echo(card(name) if name else overview())
+
+
+@app.command()
+def account(
+    preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
+    model: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="A model of your own.")] = None,
+    disable: Disable = None,
+    enable: Enable = None,
+    alternative: Alternatives = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, FLOPs, cache and memory of a model, in closed form."""
+    from ablate.presets.account import account_model, account_preset, render
+
+    if model is not None:
+        if preset or disable or enable or alternative:
+            raise ValueError(
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative"
+            )
+        figures = account_model(model, sequence_length)
+    else:
+        figures = account_preset(
+            preset or default_preset(), disable or [], enable or [], pairs(alternative or []), sequence_length
+        )
+    if json:
+        print_json(figures)
+    else:
+        typer.echo(render(figures))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run: results/STUDY/runs/ID.")],
+    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder for transformers.")] = "hf",
+    out: Out = None,
+) -> None:
+    """Write a run's weights for other programs."""
+    from ablate.sweep.export import export_run
+
+    folder, notes = export_run(run, out)
+    for note in notes:
+        say(f"note: {note}")
+    typer.echo(folder)

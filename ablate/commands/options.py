@@ -1,0 +1,80 @@
+"""What commands share: options, how values are read, where results and messages go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+INTERRUPTED = 130  # exit code
+
+Disable = Annotated[list[str] | None, typer.Option("--disable", metavar="C", help="Turn a component off.")]
+Enable = Annotated[
+    list[str] | None, typer.Option("--enable", metavar="C", help="Turn a component on, starting from none.")
+]
+Alternatives = Annotated[
+    list[str] | None, typer.Option("--alternative", metavar="C=NAME", help="What off means for a component.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Match = Literal["flops", "tokens", "seconds"]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help='"stdlib", hf:NAME, or a file or folder of text, JSON lines, JSON, CSV, Parquet, Arrow (gzip, Zstandard).'
+    ),
+]
+TextField = Annotated[
+    str,
+    typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+At = Annotated[
+    str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
+]
+Wandb = Annotated[
+    str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
+]
+
+
+def say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def print_json(document: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def default_preset() -> str:
+    """`cpu` on a machine without a GPU. Asked of the driver, since importing torch takes seconds."""
+    from ablate.spec.machine import has_gpu
+
+    return "h200-d512" if has_gpu() else "cpu"
+
+
+def pairs(
+    given: list[str], option: str = "--alternative", form: str = "COMPONENT=NAME, for example moe=coarse"
+) -> dict[str, str]:
+    pairs = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option} is {item!r}; it takes {form}")
+        pairs[name] = value
+    return pairs
+
+
+SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+
+
+def number(given: str, option: str) -> float:
+    """A number with an optional suffix k, M, G, T, P or E."""
+    factor = SUFFIXES.get(given[-1:], 1.0)
+    try:
+        return float(given[:-1] if factor != 1.0 else given) * factor
+    except ValueError:
+        raise ValueError(f"{option} is {given!r}; it takes a number such as 2e12 or 300k") from None
