@@ -3,8 +3,8 @@
     python benchmarks/training_step.py --preset cpu --rounds 15
 
 Same sizes, batch, dtype, threads, optimizer and clipping; no multi-token prediction and no FP8, which the other does
-not have. Both are timed in turn in one process; printed are medians of the rounds, tokens per second, and the ratio; and
-what bounds a step of these sizes, the time of the matrix products and attention cores of our step alone, replayed.
+not have. Both are timed in turn in one process; printed are medians of the rounds, tokens per second, and the ratio
+And what bounds a step of these sizes, the time of the matrix products and attention cores of our step alone, replayed.
 Needs the extra `transformers`.
 """
 
