@@ -3,7 +3,7 @@
     python benchmarks/training_step.py --preset cpu --rounds 15
 
 Same sizes, batch, dtype, threads, optimizer and clipping; no multi-token prediction and no FP8, which the other does
-not have. Both are timed in turn in one process; printed are medians of the rounds, tokens per second, and the ratio
+not have. Both are timed in turn in one process; printed are medians of the rounds, tokens per second, and the ratio.
 And what bounds a step of these sizes, the time of the matrix products and attention cores of our step alone, replayed.
 Needs the extra `transformers`.
 """
