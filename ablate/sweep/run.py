@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
+from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.events import Listener
-from ablate.runs.executors.local import Outcome, execute_all, measure_all
+from ablate.runs.executors.local import LocalExecutor, measure_all
+from ablate.runs.executors.protocol import Executor
 from ablate.runs.job import Job, threads
 from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
@@ -97,10 +99,11 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
-    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project)
+    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project, group=folder.absolute().name)
+    executor = LocalExecutor(claim.store, n_parallel)
     listener = display.follow(plan, n_parallel)
     try:
-        outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
+        outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
@@ -198,6 +201,7 @@ def _jobs(
     corpus: Corpus,
     texts: Mapping[str, TokenFile],
     wandb_project: str,
+    group: str,
 ) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
     jobs = [
@@ -208,6 +212,7 @@ def _jobs(
             corpus=corpus,
             held_out_texts=texts,
             wandb_project=wandb_project,
+            wandb_group=group,
         )
         for v in plan.variants
         for identity in v.run_ids
