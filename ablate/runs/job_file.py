@@ -94,7 +94,7 @@ def _corpus(folder: Path) -> Corpus:
     """A corpus, its files hashed once by each process: a worker that takes several runs need not do it again."""
     if not folder.is_dir():
         raise ValueError(
-            f"the corpus {folder} is not on this machine; let XDG_CACHE_HOME name a folder that all machines share, and "
-            "give the study's command again"
+            f"the corpus {folder} is not on this machine; let XDG_CACHE_HOME name a folder that all machines share, "
+            "and give the study's command again"
         )
     return open_corpus(folder)

@@ -1,4 +1,4 @@
-"""What people see while a study runs: the plan as a table, then progress. Everything goes to stderr."""
+"""What people see of a study: the plan as a table, progress, where it stands. Everything goes to stderr."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ablate.quantities import budget, duration, number, percent, plural, scaled, short, whole
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Leaving, Progress, Started, Stopping
 from ablate.runs.plan import Plan, PlannedVariant
+from ablate.sweep.status import STATES, OpenRun, StudyStatus
 
 HEADINGS = ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run")
 ENOUGH = 0.02  # of a study: its own pace then says how long the rest takes
 SAID_EVERY_S = 60.0  # where there is no terminal
+SHOWN_RUNS = 8  # of a variant in a table
 NARROW, DROPPED = 90, ("parameters", "activated")  # columns of a terminal, and of the table that it is too narrow for
 
 
@@ -197,7 +201,7 @@ class _Follower:
         elif (now := time.monotonic()) - self.said >= SAID_EVERY_S:
             self.said = now
             going_on = [self.runs[i] for identities in self.active.values() for i in identities]
-            self.console.print("; ".join([f"{counted}, {rest}", *(f"{r} {_figures([r])}" for r in going_on)]))
+            self.console.print("; ".join([f"{counted}, {rest}", *(f"{r.variant} {_figures([r])}" for r in going_on)]))
 
 
 def _figures(runs: list[_Run]) -> str:
@@ -214,3 +218,66 @@ def _figures(runs: list[_Run]) -> str:
 
 def _speed(run: _Run) -> float:
     return run.progress.tokens_per_s if run.progress else 0.0
+
+
+class StatusDisplay:
+    """Where a study stands, as a table of its variants and a line for every run that goes on or has failed."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def show(self, status: StudyStatus) -> None:
+        self.console.print(_table(status))
+        self.console.print(_sentence(status), markup=False)
+
+    def follow(self, look: Callable[[], StudyStatus], every_s: float) -> None:
+        """Show it again and again, in place on a terminal and else as a line, until no run waits or goes on."""
+        status = look()
+        if not self.console.is_terminal:
+            self.show(status)
+            while status.count("running", "waiting"):
+                time.sleep(every_s)
+                status = look()
+                self.console.print(_sentence(status), markup=False)
+            return
+        with Live(_together(status), console=self.console, transient=False) as live:
+            while status.count("running", "waiting"):
+                time.sleep(every_s)
+                status = look()
+                live.update(_together(status))
+
+
+def _together(status: StudyStatus) -> Group:
+    return Group(_table(status), Text(_sentence(status)))
+
+
+def _sentence(status: StudyStatus) -> str:
+    done = status.count("finished", "diverged")
+    parts = [f"{done} of {plural(status.n_runs, 'run')} done"]
+    parts += [f"{n} {state}" for state in STATES[1:] if (n := status.count(state))]
+    if status.count("running", "waiting"):
+        parts.append("time left not known yet" if status.left_s is None else f"about {duration(status.left_s)} left")
+    return ", ".join(parts)
+
+
+def _table(status: StudyStatus) -> Table:
+    table = Table(title=Text(status.question), title_justify="left", box=None, pad_edge=False)
+    shown = [state for state in STATES if status.count(state)]
+    for heading in ("variant", *shown, ""):
+        table.add_column(heading, justify="left" if heading in ("variant", "") else "right", no_wrap=heading != "")
+    for variant, counts in status.variants.items():
+        runs = [run for run in status.open if run.variant == variant and run.state in ("running", "failed")]
+        lines = [_line(run) for run in runs[:SHOWN_RUNS]]
+        lines += [f"and {len(runs) - SHOWN_RUNS} more"] if len(runs) > SHOWN_RUNS else []
+        row = [Text(variant), *(Text(str(counts.get(state, ""))) for state in shown), Text("\n".join(lines))]
+        table.add_row(*row)
+    return table
+
+
+def _line(run: OpenRun) -> str:
+    if run.state == "failed":
+        return f"seed {run.seed} failed: {run.detail}"
+    figures = f"seed {run.seed}  step {whole(run.step)} of {whole(run.n_steps)}"
+    if run.loss is not None:
+        figures += f"  loss {number(run.loss, 3)}  {whole(run.tokens_per_s)} tokens/s"
+    return f"{figures}  {run.detail}".rstrip()

@@ -27,9 +27,7 @@ class Seen:
 class Executor(Protocol):
     """Where runs are executed. Runs are named by their `run_id`."""
 
-    @property
-    def outlives(self) -> bool:
-        """Whether runs go on when the process that submitted them ends."""
+    outlives: bool  # whether runs go on when the process that submitted them ends
 
     def submit(self, jobs: Sequence[Job], key: str) -> None:
         """Take runs, to be started in this order as there is room. Their attempts have `key` in their names."""

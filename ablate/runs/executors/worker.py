@@ -33,7 +33,7 @@ def serve(connection: Any) -> None:
     After each but the last, True says that another one is taken. Ends at a signal, or when the parent is gone, with a
     checkpoint of the run that goes on.
     """
-    parent, begun, first = os.getppid(), time.monotonic(), True
+    parent, begun = os.getppid(), time.monotonic()
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
