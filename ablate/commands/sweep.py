@@ -85,8 +85,6 @@ def cancel(place: Place) -> None:
     from ablate.sweep.status import cancel_study, find_study
 
     n_ended, n_here = cancel_study(find_study(place))
-    say(
-        f"{plural(n_ended, 'run')} taken from the cluster's queue; the study's command goes on from their checkpoints"
-    )
+    say(f"{plural(n_ended, 'run')} taken from the cluster's queue; the study's command goes on from their checkpoints")
     if n_here:
         say(f"{plural(n_here, 'run')} go on in a command on this machine: press Ctrl-C there")

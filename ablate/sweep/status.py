@@ -56,9 +56,7 @@ def find_study(place: Path) -> Path:
     """The folder of a study from itself, or from its study file; ValueError if there is none, or more than one."""
     if place.is_dir():
         if not Store(place).plan_file.exists():
-            raise ValueError(
-                f"{place} holds no study; give the folder that `sweep` said, or the study file"
-            )
+            raise ValueError(f"{place} holds no study; give the folder that `sweep` said, or the study file")
         return place
     text = to_toml(read_study(place))
     found = [path.parent for path in sorted(RESULTS.glob("*/study.toml")) if path.read_text(encoding="utf-8") == text]
