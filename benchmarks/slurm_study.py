@@ -68,9 +68,9 @@ def _through_slurm(arguments: Any) -> list[str]:
         while command.poll() is None:
             time.sleep(1)
             running = [task for task in (queued(store) or []) if task.runs] if store.plan_file.exists() else []
-            if faults and running and _done(store) >= shares[-len(faults)] * arguments.n_runs:
-                if _trains(store, running):
-                    told.append(f"with {_done(store)} records: {faults.pop(0)(arguments, store, slurm)}")
+            due = faults and running and _done(store) >= shares[-len(faults)] * arguments.n_runs
+            if due and _trains(store, running):
+                told.append(f"with {_done(store)} records: {faults.pop(0)(arguments, store, slurm)}")
         if command.returncode != 0:
             raise SystemExit(f"the study ended with {command.returncode}; look into {arguments.work}/slurm.log")
     return told
@@ -133,8 +133,8 @@ def _write(arguments: Any, told: list[str], slurm_s: float, local_s: float) -> N
         f"{platform.system()}, Python {platform.python_version()}, torch {packages['torch']}, "
         f"{subprocess.run(['sbatch', '--version'], capture_output=True, text=True, check=True).stdout.strip()}.",
         "",
-        f"`{arguments.study}` at preset `{arguments.preset}`: {len(found['local'])} runs. Slurm had {arguments.nodes} virtual "
-        f"nodes of {arguments.cpus} CPUs. Disturbed:",
+        f"`{arguments.study}` at preset `{arguments.preset}`: {len(found['local'])} runs. Slurm had "
+        f"{arguments.nodes} virtual nodes of {arguments.cpus} CPUs. Disturbed:",
         "",
         *(f"- {each}" for each in told),
         "",

@@ -1,16 +1,12 @@
-"""Attempts at a run: which of them are still going on, and whose checkpoint is gone on from."""
+"""Attempts at a run: which of them are still going on, and whose they are."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from ablate.training.checkpoint import newest_valid
 
 LOCK = "lock"  # held by the process of an attempt, so that the system lets go of it however that process ends
 
@@ -55,21 +51,3 @@ def _going_on(attempt: Path) -> bool:
         except OSError:
             return True
     return False
-
-
-def adopt(attempts: Path, attempt: Path, program: Mapping[str, Any], branch: str = "") -> Path | None:
-    """The newest valid checkpoint of any attempt, as one of `attempt`'s own: its owner may go on and remove it.
-
-    `branch`: the name of a branch of the run, or "" for its trunk.
-    """
-    while found := newest_valid(attempts, program, branch):
-        own = attempt / found.name
-        own.mkdir()
-        try:
-            for file in found.iterdir():
-                os.link(file, own / file.name)
-        except FileNotFoundError:
-            shutil.rmtree(own)
-            continue
-        return own
-    return None

@@ -20,7 +20,8 @@ from ablate.files import replace_file, to_json
 from ablate.model.transformer import parameter_hashes
 from ablate.model.weights import write_weights
 from ablate.runs import environment
-from ablate.runs.attempts import adopt, ended, held
+from ablate.runs.adoption import adopt
+from ablate.runs.attempts import ended, held
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
