@@ -45,10 +45,10 @@ def main() -> None:
     (arguments.work / "clusters").mkdir(exist_ok=True)
     (arguments.work / "clusters" / "loopback.toml").write_text(CLUSTER)
     begun = time.monotonic()
-    told = _through_slurm(arguments)
+    version, *told = _through_slurm(arguments)
     slurm_s, begun = time.monotonic() - begun, time.monotonic()
     _sweep(arguments, "local", ["--jobs", str(arguments.jobs)]).wait()
-    _write(arguments, told, slurm_s, time.monotonic() - begun)
+    _write(arguments, version, told, slurm_s, time.monotonic() - begun)
 
 
 def _sweep(arguments: Any, name: str, options: list[str]) -> subprocess.Popen[bytes]:
@@ -73,7 +73,8 @@ def _through_slurm(arguments: Any) -> list[str]:
                 told.append(f"with {_done(store)} records: {faults.pop(0)(arguments, store, slurm)}")
         if command.returncode != 0:
             raise SystemExit(f"the study ended with {command.returncode}; look into {arguments.work}/slurm.log")
-    return told
+        version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return [version, *told]
 
 
 def _done(store: Store) -> int:
@@ -114,7 +115,7 @@ def _scontrol(*words: str) -> str:
     return subprocess.run(["scontrol", "-o", *words], capture_output=True, text=True, check=False).stdout
 
 
-def _write(arguments: Any, told: list[str], slurm_s: float, local_s: float) -> None:
+def _write(arguments: Any, version: str, told: list[str], slurm_s: float, local_s: float) -> None:
     places = {name: Store(arguments.work / name) for name in ("slurm", "local")}
     found = {name: dict(essences(store.folder)) for name, store in places.items()}
     records = {name: {r.run_id: r for r in store} for name, store in places.items()}
@@ -131,7 +132,7 @@ def _write(arguments: Any, told: list[str], slurm_s: float, local_s: float) -> N
         f"`python benchmarks/slurm_study.py {' '.join(sys.argv[1:])}` on {time.strftime('%d %B %Y', time.gmtime())}; "
         f"{record.environment['processor']}, {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f} at the end; "
         f"{platform.system()}, Python {platform.python_version()}, torch {packages['torch']}, "
-        f"{subprocess.run(['sbatch', '--version'], capture_output=True, text=True, check=True).stdout.strip()}.",
+        f"{version}.",
         "",
         f"`{arguments.study}` at preset `{arguments.preset}`: {len(found['local'])} runs. Slurm had "
         f"{arguments.nodes} virtual nodes of {arguments.cpus} CPUs. Disturbed:",
