@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ class Slot:
             raise WrongValue(f"{{}}.kind is {data['kind']!r}; {nearest(str(data['kind']), types)}")
         cls = types[data["kind"]]
         try:
-            return pydantic.TypeAdapter(cls).validate_python(dict(data), context=info.context)
+            return _adapter(cls).validate_python(dict(data), context=info.context)
         except pydantic.ValidationError as error:
             raise _FaultsOfNode(cls, error.errors()) from None
 
@@ -60,6 +61,14 @@ class _FaultsOfNode(ValueError):
         self.cls, self.errors = cls, errors
 
 
+@cache
+def _adapter(cls: type) -> Any:
+    """What reads a class: making it takes ten times as long as reading a value."""
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
 def decode(cls: type[T], data: Any, path: str, nodes: NodeTypes = MappingProxyType({})) -> T:
     """`data` as a frozen dataclass; `nodes`: the types that fill each slot in it, by slot and kind.
 
@@ -68,7 +77,7 @@ def decode(cls: type[T], data: Any, path: str, nodes: NodeTypes = MappingProxyTy
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(cls).validate_python(data, context=nodes)
+        return _adapter(cls).validate_python(data, context=nodes)
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(_sentences(error.errors(), path, cls))) from None
 

@@ -19,7 +19,8 @@ import torch
 from ablate.components.codec import decode_run
 from ablate.files import damage, replace_file, to_json
 from ablate.model.weights import load_state, read_weights
-from ablate.runs.attempts import adopt, ended, held
+from ablate.runs.adoption import adopt
+from ablate.runs.attempts import ended, held
 from ablate.runs.environment import program
 from ablate.runs.execute import Session, execute
 from ablate.runs.executors.signals import stopping
