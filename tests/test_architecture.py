@@ -41,8 +41,8 @@ LAYERS = [
     {"data"},
     {"model"},
     {"kernels"},
-    {"schedules"},
     {"spec"},
+    {"schedules"},
     {"errors", "files", "quantities", "randomness"},
     {"documents"},
 ]
