@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ablate.cluster.events import Group
+from ablate.cluster.events import Group, Signature, signature
 from ablate.cluster.hardware import Cluster
 from ablate.cluster.inputs import Draws, Floats
 from ablate.cluster.layout import Layout
@@ -40,7 +41,10 @@ class Seconds:
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(**{n: getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__})
 
-    def where(self, first: Floats, other: Seconds) -> Seconds:
+    def times(self, factor: Floats) -> Seconds:
+        return Seconds(**{n: getattr(self, n) * factor for n in self.__dataclass_fields__})
+
+    def where(self, first: NDArray[np.bool_], other: Seconds) -> Seconds:
         """This where `first` is true, else the other, draw by draw."""
         return Seconds(**{n: np.where(first, getattr(self, n), getattr(other, n)) for n in self.__dataclass_fields__})
 
@@ -70,12 +74,13 @@ class Pricing:
             passes[f"{prefix}forward"] = summed(rates.forward(work, sms), like) + tensor
             passes[f"{prefix}input"] = summed(rates.input_gradient(work, sms, recompute), like) + again * tensor
             passes[f"{prefix}weight"] = summed(rates.weight_gradient(work, sms), like)
-        return Seconds(
+        found = Seconds(
             **passes, between=alone, beside_between=beside, tensor_forward=tensor, tensor_input=again * tensor
         )
+        return found.times(self.draws["left_out"])
 
     def _all_to_all(self, work: Work) -> tuple[Floats, Floats]:
-        """A dispatch and a combine of every routed layer: the forward pass's, and as many again in the backward pass."""
+        """A dispatch and a combine of every routed layer in one pass; the backward pass has as many."""
         network = Network(cluster=self.cluster, draws=self.draws)
         alone = beside = np.zeros_like(self.draws["network_efficiency"])
         sizes = (dispatch_bytes(self.share.low_precision), float(BF16_BYTES))
@@ -98,7 +103,7 @@ def split_layers(costs: Sequence[float], first: float, last: float, n_stages: in
     """
     _enough(len(costs), n_stages)
     ends = [0.0, *np.cumsum(costs).tolist()]
-    low, high = max(max(costs), first, last), sum(costs) + first + last
+    low, high = 0.0, (sum(costs) + first + last) * (1 + 1e-9)
     for _ in range(60):
         limit = (low + high) / 2
         if _fill(ends, first, last, n_stages, limit) is None:
@@ -110,10 +115,16 @@ def split_layers(costs: Sequence[float], first: float, last: float, n_stages: in
     return found
 
 
-def even_layers(n_layers: int, n_stages: int) -> list[int]:
-    """Equal numbers of layers, the remainder in the first stages."""
+def even_layers(n_layers: int, end: int, n_stages: int) -> list[int]:
+    """Equal numbers of layers, where the model's end counts as `end` of them; the remainder in the first stages."""
     _enough(n_layers, n_stages)
-    return [n_layers // n_stages + (stage < n_layers % n_stages) for stage in range(n_stages)]
+    each, rest = divmod(n_layers + end, n_stages)
+    counts = [each + (stage < rest) for stage in range(n_stages)]
+    counts[-1] -= end
+    while counts[-1] < 0:  # the end is longer than a stage
+        counts[-1] += 1
+        counts[counts.index(max(counts))] -= 1
+    return counts
 
 
 def _enough(n_layers: int, n_stages: int) -> None:
@@ -160,7 +171,7 @@ def cut(model: Model, share: Share, pricing: Pricing, n_stages: int) -> tuple[St
     costs = [_whole(pricing.seconds(part)) for part in parts]
     layers = [kinds.index(kind) for kind in model.layers]
     balanced = split_layers([costs[kind] for kind in layers], costs[-2], costs[-1], n_stages)
-    even = even_layers(len(layers), n_stages)
+    even = even_layers(len(layers), model.n_heads, n_stages)
     return _stages(parts, layers, balanced), _stages(parts, layers, even)
 
 
@@ -191,16 +202,16 @@ class Chunks:
             _sum(prices, one).where(first, _sum(prices, other))
             for one, other in zip(balanced.stages, even.stages, strict=True)
         ]
-        self._known: dict[tuple[tuple[str, int], ...], Floats] = {}
+        self._known: dict[Signature, Floats] = {}
 
     def seconds(self, group: Group) -> Floats:
         """Of one action alone, or of a forward and a backward that hide each other's transfers."""
-        key = tuple((action.kind, action.stage) for action in group)
+        key = signature(group)
         if key not in self._known:
             self._known[key] = self._pair(group) if len(group) > 1 else self._alone(*key[0])
         return self._known[key]
 
-    def exposed(self, key: tuple[tuple[str, int], ...]) -> Floats:
+    def exposed(self, key: Signature) -> Floats:
         """Seconds of a group in which nothing is computed: transfers that nothing hides."""
         tensor = np.zeros_like(self.stages[0].between)
         for kind, stage in key:
@@ -222,13 +233,13 @@ class Chunks:
 
     def _pair(self, group: Group) -> Floats:
         """The longer of products and all-to-all, and what of the other sticks out."""
-        key = tuple((action.kind, action.stage) for action in group)
+        key = signature(group)
         compute = self._beside(key)
         between = self.stages[key[0][1]].beside_between + self.stages[key[1][1]].beside_between
         hidden = np.maximum(compute, between) / (1.0 - self._draws["exposed_share"])
         return np.asarray(np.where(between > 0, hidden, compute))
 
-    def _beside(self, key: tuple[tuple[str, int], ...]) -> Floats:
+    def _beside(self, key: Signature) -> Floats:
         forward, backward = self.stages[key[0][1]], self.stages[key[1][1]]
         beside = forward.beside_forward + backward.beside_input + backward.beside_weight
         alone = forward.forward + backward.input + backward.weight

@@ -14,6 +14,11 @@ from ablate.schedules.check import pairs
 FORWARD, BACKWARD, WEIGHT, OVERLAPPED = "forward", "backward", "weight", "overlapped"
 KINDS = {"F": FORWARD, "B": BACKWARD, "I": BACKWARD, "W": WEIGHT}
 Group = tuple[Action, ...]  # one action, or a forward and the backward that runs together with it
+Signature = tuple[tuple[str, int], ...]  # kind and stage of each action of a group: what its seconds depend on
+
+
+def signature(group: Group) -> Signature:
+    return tuple((action.kind, action.stage) for action in group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -22,7 +27,7 @@ class Execution:
 
     makespan: Floats
     busy: tuple[dict[str, Floats], ...]  # rank -> kind of work -> seconds
-    groups: tuple[dict[tuple[tuple[str, int], ...], int], ...]  # rank -> (kind, stage) of a group -> how many
+    groups: tuple[dict[Signature, int], ...]  # rank -> how many of each
 
     @property
     def idle(self) -> tuple[Floats, ...]:
@@ -52,7 +57,7 @@ def execute(
     made: dict[tuple[bool, int, int], Floats] = {}
     free, at = [zero] * len(lines), [0] * len(lines)
     busy = [dict.fromkeys((FORWARD, BACKWARD, WEIGHT, OVERLAPPED), zero) for _ in lines]
-    counts: list[dict[tuple[tuple[str, int], ...], int]] = [{} for _ in lines]
+    counts: list[dict[Signature, int]] = [{} for _ in lines]
     left = sum(map(len, lines))
     while left:
         before = left
@@ -69,13 +74,13 @@ def execute(
                 for action in group:
                     if action.kind != "W":
                         made[action.kind == "F", action.stage, action.micro] = end
-                key = tuple((action.kind, action.stage) for action in group)
+                key = signature(group)
                 counts[rank][key] = counts[rank].get(key, 0) + 1
                 free[rank], at[rank], left = end, at[rank] + 1, left - 1
         if left == before:
             raise ValueError(f"the schedule {schedule.name} waits for ever; `check` says where")
     for rank, line in enumerate(lines):
-        firsts = {tuple((a.kind, a.stage) for a in group): group for group in line}
+        firsts = {signature(group): group for group in line}
         for key, n in counts[rank].items():
             kind = OVERLAPPED if len(key) > 1 else KINDS[key[0][0]]
             busy[rank][kind] = busy[rank][kind] + n * seconds(firsts[key])

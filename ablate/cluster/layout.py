@@ -61,7 +61,7 @@ class Layout:
         return cluster.n_gpus // ranks
 
     def n_micro_batches(self, cluster: Cluster, batch: int) -> int:
-        """Micro-batches of a data rank in an optimizer step of `batch` sequences; ValueError where it does not divide."""
+        """Micro-batches of a data rank in a step of `batch` sequences; ValueError where it does not divide."""
         data = self.data(cluster)
         if batch % (data * self.micro_batch):
             raise ValueError(
@@ -110,5 +110,3 @@ def published_layout(preset: str) -> Layout | None:
     """The layout that a preset was trained in, where its authors say."""
     file = resources.files(__package__) / FOLDER / f"{preset}.toml"
     return decode(Layout, tomllib.loads(file.read_text(encoding="utf-8")), preset) if file.is_file() else None
-
-

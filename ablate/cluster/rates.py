@@ -47,10 +47,14 @@ class Rates:
         for product in work.products:
             self._add(times, self._class(product), self._product(product, sms))
             if self._low(product) and product.new_input:
-                self._add(times, "quantise", self._moved("quantise", (BF16_BYTES + 1) * product.rows * product.inner))
+                self._add(
+                    times,
+                    "quantise",
+                    self.seconds_of_bytes((BF16_BYTES + 1) * product.rows * product.inner, "quantise"),
+                )
         for core in work.attention:
-            self._add(times, "attention_forward", self._attention(core, "attention_forward", 1.0, sms))
-        self._add(times, "elementwise", self._moved("elementwise", work.elementwise_bytes))
+            self._add(times, "attention_forward", self.attention_seconds(core, "attention_forward", sms))
+        self._add(times, "elementwise", self.seconds_of_bytes(work.elementwise_bytes))
         return self._corrected(times)
 
     def input_gradient(self, work: Work, sms: int, recompute: str) -> Times:
@@ -65,11 +69,15 @@ class Rates:
             if recompute == "selective" and product.recomputed:
                 self._add(times, self._class(product), self._product(product, sms))
             if self._low(product):  # the output's gradient in tiles along both sides
-                self._add(times, "quantise", self._moved("quantise", (BF16_BYTES + 2) * product.rows * product.outer))
+                self._add(
+                    times,
+                    "quantise",
+                    self.seconds_of_bytes((BF16_BYTES + 2) * product.rows * product.outer, "quantise"),
+                )
         for core in work.attention:
-            self._add(times, "attention_backward", self._attention(core, "attention_backward", BACKWARD_ATTENTION, sms))
+            self._add(times, "attention_backward", self.attention_seconds(core, "attention_backward", sms))
         again = work.recomputed_bytes if recompute == "selective" else 0.0
-        self._add(times, "elementwise", self._moved("elementwise", 2 * work.elementwise_bytes + again))
+        self._add(times, "elementwise", self.seconds_of_bytes(2 * work.elementwise_bytes + again))
         times = self._corrected(times)
         if recompute == "full":
             for name, seconds in self.forward(work, sms).items():
@@ -86,14 +94,14 @@ class Rates:
                 groups=product.groups, linear=product.linear,
             )  # fmt: skip
             kind = "fp8_weight_gradient" if self._low(product) else "bf16_weight_gradient"
-            self._add(times, kind, self._tiles(turned, kind, sms))
+            self._add(times, kind, self.product_seconds(turned, kind, sms))
             if self._low(product):  # the kept input again, in tiles along its rows
-                self._add(times, "quantise", self._moved("quantise", 2.0 * product.rows * product.inner))
+                self._add(times, "quantise", self.seconds_of_bytes(2.0 * product.rows * product.inner, "quantise"))
         return self._corrected(times)
 
-    def seconds_of_bytes(self, n_bytes: float) -> Floats:
-        """Elementwise work on so many bytes, as the optimizer's."""
-        return self._moved("elementwise", n_bytes)
+    def seconds_of_bytes(self, n_bytes: float, kind: str = "elementwise") -> Floats:
+        """Work on so many bytes, as the optimizer's, uncorrected."""
+        return np.asarray(n_bytes / (self.draws[f"{kind}_bandwidth"] * self.cluster.memory_bytes_per_s))
 
     def _low(self, product: Product) -> bool:
         return self.low_precision and product.linear
@@ -103,10 +111,13 @@ class Rates:
         return f"{precision}_grouped" if product.groups > 1 else f"{precision}_product"
 
     def _product(self, product: Product, sms: int) -> Floats:
-        return self._tiles(product, self._class(product), sms)
+        return self.product_seconds(product, self._class(product), sms)
 
-    def _tiles(self, product: Product, kind: str, sms: int) -> Floats:
-        """Waves of tiles over the multiprocessors, each as long as its inner loop; never below the memory's time."""
+    def product_seconds(self, product: Product, kind: str, sms: int) -> Floats:
+        """Of one product, uncorrected: waves of tiles over the multiprocessors, each as long as its inner loop.
+
+        It is never below the time that its bytes take.
+        """
         precision = kind.partition("_")[0]
         share = self.draws[kind]
         if kind.endswith("_grouped"):
@@ -125,13 +136,12 @@ class Rates:
         seconds = np.maximum(loops, moved / self.cluster.memory_bytes_per_s)
         return np.asarray(seconds * self.draws["routing_imbalance"] if product.groups > 1 else seconds)
 
-    def _attention(self, core: Attention, kind: str, passes: float, sms: int) -> Floats:
+    def attention_seconds(self, core: Attention, kind: str, sms: int) -> Floats:
+        """Of one pass, uncorrected: a longer sequence is nearer to the rate's limit."""
+        passes = BACKWARD_ATTENTION if kind == "attention_backward" else 1.0
         share = self.draws[kind] * core.length / (core.length + self.draws[f"{kind}_half"])
         peak = self.cluster.bf16_flops_per_s * sms / self.cluster.n_sms
         return np.asarray(core.flops * passes / (share * peak))
-
-    def _moved(self, kind: str, n_bytes: float) -> Floats:
-        return np.asarray(n_bytes / (self.draws[f"{kind}_bandwidth"] * self.cluster.memory_bytes_per_s))
 
     def _corrected(self, times: Times) -> Times:
         return {

@@ -96,9 +96,7 @@ def simulate(question: Question, n_samples: int = N_SAMPLES) -> Simulation:
         tokens=layout.micro_batch * question.cost.sequence_length, sequence_length=question.cost.sequence_length,
         tensor=layout.tensor, expert=layout.expert, low_precision=model.low_precision,
     )  # fmt: skip
-    rates = Rates(
-        cluster=cluster, draws=draws, low_precision=model.low_precision, corrections=question.corrections
-    )
+    rates = Rates(cluster=cluster, draws=draws, low_precision=model.low_precision, corrections=question.corrections)
     pricing = Pricing(cluster=cluster, draws=draws, layout=layout, rates=rates, share=share)
     balanced, even = cut(model, share, pricing, schedule.n_stages)
     chunks = Chunks(pricing, balanced, even)
@@ -157,9 +155,7 @@ def _metrics(
 ) -> dict[str, Floats]:  # fmt: skip
     """Seconds of a kind of work are a rank's on average, so that they and the bubble add up to the step."""
     step = run.makespan + update
-    exposed = [
-        sum(n * chunks.exposed(key) for key, n in groups.items()) + exposed_update for groups in run.groups
-    ]
+    exposed = [sum(n * chunks.exposed(key) for key, n in groups.items()) + exposed_update for groups in run.groups]
     rate = question.tokens_per_step / step
     causal, noncausal = model_flops(question.cost)
     peak = question.cluster.n_gpus * question.cluster.bf16_flops_per_s

@@ -175,7 +175,7 @@ def feed_forward_work(node: Any, dim: int, share: Share) -> Work:
 
 
 def _routed_work(node: RoutedExperts, dim: int, share: Share, norms: float, kept: float) -> Work:
-    """Tokens are split among tensor ranks, experts among expert ranks; in balance each rank gets as many as it sends."""
+    """Tokens split among tensor ranks, experts among expert ranks; in balance a rank gets as many as it sends."""
     tokens, copies, hidden = share.own_tokens, node.n_activated_experts, node.expert_hidden_dim
     rows, local = tokens * copies, -(-node.n_routed_experts // share.expert)
     products = [*_swiglu("experts", rows, dim, hidden, groups=local)]
@@ -244,6 +244,11 @@ class Model:
     def n_routed_experts(self) -> int:
         """Of the layer that has most; 0 without routing."""
         return max((f.n_routed_experts for _, f in self.layers if isinstance(f, RoutedExperts)), default=0)
+
+    @property
+    def n_heads(self) -> int:
+        """How often the head's loss is computed: for the next token, and for each module of multi-token prediction."""
+        return 1 + (self.objective.mtp_depth if isinstance(self.objective, MultiToken) else 0)
 
     def layer(self, index: int, share: Share) -> Work:
         attention, feed_forward = self.layers[index]
