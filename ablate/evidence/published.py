@@ -125,11 +125,10 @@ def _lines(found: Iterable[tuple[Source, Finding]]) -> Iterable[str]:
             component = finding.component
             yield component or "the whole model"
         yield f"  {finding.claim}{f' (against {finding.against})' if finding.against else ''}"
-        runs = "one run" if finding.runs == 1 else plural(finding.runs, "run")
+        runs = f" {plural(finding.runs, 'run')} an arm;" if finding.off is not None or finding.runs > 1 else ""
         tokens = f", {scaled(finding.tokens)} tokens" if finding.tokens else ""
         yield (
-            f"    {_said(finding)}; {finding.scale}{tokens}; {runs} an arm; {source.title}, {finding.at}; "
-            + HANDS[source.hand]
+            f"    {_said(finding)}; {finding.scale}{tokens};{runs} {source.title}, {finding.at}; " + HANDS[source.hand]
         )
     yield ""
     yield "Effects are on against off. Published figures are not comparable with each other, nor with this program's."
