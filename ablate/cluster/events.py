@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,26 @@ def signature(group: Group) -> Signature:
     return tuple((action.kind, action.stage) for action in group)
 
 
+Made = tuple[bool, int, int]  # whether forward, stage, micro-batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A group with what it waits for, and whether that comes from another rank, and what it makes."""
+
+    group: Group
+    signature: Signature
+    inputs: tuple[tuple[Made, bool], ...]
+    outputs: tuple[Made, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Execution:
     """Seconds of one optimizer step's pipeline, (S,) for S draws; `busy` and `idle` are of each rank."""
 
     makespan: Floats
     busy: tuple[dict[str, Floats], ...]  # rank -> kind of work -> seconds
-    groups: tuple[dict[Signature, int], ...]  # rank -> how many of each
+    groups: tuple[Mapping[Signature, int], ...]  # rank -> how many of each
 
     @property
     def idle(self) -> tuple[Floats, ...]:
@@ -43,72 +57,63 @@ class Execution:
         return np.asarray(sum(self.idle) / len(self.idle))
 
 
-def execute(
-    schedule: Schedule, seconds: Callable[[Group], Floats], transfer: Callable[[Action], Floats] | None = None
-) -> Execution:
+def execute(schedule: Schedule, seconds: Callable[[Group], Floats], transfer: Floats | None = None) -> Execution:
     """Every rank works its actions off in their order; each starts when the rank is free and its inputs have come.
 
-    `seconds`: of a group, (S,). `transfer`: the way of an action's input from another rank, which keeps neither busy;
+    `seconds`: of a group, (S,). `transfer`: the way of an input from another rank, which keeps neither busy;
     None: it takes no time. A pair starts when both inputs are there, and both results are there when it ends.
     ValueError if the schedule waits for ever.
     """
-    lines = [[tuple(group) for group in pairs(actions)] for actions in schedule.ranks]
-    zero = np.zeros_like(seconds(lines[0][0]))
-    made: dict[tuple[bool, int, int], Floats] = {}
-    free, at = [zero] * len(lines), [0] * len(lines)
-    busy = [dict.fromkeys((FORWARD, BACKWARD, WEIGHT, OVERLAPPED), zero) for _ in lines]
-    counts: list[dict[Signature, int]] = [{} for _ in lines]
-    left = sum(map(len, lines))
+    lines = [[_planned(schedule, tuple(group)) for group in pairs(actions)] for actions in schedule.ranks]
+    groups = {planned.signature: planned.group for line in lines for planned in line}
+    lasting = {key: seconds(group) for key, group in groups.items()}
+    made: dict[Made, Floats] = {}
+    free = [np.zeros_like(next(iter(lasting.values())))] * len(lines)
+    at, left = [0] * len(lines), sum(map(len, lines))
     while left:
         before = left
         for rank, line in enumerate(lines):
             while at[rank] < len(line):
-                group = line[at[rank]]
-                inputs = _inputs(schedule, group, made, transfer)
-                if inputs is None:
-                    break
+                planned = line[at[rank]]
                 start = free[rank]
-                for come in inputs:
-                    start = np.maximum(start, come)
-                end = start + seconds(group)
-                for action in group:
-                    if action.kind != "W":
-                        made[action.kind == "F", action.stage, action.micro] = end
-                key = signature(group)
-                counts[rank][key] = counts[rank].get(key, 0) + 1
-                free[rank], at[rank], left = end, at[rank] + 1, left - 1
+                for needed, travels in planned.inputs:
+                    come = made.get(needed)
+                    if come is None:
+                        break
+                    start = np.maximum(start, come if transfer is None or not travels else come + transfer)
+                else:
+                    end = start + lasting[planned.signature]
+                    made.update(dict.fromkeys(planned.outputs, end))
+                    free[rank], at[rank], left = end, at[rank] + 1, left - 1
+                    continue
+                break
         if left == before:
             raise ValueError(f"the schedule {schedule.name} waits for ever; `check` says where")
-    for rank, line in enumerate(lines):
-        firsts = {signature(group): group for group in line}
-        for key, n in counts[rank].items():
-            kind = OVERLAPPED if len(key) > 1 else KINDS[key[0][0]]
-            busy[rank][kind] = busy[rank][kind] + n * seconds(firsts[key])
-    return Execution(makespan=_latest(free), busy=tuple(busy), groups=tuple(counts))
+    counts = tuple(Counter(planned.signature for planned in line) for line in lines)
+    return Execution(makespan=_latest(free), busy=tuple(_busy(rank, lasting) for rank in counts), groups=counts)
 
 
-def _inputs(
-    schedule: Schedule,
-    group: Group,
-    made: dict[tuple[bool, int, int], Floats],
-    transfer: Callable[[Action], Floats] | None,
-) -> list[Floats] | None:
-    """When each input has come; None while one is not made."""
-    found = []
+def _planned(schedule: Schedule, group: Group) -> Planned:
+    inputs: list[tuple[Made, bool]] = []
+    outputs: list[Made] = []
     for action in group:
         if action.kind == "W":
             continue
         forward = action.kind == "F"
         stage = action.stage + (-1 if forward else 1)
-        if not 0 <= stage < schedule.n_stages:
-            continue
-        come = made.get((forward, stage, action.micro))
-        if come is None:
-            return None
-        if transfer is not None and schedule.source(action) is not None:
-            come = come + transfer(action)
-        found.append(come)
-    return found
+        if 0 <= stage < schedule.n_stages:
+            inputs.append(((forward, stage, action.micro), schedule.source(action) is not None))
+        outputs.append((forward, action.stage, action.micro))
+    return Planned(group=group, signature=signature(group), inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _busy(counts: Mapping[Signature, int], lasting: Mapping[Signature, Floats]) -> dict[str, Floats]:
+    """Seconds by kind of work."""
+    busy = dict.fromkeys((FORWARD, BACKWARD, WEIGHT, OVERLAPPED), np.zeros_like(next(iter(lasting.values()))))
+    for key, n in counts.items():
+        kind = OVERLAPPED if len(key) > 1 else KINDS[key[0][0]]
+        busy[kind] = busy[kind] + n * lasting[key]
+    return busy
 
 
 def _latest(ends: Sequence[Floats]) -> Floats:

@@ -126,7 +126,7 @@ class Rates:
         peak = self.cluster.fp8_flops_per_s if low else self.cluster.bf16_flops_per_s
         rows = product.rows / product.groups
         tiles = product.groups * math.ceil(rows / TILE) * math.ceil(product.outer / TILE)
-        waves = math.ceil(tiles / sms) * min(1.0, rows / TILE if rows < TILE else 1.0)
+        waves = math.ceil(tiles / sms)
         depth = product.inner + self.draws[f"{precision}_product_half"]
         loops = waves * 2.0 * TILE * TILE * depth / (share * peak / self.cluster.n_sms)
         size = 1 if low else BF16_BYTES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ablate.cluster.memory import RankMemory, rank_memory
 from ablate.cluster.network import Network
 from ablate.cluster.rates import Rates
 from ablate.cluster.work import Model, Share
-from ablate.schedules.action import Action, Schedule
+from ablate.schedules.action import Schedule
 from ablate.schedules.tables import table
 from ablate.spec.cost import BF16_BYTES, FP32_BYTES, ModelCost
 
@@ -109,18 +108,12 @@ def simulate(question: Question, n_samples: int = N_SAMPLES) -> Simulation:
     )  # fmt: skip
 
 
-def _transfer(pricing: Pricing, model: Model) -> Any:
-    """The way of an activation between pipeline ranks, which lie on different nodes where a stage fills one."""
+def _transfer(pricing: Pricing, model: Model) -> Floats:
+    """Seconds of an activation between pipeline ranks, which lie on different nodes where a stage fills one."""
     cluster, layout = pricing.cluster, pricing.layout
-    crosses = layout.pipeline > 1 and cluster.n_gpus // layout.pipeline >= cluster.gpus_per_node
-    crosses = crosses and cluster.n_gpus > cluster.gpus_per_node
+    crosses = cluster.n_gpus > cluster.gpus_per_node and cluster.n_gpus // layout.pipeline >= cluster.gpus_per_node
     network = Network(cluster=cluster, draws=pricing.draws)
-    seconds = network.transfer(pricing.share.own_tokens * model.dim * BF16_BYTES, crosses)
-
-    def transfer(_: Action) -> Floats:
-        return seconds
-
-    return transfer
+    return network.transfer(pricing.share.own_tokens * model.dim * BF16_BYTES, crosses)
 
 
 def _optimizer(question: Question, schedule: Schedule, stages: Stages, pricing: Pricing) -> tuple[Floats, Floats]:

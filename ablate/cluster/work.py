@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ablate.components.fp8.spec import Fp8Linear
@@ -97,6 +97,11 @@ class Share:
         """Tokens of a rank where the sequence is split among tensor ranks."""
         return self.tokens / self.tensor
 
+    def shortened(self, positions: int) -> Share:
+        """The same sequences without their last positions."""
+        length = max(1, self.sequence_length - positions)
+        return replace(self, tokens=self.tokens // self.sequence_length * length, sequence_length=length)
+
     @property
     def stored_bytes(self) -> float:
         """Of one number of a linear map's input, kept for its weight gradient."""
@@ -122,7 +127,7 @@ def attention_work(node: Any, dim: int, share: Share) -> Work:
         recomputed_bytes=_norm_bytes(dim, share) / 2,
         kept_bytes=share.own_tokens * dim * BF16_BYTES + share.tokens * result * max(1.5, share.stored_bytes),
         recomputable_bytes=(recomputable * share.tokens + share.own_tokens * dim) * BF16_BYTES,
-        shared_parameters=_parameters(cost, products),
+        shared_parameters=_parameters(cost, products) + dim,
         collectives=2 if share.tensor > 1 else 0,
     )
 
@@ -169,7 +174,7 @@ def feed_forward_work(node: Any, dim: int, share: Share) -> Work:
         recomputed_bytes=norms / 2 + 3 * hidden * BF16_BYTES * share.tokens,
         kept_bytes=kept + 2 * hidden * share.stored_bytes * share.tokens,
         recomputable_bytes=hidden * share.stored_bytes * share.tokens,
-        shared_parameters=_parameters(cost, products),
+        shared_parameters=_parameters(cost, products) + dim,
         collectives=2 if share.tensor > 1 else 0,
     )
 
@@ -197,7 +202,7 @@ def _routed_work(node: RoutedExperts, dim: int, share: Share, norms: float, kept
         recomputed_bytes=norms / 2 + 3 * activated * BF16_BYTES * tokens,
         kept_bytes=kept + (copies * dim + 2 * activated) * share.stored_bytes * tokens,
         recomputable_bytes=activated * share.stored_bytes * tokens,
-        shared_parameters=gate + 3 * dim * shared,
+        shared_parameters=gate + 3 * dim * shared + dim,
         expert_parameters=3 * dim * hidden * local,
     )  # fmt: skip
 
@@ -209,16 +214,15 @@ def _swiglu(name: str, rows: float, dim: int, hidden: int, groups: int = 1) -> t
     )
 
 
-def head_work(dim: int, vocab_size: int, share: Share, copies: int = 1) -> Work:
-    """The output head and its loss, `copies` times (once more for each module of multi-token prediction)."""
+def head_work(dim: int, vocab_size: int, share: Share) -> Work:
+    """The output head and its loss."""
     vocab = -(-vocab_size // share.tensor)
-    product = Product(name="head", rows=share.tokens, inner=dim, outer=vocab, linear=False)
     logits = share.tokens * vocab
     return Work(
-        products=(product,) * copies,
-        elementwise_bytes=copies * logits * BF16_BYTES * 3.0,
-        kept_bytes=copies * (share.own_tokens * dim + logits) * BF16_BYTES,
-        shared_parameters=dim * vocab,
+        products=(Product(name="head", rows=share.tokens, inner=dim, outer=vocab, linear=False),),
+        elementwise_bytes=logits * BF16_BYTES * 3.0,
+        kept_bytes=(share.own_tokens * dim + logits) * BF16_BYTES,
+        shared_parameters=dim * vocab + dim,
     )
 
 
@@ -259,13 +263,18 @@ class Model:
         """What comes behind the last layer: modules of multi-token prediction, the head and the losses."""
         if not isinstance(self.objective, MultiToken):
             return head_work(self.dim, self.vocab_size, share) + self._other_objective(share)
-        modules, depth = Work(), self.objective.mtp_depth
-        for _ in range(depth):
-            modules = modules + self.layer(len(self.layers) - 1, share)
-            if self.objective.arrangement == "sequential":
-                joined = Product(name="joined embeddings", rows=share.own_tokens, inner=2 * self.dim, outer=self.dim)
-                modules = modules + Work(products=(joined,), shared_parameters=2 * self.dim**2)
-        return modules + head_work(self.dim, self.vocab_size, share, copies=1 + depth)
+        found = head_work(self.dim, self.vocab_size, share)
+        for depth in range(1, self.objective.mtp_depth + 1):
+            found = found + self._module(share.shortened(depth))
+        return found
+
+    def _module(self, share: Share) -> Work:
+        """One module of multi-token prediction, whose head is the main one's."""
+        found = self.layer(len(self.layers) - 1, share)
+        if self.objective.arrangement == "sequential":
+            joined = Product(name="joined embeddings", rows=share.own_tokens, inner=2 * self.dim, outer=self.dim)
+            found = found + Work(products=(joined,), shared_parameters=2 * self.dim**2 + 2 * self.dim)
+        return found + replace(head_work(self.dim, self.vocab_size, share), shared_parameters=self.dim)
 
     def _other_objective(self, share: Share) -> Work:
         """Of a package of its own: one product of its FLOPs."""
@@ -308,8 +317,8 @@ def _product(name: str, rows: float, inner: int, outer: int, **more: bool) -> Pr
 
 
 def _parameters(cost: Cost, products: Sequence[Product]) -> int:
-    """Matrices of these products; the norms' weights are left out."""
-    return min(cost.parameters, sum(p.inner * p.outer * p.groups for p in products))
+    """Matrices of these products, and what of the node's parameters is no matrix: norms of its own."""
+    return sum(p.inner * p.outer for p in products) + cost.parameters - cost.weight_flops // 2
 
 
 def _whole_width(cost: Cost, dim: int, share: Share) -> int:

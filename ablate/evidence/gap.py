@@ -27,7 +27,7 @@ from ablate.spec.ranges import NotNegative, Positive, checked
 from ablate.spec.run import Preset
 
 FOLDER = "totals"
-SAMPLES = 64
+SAMPLES = 48
 EXTRA = "mtp"  # trained beside the deployed model, and outside of published MFUs
 # What the FLOP/s of the second model are simulated without: title, components off.
 WITHOUT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -43,7 +43,7 @@ WITHOUT: tuple[tuple[str, tuple[str, ...]], ...] = (
 class Totals:
     """What is published of a whole training run. `preset`: the model's sizes, by name or as a TOML file.
 
-    Roundings are half of the last digit. quality: metric -> value, lower better, to say whether two models are of equal quality.
+    Roundings are half of the last digit. quality: metric -> value, lower better: whether two models are equally good.
     """
 
     title: str
@@ -114,8 +114,7 @@ def gap_document(first: str, second: str, cluster: str) -> tuple[dict[str, Any],
     a, b = totals(first), totals(second)
     document: dict[str, Any] = {
         "models": [_facts(first, a), _facts(second, b)],
-        "gpu_hours_ratio": _ratio(a.totals.gpu_hours, a.totals.gpu_hours_rounding, b.totals.gpu_hours, b.totals),
-        "factors": _factors(a, b),
+        **identity(a, b),
         "flops_per_token_path": path(a, b),
         "quality": _quality(a, b),
         "simulated": _simulated(a, b, cluster),
@@ -134,21 +133,18 @@ def _facts(name: str, known: Known) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ratio(a: float, a_rounding: float, b: float, of_b: Totals) -> dict[str, Any]:
-    return _published(a, a_rounding, b, of_b.gpu_hours_rounding)
-
-
 def _published(a: float, a_rounding: float, b: float, b_rounding: float) -> dict[str, Any]:
     low, high = (a - a_rounding) / (b + b_rounding), (a + a_rounding) / (b - b_rounding)
     return {"estimate": a / b, "low": low, "high": high, "evidence": "published, range of rounding"}
 
 
-def _factors(a: Known, b: Known) -> dict[str, Any]:
-    """Three factors whose product is the ratio of GPU hours; each with its share of the logarithm."""
-    tokens = _published(a.totals.tokens, a.totals.tokens_rounding, b.totals.tokens, b.totals.tokens_rounding)
+def identity(a: Known, b: Known) -> dict[str, Any]:
+    """The ratio of GPU hours, and the three factors whose product it is, each with its share of the logarithm."""
+    first, second = a.totals, b.totals
+    hours = _published(first.gpu_hours, first.gpu_hours_rounding, second.gpu_hours, second.gpu_hours_rounding)
+    tokens = _published(first.tokens, first.tokens_rounding, second.tokens, second.tokens_rounding)
     flops = a.flops_per_token / b.flops_per_token
     per_token = {"estimate": flops, "low": flops, "high": flops, "evidence": "exact, closed form"}
-    hours = _ratio(a.totals.gpu_hours, a.totals.gpu_hours_rounding, b.totals.gpu_hours, b.totals)
     rate = {
         "estimate": hours["estimate"] / tokens["estimate"] / flops,
         "low": hours["low"] / tokens["high"] / flops,
@@ -159,7 +155,7 @@ def _factors(a: Known, b: Known) -> dict[str, Any]:
     whole = math.log(hours["estimate"])
     for factor in found.values():
         factor["share_of_log"] = math.log(factor["estimate"]) / whole if whole else None
-    return found
+    return {"gpu_hours_ratio": hours, "factors": found}
 
 
 def path(a: Known, b: Known) -> list[dict[str, Any]]:
