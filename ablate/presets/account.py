@@ -12,8 +12,9 @@ from ablate.components.registry import component
 from ablate.components.variants import Variant
 from ablate.documents import read_toml
 from ablate.presets import preset, preset_file
-from ablate.presets.architecture import decode_architecture
+from ablate.presets.architecture import Architecture, decode_architecture
 from ablate.quantities import memory, whole
+from ablate.spec.model import ModelSpec
 from ablate.spec.run import Preset
 
 PUBLISHED = Path(__file__).with_name("published")
@@ -56,10 +57,20 @@ def account_preset(
 
 
 def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
-    """Figures of a model file with its sequence_length: the fields of ModelSpec and a table for each slot, or those of
-    Architecture with groups of layers. A published architecture goes by its name."""
+    """Figures of a model file, as of `model_file`."""
+    model, length = model_file(path, sequence_length)
+    return {"model": str(_published(path))} | model.cost(length).summary()
+
+
+def _published(path: Path) -> Path:
+    return PUBLISHED / f"{path}.toml" if (PUBLISHED / f"{path}.toml").is_file() else path
+
+
+def model_file(path: Path, sequence_length: int | None) -> tuple[ModelSpec | Architecture, int]:
+    """A model file with its sequence_length, or the given one: the fields of ModelSpec and a table for each slot, or
+    those of Architecture with groups of layers. A published architecture goes by its name."""
     names = sorted(file.stem for file in PUBLISHED.iterdir())
-    path = PUBLISHED / f"{path}.toml" if str(path) in names else path
+    path = _published(path)
     data = read_toml(
         path, "the model", f"give a TOML file with the fields of a model, or a published one: {', '.join(names)}"
     )
@@ -68,7 +79,7 @@ def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
         raise ValueError(f"{path}: sequence_length is missing; write it there or give --sequence-length")
     length = _length(sequence_length, own_length)
     if "layers" in data:
-        return {"model": str(path)} | decode_architecture(data).cost(length).summary()
+        return decode_architecture(data), length
     data = MODEL_DEFAULTS | data
     if "first_feed_forward" not in data:
         if data["n_first_layers"]:
@@ -76,8 +87,7 @@ def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
         data["first_feed_forward"] = {"kind": "swiglu", "hidden_dim": 1}
     if isinstance(data.get("feed_forward"), Mapping) and data["feed_forward"].get("kind") == "moe":
         data["balance"] = data["balance"] or {"kind": "none"}
-    model = decode_model(data, "")
-    return {"model": str(path)} | model.cost(length).summary()
+    return decode_model(data, ""), length
 
 
 def _length(given: int | None, default: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ablate.schedules.action import Schedule
 from ablate.spec.cost import Cost
 from ablate.spec.machine import Machine
 
@@ -150,6 +151,19 @@ class HeadNode(Node, Protocol):
 
     def build(self, dim: int, vocab_size: int) -> Any: ...
     def cost(self, dim: int, vocab_size: int) -> Cost: ...
+
+
+class PipelineNode(Protocol):
+    """In which order pipeline ranks do forwards and backwards, and which layers lie where."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def schedule(self, n_ranks: int, n_micro_batches: int) -> Schedule:
+        """The order of an optimizer step; ValueError if there is none for these numbers."""
+
+    def layers(self, n_layers: int, n_stages: int) -> tuple[range, ...]:
+        """The layers of each stage; ValueError if they cannot be laid out so."""
 
 
 class OptimizerNode(Protocol):

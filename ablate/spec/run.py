@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
-from ablate.spec.decoding import Slot
+from ablate.spec.decoding import UNWRITTEN_DEFAULT, Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
-from ablate.spec.nodes import OptimizerNode
+from ablate.spec.nodes import OptimizerNode, PipelineNode
 from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
+from ablate.spec.ranks import Ranks
 
 SCHEMA_VERSION = 4
 
@@ -87,6 +88,8 @@ class TrainerSpec:
     n_curve_windows: Count = 64  # of those: judged at the points before the end
     branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
+    ranks: Ranks = field(default=Ranks(), metadata=UNWRITTEN_DEFAULT)
+    pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:
@@ -113,6 +116,11 @@ class TrainerSpec:
     def warmup_steps(self, n_steps: int) -> int:
         """Optimizer steps of the warm-up, where the shortest of the runs that are compared has `n_steps`."""
         return round(self.warmup_share * n_steps)
+
+    @property
+    def n_micro_batches(self) -> int:
+        """Forward passes of an optimizer step, over all data ranks."""
+        return self.batch_size // self.micro_batch_size
 
 
 @checked("preset")

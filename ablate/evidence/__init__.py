@@ -1,0 +1,1 @@
+"""What is known beside this program's own runs: published figures, simulation, totals of whole models."""
