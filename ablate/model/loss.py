@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.model.transformer import Transformer
+from ablate.model.transformer import Prediction, Transformer
 from ablate.spec.run import TextNode
 
 NO_LOADS: Mapping[Any, Tensor] = MappingProxyType({})
@@ -41,17 +41,30 @@ def training_loss(
     (-100); by default the next tokens. earlier_loads: int64 counts (E,) by router of the optimizer step's earlier
     micro-batches, for a balance loss over the whole batch.
     """
-    window_BT1, spec = batch["window_BT1"], model.spec
-    next_BT = window_BT1[:, 1:]
-    prediction = model.predict(window_BT1[:, :-1])
+    prediction, balance = model.predict(batch["window_BT1"][:, :-1]), model.spec.balance
+    total, main = prediction_loss(model, text, batch, prediction, decaying=decaying, targets_BT=targets_BT)
+    if balance is not None:
+        total = total + balance.loss(prediction.routing, earlier_loads)
+    return TrainingLoss(total, main.detach(), prediction.routing)
+
+
+def prediction_loss(
+    model: Transformer,
+    text: TextNode,
+    batch: Mapping[str, Any],
+    prediction: Prediction,
+    *,
+    decaying: bool,
+    targets_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of what is predicted, without the balance's term; and of that the main head's cross-entropy alone."""
+    next_BT = batch["window_BT1"][:, 1:]
     main, logits_BTC = _main_head(model, prediction.hidden_BTD, next_BT if targets_BT is None else targets_BT, text)
     total = text.loss(main, logits_BTC, batch)
-    weight = spec.objective.loss_weight(decaying)
+    weight = model.spec.objective.loss_weight(decaying)
     if weight:
         total = total + weight * model.objective.loss(prediction.future, next_BT, model.head)
-    if spec.balance is not None:
-        total = total + spec.balance.loss(prediction.routing, earlier_loads)
-    return TrainingLoss(total, main.detach(), prediction.routing)
+    return total, main
 
 
 def _main_head(

@@ -1,71 +1,72 @@
-"""Where a process stands among the ranks of a run: pipeline x data, the expert ranks inside the data ranks."""
+"""The groups of ranks along each axis, made by every rank in one order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
 from ablate.spec.ranks import Ranks
 
-Group = tuple[int, ...]  # ranks of the world
-
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Rank of the world = pipeline place * data ranks + data place; expert place = data place modulo expert ranks.
+    """This rank's place, and the groups that it is in.
 
-    So the ranks that share experts are neighbours, which one machine holds where it can.
+    Ranks are numbered pipeline-major: rank = pipeline rank x data + data rank, and expert rank = data rank modulo
+    expert. Groups by name: "data" (equal pipeline rank), "replicas" (data ranks that hold the same experts),
+    "everyone" (an expert group), "between" (its ranks of equal place in all nodes), "inside" (a node of it).
     """
 
     ranks: Ranks
     rank: int
+    groups: dict[str, Any]
 
     @property
-    def pipeline(self) -> int:
-        """Place in the pipeline."""
+    def pipeline_rank(self) -> int:
         return self.rank // self.ranks.data
 
     @property
-    def data(self) -> int:
-        """Place among the data ranks."""
+    def data_rank(self) -> int:
         return self.rank % self.ranks.data
 
     @property
-    def expert(self) -> int:
-        """Place among the expert ranks."""
-        return self.data % self.ranks.expert
-
-    @property
-    def pipeline_group(self) -> Group:
-        """The ranks that a micro-batch goes through, in the order of their places."""
-        return tuple(range(self.data, self.ranks.world, self.ranks.data))
-
-    @property
-    def data_group(self) -> Group:
-        """The ranks that hold the same stages."""
-        first = self.pipeline * self.ranks.data
-        return tuple(range(first, first + self.ranks.data))
-
-    @property
-    def expert_group(self) -> Group:
-        """The ranks that share the experts of these stages."""
-        first = self.rank - self.expert
-        return tuple(range(first, first + self.ranks.expert))
-
-    @property
-    def everywhere(self) -> tuple[Mesh, ...]:
-        """The same of every rank."""
-        return tuple(Mesh(self.ranks, rank) for rank in range(self.ranks.world))
+    def expert_rank(self) -> int:
+        return self.data_rank % self.ranks.expert
 
 
-def groups(wanted: Iterable[Group]) -> dict[Group, dist.ProcessGroup]:
-    """A process group for each set of ranks, of those that this rank is in.
+def members(ranks: Ranks) -> dict[str, list[list[int]]]:
+    """The ranks of every group, by name; each rank is in one group of a name."""
+    found: dict[str, list[list[int]]] = {name: [] for name in ("data", "replicas", "everyone", "between", "inside")}
+    for first in range(0, ranks.world, ranks.data):
+        data = list(range(first, first + ranks.data))
+        found["data"].append(data)
+        found["replicas"] += [data[place :: ranks.expert] for place in range(ranks.expert)]
+        for start in range(0, ranks.data, ranks.expert):
+            experts = data[start : start + ranks.expert]
+            found["everyone"].append(experts)
+            found["between"] += [experts[place :: ranks.per_node] for place in range(ranks.per_node)]
+            found["inside"] += [experts[n : n + ranks.per_node] for n in range(0, ranks.expert, ranks.per_node)]
+    return found
 
-    Every rank calls it with the same sets: each makes every group, in one order. Made by their members alone, groups
-    of overlapping members hang.
-    """
-    made = {group: dist.new_group(list(group)) for group in sorted(set(wanted))}
-    rank = dist.get_rank()
-    return {group: handle for group, handle in made.items() if rank in group}
+
+def make_mesh(ranks: Ranks) -> Mesh:
+    """The mesh of this process's world, which must be initialised; ValueError if it has another size."""
+    if dist.get_world_size() != ranks.world:
+        raise ValueError(
+            f"trainer.ranks is {ranks}, which is {ranks.world} processes, and {dist.get_world_size()} were started"
+        )
+    rank, groups = dist.get_rank(), {}
+    # Every rank makes every group: a group that only its members make can hang where ranks are in different numbers.
+    for name, sets in members(ranks).items():
+        for each in sets:
+            group = _group(each)
+            if rank in each:
+                groups[name] = group
+    return Mesh(ranks, rank, groups)
+
+
+def _group(ranks: Sequence[int]) -> Any:
+    return dist.new_group(list(ranks))

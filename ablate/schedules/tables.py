@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ablate.errors import nearest
-from ablate.schedules.action import Schedule
+from ablate.schedules.action import Action, Schedule
 from ablate.schedules.folded import dualpipe, dualpipev, zero_bubble_v
 from ablate.schedules.one_way import gpipe, interleaved, one_forward_one_backward, zero_bubble
 
@@ -54,3 +54,21 @@ def peak_live_chunks(name: str, n_ranks: int, n_micro_batches: int, *, n_chunks:
         "dualpipev": 2 * p + 1,
         "dualpipe": p + 1,
     }[name]
+
+
+def forwards(schedule: Schedule, n_micro_batches: int) -> Schedule:
+    """Forward passes alone over the stages as the schedule's first direction places them: evaluation.
+
+    Stage s does micro-batch i at time s + i, so no rank waits for what comes later on any other.
+    """
+    ranks: list[list[Action]] = [[] for _ in schedule.ranks]
+    for time in range(n_micro_batches + schedule.last_stage):
+        for stage in range(schedule.n_stages):
+            if 0 <= time - stage < n_micro_batches:
+                ranks[schedule.rank_of(stage, 0)].append(Action("F", stage, time - stage))
+    return Schedule(
+        name="forwards",
+        n_micro_batches=n_micro_batches,
+        placement=schedule.placement[:1],
+        ranks=tuple(map(tuple, ranks)),
+    )
