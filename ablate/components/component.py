@@ -42,6 +42,7 @@ class Component:
     settings: type | None = None  # what a preset's section of this name decodes to; None: it has no section
     requires: tuple[str, ...] = ()
     affects: tuple[str, ...] = ()
+    axis: str = ""  # of the ranks, of which there must be several; "": it means something on one rank
     tied_to_corpus: bool = False  # its settings hold for the preset's own corpus and for no other
     held_out_texts: Callable[[Any], list[str]] | None = None  # from the settings: a second set to evaluate on
 

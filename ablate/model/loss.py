@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablate.model.transformer import Transformer
+from ablate.model.transformer import Prediction, Transformer
 from ablate.spec.run import TextNode
 
 NO_LOADS: Mapping[Any, Tensor] = MappingProxyType({})
@@ -44,6 +45,8 @@ def training_loss(
     window_BT1, spec = batch["window_BT1"], model.spec
     next_BT = window_BT1[:, 1:]
     prediction = model.predict(window_BT1[:, :-1])
+    if not len(window_BT1):
+        return _of_nothing(prediction, with_objective=bool(spec.objective.loss_weight(progress)))
     main, logits_BTC = _main_head(model, prediction.hidden_BTD, next_BT if targets_BT is None else targets_BT, text)
     total = text.loss(main, logits_BTC, batch)
     weight = spec.objective.loss_weight(progress)
@@ -52,6 +55,13 @@ def training_loss(
     if spec.balance is not None:
         total = total + spec.balance.loss(prediction.routing, earlier_loads)
     return TrainingLoss(total, main.detach(), prediction.routing)
+
+
+def _of_nothing(prediction: Prediction, *, with_objective: bool) -> TrainingLoss:
+    """Of a micro-batch without sequences: zero, whose backward pass meets the same transfers as other ranks' do."""
+    hidden = [prediction.hidden_BTD, *(prediction.future.hidden_BTD if with_objective else ())]
+    total = torch.stack([h.sum() for h in hidden]).sum()
+    return TrainingLoss(total, total.detach(), prediction.routing)
 
 
 def _main_head(

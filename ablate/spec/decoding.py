@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ablate.errors import nearest
 
 T = TypeVar("T")
+MAY_BE_EMPTY = ("balance", "transport")  # slots
 NodeTypes = Mapping[str, Mapping[str, type]]  # slot -> kind -> type
 # Read by pydantic at the file edge; a number there is finite.
 FORBID_UNKNOWN = {"extra": "forbid", "allow_inf_nan": False}
@@ -35,7 +36,7 @@ class Slot:
         import pydantic
 
         types = info.context[self.name]
-        if data is None and self.name == "balance":
+        if data is None and self.name in MAY_BE_EMPTY:
             return None
         if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
             raise WrongValue(f"{{}} must be a table with a kind; there are: {', '.join(types)}")

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Protocol
 from ablate.spec.decoding import Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
-from ablate.spec.nodes import OptimizerNode
+from ablate.spec.nodes import OptimizerNode, TransportNode
 from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
+from ablate.spec.ranks import Ranks
 
 SCHEMA_VERSION = 3
 
@@ -87,6 +88,8 @@ class TrainerSpec:
     n_curve_windows: Count = 64  # of those: judged at the points before the end
     branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
+    ranks: Ranks = Ranks()
+    transport: Annotated[TransportNode | None, Slot("transport")] = None  # between expert ranks, where there are any
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:
@@ -109,6 +112,16 @@ class TrainerSpec:
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
+
+    @property
+    def n_micro_batches(self) -> int:
+        """Forward passes of an optimizer step, over all data ranks."""
+        return self.batch_size // self.micro_batch_size
+
+    @property
+    def n_rounds(self) -> int:
+        """Forward passes of a rank in an optimizer step; in the last one some ranks may have no tokens."""
+        return -(-self.n_micro_batches // self.ranks.data)
 
 
 @checked("preset")
