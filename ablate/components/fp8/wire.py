@@ -27,7 +27,7 @@ class Fp8Wire:
     def encode(self, x_ND: Tensor) -> Tensor:
         """uint8."""
         found = quantise(x_ND, Strips(-1), power_of_two_scales=self.power_of_two_scales)
-        scale_NS = torch.cat([scale.reshape(len(x_ND), -1) for scale in found.scales], dim=1)
+        scale_NS = torch.cat([scale.reshape(len(x_ND), scale.shape[1:].numel()) for scale in found.scales], dim=1)
         return torch.cat([found.values.view(torch.uint8), scale_NS.view(torch.uint8)], dim=1)
 
     def decode(self, bytes_NX: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
