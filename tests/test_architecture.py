@@ -42,6 +42,7 @@ LAYERS = [
     {"model"},
     {"kernels"},
     {"spec"},
+    {"schedules"},
     {"errors", "files", "quantities", "randomness"},
     {"documents"},
 ]
@@ -57,6 +58,7 @@ WITHOUT_TORCH = [
     "ablate.components.listing",
     "ablate.components.codec",
     "ablate.presets",
+    "ablate.schedules",
     "ablate.data.tokenizer",
     "ablate.data.store",
     "ablate.export",

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ablate.components.component import ON, Component
 from ablate.components.registry import COMPONENTS, NAMES
-from ablate.components.variants import Variant
+from ablate.components.variants import Variant, on_ranks
 from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer
 from ablate.presets import preset, preset_file
 from ablate.spec.model import ModelSpec
+from ablate.spec.ranks import Ranks
 from ablate.spec.run import Preset, Spec
 
 
@@ -50,7 +51,10 @@ def dependants(name: str) -> tuple[str, ...]:
 
 # The sizes of every model here. Who adds a component in a package of his own names a preset file that has its section.
 _SIZES = os.environ.get("CONTRACT_PRESET")
-NANO = _with_teacher(_distinct_heads(preset_file(Path(_SIZES)) if _SIZES else preset("nano")))
+# On two pipeline ranks, for what means nothing on one.
+NANO = on_ranks(
+    _with_teacher(_distinct_heads(preset_file(Path(_SIZES)) if _SIZES else preset("nano"))), Ranks(pipeline=2)
+)
 FULL = Variant.full(NANO)
 
 
@@ -63,6 +67,10 @@ def means_something(variant: Variant) -> bool:
     return all(level == c.default_alternative for c, level in variant.choices if variant.missing(c))
 
 
+# Schedules and transports of ranks have slots of their own, so their levels are tried beside the ends alone.
+OF_RANKS = tuple(c for c in COMPONENTS if c.axis)
+
+
 @cache
 def cells() -> tuple[Variant, ...]:
     """On or the default alternative for every component, where that means something."""
@@ -72,7 +80,9 @@ def cells() -> tuple[Variant, ...]:
 @cache
 def every_variant() -> tuple[Variant, ...]:
     """All levels of all components, where that means something."""
-    return _feasible([levels(c) for c in COMPONENTS])
+    found = _feasible([(c.default_alternative,) if c in OF_RANKS else levels(c) for c in COMPONENTS])
+    ends = [end | {c.name: level} for end in (Variant.none(), FULL) for c in OF_RANKS for level in levels(c)]
+    return tuple(dict.fromkeys((*found, *filter(means_something, ends))))
 
 
 def _feasible(choices: list[tuple[str, ...]]) -> tuple[Variant, ...]:
@@ -93,6 +103,7 @@ def neighbours() -> tuple[Variant, ...]:
     return tuple(found)
 
 
+@cache
 def spec_of(variant: Variant) -> Spec:
     return variant.resolve(NANO)
 
@@ -131,4 +142,4 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
 
 def loss_of(model: Transformer, window_BT1: Tensor) -> Tensor:
     """Everything that a training step on raw text adds up, at the run's start."""
-    return training_loss(model, NANO.data.text, {"window_BT1": window_BT1}, progress=0.0).total
+    return training_loss(model, NANO.data.text, {"window_BT1": window_BT1}, decaying=False).total

@@ -11,6 +11,7 @@ from ablate.components.aux_free import COMPONENT as AUX_FREE
 from ablate.components.component import Component
 from ablate.components.controls import CONTROLS
 from ablate.components.distill import COMPONENT as DISTILL
+from ablate.components.dualpipe import COMPONENT as DUALPIPE
 from ablate.components.fp8 import COMPONENT as FP8
 from ablate.components.mla import COMPONENT as MLA
 from ablate.components.moe import COMPONENT as MOE
@@ -123,7 +124,7 @@ def kind(node: type) -> str:
     return next(str(f.default) for f in dataclasses.fields(node) if f.name == "kind")
 
 
-REGISTRY = Registry((MLA, MOE, AUX_FREE, MTP, FP8, DISTILL, ALLTOALL), installed_plugins())
+REGISTRY = Registry((MLA, MOE, AUX_FREE, MTP, FP8, DISTILL, DUALPIPE, ALLTOALL), installed_plugins())
 COMPONENTS = REGISTRY.components
 NAMES = REGISTRY.names
 component = REGISTRY.component

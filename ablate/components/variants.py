@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ablate.components.component import ON, Component
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import REGISTRY
+from ablate.spec.ranks import Ranks
 from ablate.spec.run import Preset, Spec
+
+
+def on_ranks(preset: Preset, ranks: Ranks) -> Preset:
+    """The preset on so many ranks; what needs several along an axis is then in its recipe too."""
+    needed = [c.name for c in REGISTRY.components if c.axis and ranks.on_several(c.axis)]
+    recipe = tuple(dict.fromkeys((*preset.recipe, *needed)))
+    return replace(preset, trainer=replace(preset.trainer, ranks=ranks), recipe=recipe)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,30 +31,43 @@ def training_loss(
     text: TextNode,
     batch: Mapping[str, Any],
     *,
-    progress: float,
+    decaying: bool,
     targets_BT: Tensor | None = None,
     earlier_loads: Mapping[Any, Tensor] = NO_LOADS,
 ) -> TrainingLoss:
     """The main head's loss as the text node has it, plus the objective's and the balance's terms.
 
-    batch: `window_BT1`, int64 (B, T + 1), and what the text node added. progress: share of the run's optimizer steps
-    that are done, which the objective's weight follows. targets_BT: the main head's, where some are to be left out
+    batch: `window_BT1`, int64 (B, T + 1), and what the text node added. decaying: whether the learning rate's decay has
+    begun, which the objective's weight follows. targets_BT: the main head's, where some are to be left out
     (-100); by default the next tokens. earlier_loads: int64 counts (E,) by router of the optimizer step's earlier
     micro-batches, for a balance loss over the whole batch.
     """
-    window_BT1, spec = batch["window_BT1"], model.spec
-    next_BT = window_BT1[:, 1:]
-    prediction = model.predict(window_BT1[:, :-1])
-    if not len(window_BT1):
-        return _of_nothing(prediction, with_objective=bool(spec.objective.loss_weight(progress)))
+    prediction, balance = model.predict(batch["window_BT1"][:, :-1]), model.spec.balance
+    if not len(batch["window_BT1"]):
+        return _of_nothing(prediction, with_objective=bool(model.spec.objective.loss_weight(decaying)))
+    total, main = prediction_loss(model, text, batch, prediction, decaying=decaying, targets_BT=targets_BT)
+    if balance is not None:
+        total = total + balance.loss(prediction.routing, earlier_loads)
+    return TrainingLoss(total, main.detach(), prediction.routing)
+
+
+def prediction_loss(
+    model: Transformer,
+    text: TextNode,
+    batch: Mapping[str, Any],
+    prediction: Prediction,
+    *,
+    decaying: bool,
+    targets_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of what is predicted, without the balance's term; and of that the main head's cross-entropy alone."""
+    next_BT = batch["window_BT1"][:, 1:]
     main, logits_BTC = _main_head(model, prediction.hidden_BTD, next_BT if targets_BT is None else targets_BT, text)
     total = text.loss(main, logits_BTC, batch)
-    weight = spec.objective.loss_weight(progress)
+    weight = model.spec.objective.loss_weight(decaying)
     if weight:
         total = total + weight * model.objective.loss(prediction.future, next_BT, model.head)
-    if spec.balance is not None:
-        total = total + spec.balance.loss(prediction.routing, earlier_loads)
-    return TrainingLoss(total, main.detach(), prediction.routing)
+    return total, main
 
 
 def _of_nothing(prediction: Prediction, *, with_objective: bool) -> TrainingLoss:

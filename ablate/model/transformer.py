@@ -30,23 +30,38 @@ class Prediction:
     routing: list[Any]  # of every layer that routes, trunk first, then the objective's
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a model is there: some of its layers, the embedding at its `first` end, all behind them at its `last`."""
+
+    layers: frozenset[int]
+    first: bool
+    last: bool
+
+
 class Transformer(nn.Module):
     """tokens_BT -> logits_BTC, causal. Embedding and head are separate; both are the objective's too."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, part: Part | None = None) -> None:
+        """`part`: what a rank of a pipeline holds; the rest is None, and every name stays the whole model's."""
         super().__init__()
+        part = part or Part(frozenset(range(spec.n_layers)), True, True)
         self.spec = spec
-        self.embedding = nn.Embedding(spec.vocab_size, spec.dim)
-        self.layers: Any = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layers))
         context = ModelContext(spec)
-        self.norm = context.norm(spec.dim)
-        self.head: Any = spec.head.build(spec.dim, spec.vocab_size)
-        self.objective: Any = spec.objective.build(context)
+        objective: Any = spec.objective.build(context) if part.last else None
+        embeds = part.first or getattr(objective, "joins_embedding", False)
+        self.embedding: Any = nn.Embedding(spec.vocab_size, spec.dim) if embeds else None
+        self.layers: Any = nn.ModuleList()
+        for layer in range(spec.n_layers):
+            self.layers.add_module(str(layer), Block(spec, layer) if layer in part.layers else None)
+        self.norm: Any = context.norm(spec.dim) if part.last else None
+        self.head: Any = spec.head.build(spec.dim, spec.vocab_size) if part.last else None
+        self.objective: Any = objective
         self._rotation: Rotation | None = None
 
     def rotation(self, length: int) -> Rotation:
         """The rotary table of positions 0 .. length - 1, on the weights' device."""
-        table, device = self._rotation, self.head.weight.device
+        table, device = self._rotation, next(self.parameters()).device
         if table is None or len(table.cos_TP) < length or table.cos_TP.device != device:
             # Kept for training, which cannot use a table that was made in inference mode. Doubling keeps decoding,
             # which asks for one more position each time, from making a table for every token.
@@ -59,17 +74,25 @@ class Transformer(nn.Module):
     def trunk(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """Normed output of the last layer, the embedded tokens, and the routing of the layers that route."""
         embedded_BTD = self.embedding(tokens_BT)
-        x_BTD, rotation, routing = embedded_BTD, self.rotation(tokens_BT.shape[1]), []
-        for layer in self.layers:
-            x_BTD, routed = layer(x_BTD, rotation)
+        x_BTD, routing = self.through(embedded_BTD, range(len(self.layers)))
+        return self.norm(x_BTD), embedded_BTD, routing
+
+    def through(self, x_BTD: Tensor, layers: range) -> tuple[Tensor, list[Any]]:
+        """Output of some layers one after another, and the routing of those that route."""
+        rotation, routing = self.rotation(x_BTD.shape[1]), []
+        for layer in layers:
+            x_BTD, routed = self.layers[layer](x_BTD, rotation)
             if routed is not None:
                 routing.append(routed)
-        return self.norm(x_BTD), embedded_BTD, routing
+        return x_BTD, routing
 
     def predict(self, tokens_BT: Tensor) -> Prediction:
         """The trunk and the objective's modules, without the head."""
-        hidden_BTD, embedded_BTD, routing = self.trunk(tokens_BT)
-        future = self.objective(hidden_BTD, embedded_BTD, self.rotation(tokens_BT.shape[1]))
+        return self.ahead(*self.trunk(tokens_BT))
+
+    def ahead(self, hidden_BTD: Tensor, embedded_BTD: Tensor | None, routing: list[Any]) -> Prediction:
+        """What the objective's modules add to the trunk's output; the embedded tokens where they read them."""
+        future = self.objective(hidden_BTD, embedded_BTD, self.rotation(hidden_BTD.shape[1]))
         return Prediction(hidden_BTD, future, routing + [r for r in future.routing if r is not None])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

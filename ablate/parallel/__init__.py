@@ -1,1 +1,1 @@
-"""Runs on many ranks: the mesh, what is divided over it, and how rows travel between ranks."""
+"""Many ranks: the mesh, stages of a model, the execution of schedules, the Strategy, checkpoints without a layout."""

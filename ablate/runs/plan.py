@@ -174,12 +174,17 @@ def make_plan(
             budget *= named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
     speeds, runs = step_s or {}, dict[str, RunSpec]()
     planned = []
-    for variant in named:
-        found = _planned(variant, study, budget, speeds.get(variant.name), bytes_per_token)
+    shares = [_planned(variant, study, budget, speeds.get(variant.name), bytes_per_token) for variant in named]
+    shortest = min(found.n_steps for found in shares)
+    for variant, found in zip(named, shares, strict=True):
+        n_warmup_steps = variant.spec.trainer.warmup_steps(shortest)
         own = {
             run_id(run): run
             for run in (
-                variant.spec.run(corpus_hash=corpus_hash, seed=seed, n_steps=found.n_steps) for seed in variant.seeds
+                variant.spec.run(
+                    corpus_hash=corpus_hash, seed=seed, n_steps=found.n_steps, n_warmup_steps=n_warmup_steps
+                )
+                for seed in variant.seeds
             )
         }
         runs |= own

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ablate.errors import nearest
 
 T = TypeVar("T")
-MAY_BE_EMPTY = ("balance", "transport")  # slots
+MAY_BE_EMPTY = ("balance", "pipeline", "transport")  # slots
 NodeTypes = Mapping[str, Mapping[str, type]]  # slot -> kind -> type
 # Read by pydantic at the file edge; a number there is finite.
 FORBID_UNKNOWN = {"extra": "forbid", "allow_inf_nan": False}
@@ -98,16 +98,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text):,} characters)"
 
 
+# Metadata of a field that is written only where it is not at its default: a run without it keeps its name.
+UNWRITTEN_DEFAULT = MappingProxyType({"unwritten": True})
+
+
 def encode(value: Any) -> dict[str, Any]:
-    """A dataclass as plain data, as JSON gives it back: lists and no tuples; nodes with their kind."""
-    plain: dict[str, Any] = _listed(dataclasses.asdict(value))
+    """A dataclass as plain data, as JSON gives it back: lists and no tuples; nodes with their kind.
+
+    Fields with `UNWRITTEN_DEFAULT` are left out where they are at their default.
+    """
+    plain: dict[str, Any] = _plain(value)
     return plain
 
 
-def _listed(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _listed(item) for key, item in data.items()}
-    return [_listed(item) for item in data] if isinstance(data, list | tuple) else data
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _plain(item) for f, item in fields if not (f.metadata.get("unwritten") and item == f.default)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def canonical(data: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ablate.schedules.action import Schedule
 from ablate.spec.cost import Cost
 from ablate.spec.machine import Machine
 from ablate.spec.ranks import Ranks
@@ -109,8 +110,8 @@ class ObjectiveNode(Node, Protocol):
     def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
         """Parameters beyond the main model, and their forward FLOPs per token of a sequence."""
 
-    def loss_weight(self, progress: float) -> float:
-        """Weight of the module's loss at a share of the run's steps; 0 where it has none."""
+    def loss_weight(self, decaying: bool) -> float:
+        """Weight of the module's loss before the learning rate's decay and in it; 0 where it has none."""
 
     def check_length(self, sequence_length: int) -> None:
         """ValueError if the objective cannot be trained on sequences of this length."""
@@ -158,6 +159,19 @@ class HeadNode(Node, Protocol):
 
     def build(self, dim: int, vocab_size: int) -> Any: ...
     def cost(self, dim: int, vocab_size: int) -> Cost: ...
+
+
+class PipelineNode(Protocol):
+    """In which order pipeline ranks do forwards and backwards, and which layers lie where."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def schedule(self, n_ranks: int, n_micro_batches: int) -> Schedule:
+        """The order of an optimizer step; ValueError if there is none for these numbers."""
+
+    def layers(self, n_layers: int, n_stages: int) -> tuple[range, ...]:
+        """The layers of each stage; ValueError if they cannot be laid out so."""
 
 
 class TransportNode(Protocol):

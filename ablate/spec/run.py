@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
-from ablate.spec.decoding import Slot
+from ablate.spec.decoding import UNWRITTEN_DEFAULT, Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
-from ablate.spec.nodes import OptimizerNode, TransportNode
+from ablate.spec.nodes import OptimizerNode, PipelineNode, TransportNode
 from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
 from ablate.spec.ranks import Ranks
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # AdamW moves every weight by about the learning rate in each step, so beyond this nothing is left of a model.
 LEARNING_RATE = Range(above=0, at_most=100)
@@ -78,7 +78,7 @@ class TrainerSpec:
     batch_size: Count  # sequences per optimizer step
     micro_batch_size: Count  # sequences per forward pass; divides batch_size
     learning_rate: Annotated[float, LEARNING_RATE]
-    warmup_share: Share  # of the steps
+    warmup_share: Share  # of the steps of a study's shortest run: every run of the study warms up for as many
     decay_share: Share  # of the steps, at the end, 1 - sqrt
     optimizer: Annotated[OptimizerNode, Slot("optimizer")]
     gradient_clip: NotNegative  # largest norm of a step's gradient; 0: any
@@ -88,8 +88,10 @@ class TrainerSpec:
     n_curve_windows: Count = 64  # of those: judged at the points before the end
     branches: tuple[float, ...] = ()  # shares of the budget at which the trunk is also decayed to a finished model
     control: Control = Control()
-    ranks: Ranks = Ranks()
-    transport: Annotated[TransportNode | None, Slot("transport")] = None  # between expert ranks, where there are any
+    ranks: Ranks = field(default=Ranks(), metadata=UNWRITTEN_DEFAULT)
+    pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
+    # Between expert ranks, where there are any.
+    transport: Annotated[TransportNode | None, Slot("transport")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:
@@ -112,6 +114,10 @@ class TrainerSpec:
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
+
+    def warmup_steps(self, n_steps: int) -> int:
+        """Optimizer steps of the warm-up, where the shortest of the runs that are compared has `n_steps`."""
+        return round(self.warmup_share * n_steps)
 
     @property
     def n_micro_batches(self) -> int:
@@ -153,8 +159,8 @@ class Spec:
         """The same variant with the backends that run it on a machine."""
         return replace(self, model=self.model.for_machine(machine, self.trainer.dtype))
 
-    def run(self, *, corpus_hash: str, seed: int, n_steps: int) -> RunSpec:
-        """One run of the variant."""
+    def run(self, *, corpus_hash: str, seed: int, n_steps: int, n_warmup_steps: int | None = None) -> RunSpec:
+        """One run of the variant. `n_warmup_steps`: as in all runs that it is compared with; None: its own share."""
         return RunSpec(
             model=self.model,
             text=self.data.text,
@@ -162,6 +168,7 @@ class Spec:
             corpus_hash=corpus_hash,
             seed=seed,
             n_steps=n_steps,
+            n_warmup_steps=self.trainer.warmup_steps(n_steps) if n_warmup_steps is None else n_warmup_steps,
         )
 
 
@@ -176,6 +183,7 @@ class RunSpec:
     corpus_hash: str
     seed: CountOrNone
     n_steps: Annotated[int, STEPS]
+    n_warmup_steps: CountOrNone  # equal in all runs of a study, or longer ones would also have warmed up for longer
     schema_version: Count = SCHEMA_VERSION
 
     @property

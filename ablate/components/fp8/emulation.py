@@ -13,6 +13,7 @@ from torch import Tensor
 from ablate.components.fp8.observation import Observation
 from ablate.components.fp8.quantise import TILE, Blocks, Quantised, SegmentStrips, Strips, Tiling
 from ablate.errors import nearest
+from ablate.kernels.weight_gradients import weight_gradient
 
 
 @lru_cache(maxsize=2)
@@ -113,7 +114,7 @@ class Fp8Product(torch.autograd.Function):
         if how.differentiable:
             columns = recipe.quantise(x_NI, recipe.columns(how.sizes, x_NI.device))
             ctx.how, ctx.dtypes, ctx.tilings = how, (x_NI.dtype, weight.dtype), (columns.tiling, w.tiling)
-            ctx.n_scales = len(columns.scales)
+            ctx.n_scales, ctx.weight = len(columns.scales), weight
             ctx.save_for_backward(columns.values, *columns.scales, w.values, *w.scales)
         return _product(recipe.rounded(x_NI, recipe.rows), w.dequantise(), how.sizes).to(x_NI.dtype)
 
@@ -123,17 +124,23 @@ class Fp8Product(torch.autograd.Function):
         recipe = how.recipe
         columns = recipe.kind(saved[0], saved[1 : n + 1], ctx.tilings[0])
         w = recipe.kind(saved[n + 1], saved[n + 2 :], ctx.tilings[1])
+        x_dtype, w_dtype = ctx.dtypes
         of_gradient = recipe.gradient(how.sizes, g_NO.device)
         if how.observation is not None:
             how.observation.add("gradient", g_NO, recipe.quantise(g_NO, of_gradient))
-        x_gradient = w_gradient = None
-        with _exactly_float32(g_NO.device):
-            if ctx.needs_input_grad[0]:
-                g = recipe.rounded(g_NO, of_gradient)
-                x_gradient = _product(g, w.dequantise().mT, how.sizes).to(ctx.dtypes[0])
-            if ctx.needs_input_grad[1]:
+
+        def of_weight() -> Tensor:
+            with _exactly_float32(g_NO.device):
                 g = recipe.rounded(g_NO, of_gradient if recipe.name == "gradient-blocks" else columns.tiling)
-                w_gradient = _weight_gradient(g, columns.dequantise(), how.sizes).to(ctx.dtypes[1])
+                return _weight_gradient(g, columns.dequantise(), how.sizes).to(w_dtype)
+
+        x_gradient = w_gradient = None
+        if ctx.needs_input_grad[0]:
+            with _exactly_float32(g_NO.device):
+                g = recipe.rounded(g_NO, of_gradient)
+                x_gradient = _product(g, w.dequantise().mT, how.sizes).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            w_gradient = weight_gradient(ctx.weight, of_weight)
         return x_gradient, w_gradient, None
 
 

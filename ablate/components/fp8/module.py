@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.observation import Observation
+from ablate.kernels.weight_gradients import linear_in_both
 from ablate.model.modules import RMSNorm, unquantised
 from ablate.spec.backends import EMULATED, require_concrete
 
@@ -23,6 +24,9 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_in_both(F.linear, x, self.weight)
 
     def feed_forward(self, down: Linear) -> Callable[[Tensor], Tensor] | None:
         """This map, SwiGLU and `down` as one operation, where there is one; else None."""
@@ -45,14 +49,13 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_groups, out_features, in_features))
 
     def forward(self, x_NI: Tensor, offsets_E: Tensor) -> Tensor:
-        if self.backend == "reference":
-            return grouped_reference(x_NI, self.weight, offsets_E)
-        x_NI, weight = autocast(x_NI, self.weight)
         if self.backend == "triton":
             from ablate.kernels.grouped_product import grouped_linear
 
+            x_NI, weight = autocast(x_NI, self.weight)
             return grouped_linear(x_NI, weight, offsets_E)
-        return F.grouped_mm(x_NI, weight.transpose(-2, -1), offs=offsets_E)
+        product = grouped_reference if self.backend == "reference" else grouped_library
+        return linear_in_both(lambda x, weight: product(x, weight, offsets_E), x_NI, self.weight)
 
     def experts(self, down: GroupedLinear) -> Callable[..., Tensor] | None:
         """Routed experts whole, where kernels do without a copy of the rows that are sorted by expert; else None."""
@@ -74,6 +77,12 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_autocast_enabled(kind):
         return tensors
     return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+
+
+def grouped_library(x_NI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    """Torch's grouped product, in the dtype of autocast."""
+    x_NI, weight_EOI = autocast(x_NI, weight_EOI)
+    return F.grouped_mm(x_NI, weight_EOI.transpose(-2, -1), offs=offsets_E)
 
 
 def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def _equality(run: RunSpec, ours: Divided, errors: Tensor, step_s: float) -> Equ
 
 
 def _loss(model: Transformer, run: RunSpec, window_BT1: Tensor) -> TrainingLoss:
-    return training_loss(model, run.text, {"window_BT1": window_BT1}, progress=0.0)
+    return training_loss(model, run.text, {"window_BT1": window_BT1}, decaying=False)
 
 
 def _counts(found: TrainingLoss) -> Tensor:

@@ -1,0 +1,210 @@
+"""Whether a schedule changes anything: losses, expert counts and gradients on ranks against one process, in float64."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ablate.model.loss import training_loss
+from ablate.model.stage import part, stage_loss, stages
+from ablate.model.transformer import Transformer, initialise
+from ablate.parallel.executor import Pipeline
+from ablate.parallel.gradients import Holders
+from ablate.parallel.mesh import Mesh
+from ablate.randomness import torch_generator
+from ablate.schedules.action import Schedule
+from ablate.spec.model import ModelSpec
+from ablate.spec.nodes import PipelineNode
+from ablate.spec.ranks import Ranks
+from ablate.spec.run import TextNode
+
+TOLERANCE = 1e-12  # of a gradient, as a share of its largest element: sums of float64 in another order
+SEQUENCES, CLIP = 2, 0.1  # of a micro-batch; a norm that every model here exceeds
+Counts = Mapping[str, Tensor]  # int64 (E,) by the name of the router
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One schedule of one variant. The model is small; its layers are one more than the stages, so they are uneven."""
+
+    schedule: str
+    variant: str
+    model: ModelSpec
+    text: TextNode
+    pipeline: PipelineNode
+    ranks: Ranks
+    n_micro_batches: int  # of a data rank
+    length: int
+
+    @property
+    def table(self) -> Schedule:
+        return self.pipeline.schedule(self.ranks.pipeline, self.n_micro_batches)
+
+    @property
+    def in_float64(self) -> ModelSpec:
+        """The model on operations that take float64, with one layer more than stages."""
+        n_layers = self.table.n_stages + 1
+        model = replace(self.model, n_layers=n_layers, n_first_layers=min(self.model.n_first_layers, n_layers - 1))
+        return model.portable().with_backends({"linear": "reference"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equality:
+    """How a case came out. Errors are shares of a gradient's largest element; `exact`: equal in every bit."""
+
+    schedule: str
+    variant: str
+    ranks: str
+    n_micro_batches: int
+    losses_exact: bool
+    counts_exact: bool
+    n_gradients: int
+    n_gradients_exact: int
+    gradient_error: float
+    norm_error: float
+    peak_live_chunks: tuple[int, ...]  # by place in the pipeline
+    seconds: float  # of the step on ranks
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs but the order of sums of float64."""
+        return (
+            self.losses_exact
+            and self.counts_exact
+            and self.gradient_error <= TOLERANCE
+            and self.norm_error <= TOLERANCE
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def compare(case: Case, mesh: Mesh) -> Equality:
+    """One step of a case on all ranks and on this one alone. Every rank calls it, and gets the same answer."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _compare(case, mesh)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _compare(case: Case, mesh: Mesh) -> Equality:
+    spec, m = case.in_float64, case.n_micro_batches
+    generator = torch_generator(f"equality of {case.schedule}")
+    batches = [
+        {"window_BT1": torch.randint(spec.vocab_size, (SEQUENCES, case.length + 1), generator=generator)}
+        for _ in range(m * mesh.ranks.data)
+    ]
+    mine = batches[mesh.data_rank * m : (mesh.data_rank + 1) * m]
+    ours = _on_ranks(case, spec, mesh, mine, 1 / len(batches))
+    alone = _alone(case, spec, batches, mesh)
+    exact, error = 0, 0.0
+    for name, gradient in ours.gradients.items():
+        expected = alone.gradients[name]
+        if gradient is None or expected is None:
+            error = max(error, 0.0 if gradient is expected else float("inf"))
+            exact += gradient is expected
+            continue
+        exact += torch.equal(gradient, expected)
+        difference, largest = (gradient - expected).abs().max().item(), expected.abs().max().item()
+        error = max(error, difference / largest if largest else difference)
+    losses = {i + mesh.data_rank * m: loss for i, loss in ours.losses.items()}
+    everyone: list[Any] = [None] * mesh.ranks.world
+    dist.all_gather_object(everyone, (losses, ours.counts, exact, len(ours.gradients), error, ours.peak, ours.seconds))
+    found: dict[int, float] = {}
+    counts: dict[str, Tensor] = {}
+    for theirs, counted, *_ in everyone:
+        found |= theirs
+        for name, n in counted.items():
+            counts[name] = counts[name] + n if name in counts else n
+    return Equality(
+        schedule=case.schedule,
+        variant=case.variant,
+        ranks=f"pipeline={mesh.ranks.pipeline}, data={mesh.ranks.data}",
+        n_micro_batches=m,
+        losses_exact=found == alone.losses,
+        counts_exact=counts.keys() == alone.counts.keys() and all(torch.equal(counts[n], c) for n, c in alone.counts.items()),
+        n_gradients=sum(row[3] for row in everyone),
+        n_gradients_exact=sum(row[2] for row in everyone),
+        gradient_error=max(row[4] for row in everyone),
+        norm_error=abs(ours.norm - alone.norm) / alone.norm,
+        peak_live_chunks=tuple(everyone[place * mesh.ranks.data][5] for place in range(mesh.ranks.pipeline)),
+        seconds=max(row[6] for row in everyone),
+    )
+
+
+@dataclass(slots=True)
+class _Result:
+    losses: dict[int, float]
+    counts: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+    norm: float
+    peak: int = 0
+    seconds: float = 0.0
+
+
+def _on_ranks(case: Case, spec: ModelSpec, mesh: Mesh, batches: Sequence[Mapping[str, Any]], weight: float) -> _Result:
+    pipeline = Pipeline(case.table, mesh)
+    divided = stages(case.pipeline.layers(spec.n_layers, pipeline.schedule.n_stages))
+    model = Transformer(spec, part(divided[s] for s in pipeline.stages))
+    initialise(model, spec.init, 0)
+    names = {module: name for name, module in model.named_modules()}
+    losses: dict[int, float] = {}
+    counts: dict[str, Tensor] = {}
+
+    def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, Tensor | None]:
+        made = stage_loss(model, divided[stage], x, case.text, batches[micro], decaying=False)
+        _count(counts, made.routing, names)
+        if made.main is not None:
+            losses[micro] = made.main.item()
+        return made.output, made.balance
+
+    shape = (SEQUENCES, case.length, spec.dim)
+    holders = Holders(model)
+    dist.barrier()
+    start = time.perf_counter()
+    peak = pipeline.train(forward, lambda micro: torch.empty(shape), weight)
+    seconds = time.perf_counter() - start
+    holders.join()
+    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    with torch.device("meta"):
+        order = [n for n, _ in Transformer(spec).named_parameters()]
+    return _Result(losses, counts, gradients, holders.clip(CLIP, order).item(), peak, seconds)
+
+
+def _alone(case: Case, spec: ModelSpec, batches: Sequence[Mapping[str, Any]], mesh: Mesh) -> _Result:
+    """One process over the whole batch. Each copy's micro-batches are added up apart, as the copies do it."""
+    model = Transformer(spec)
+    initialise(model, spec.init, 0)
+    names = {module: name for name, module in model.named_modules()}
+    losses: dict[int, float] = {}
+    counts: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+    per_copy = case.n_micro_batches // case.table.n_directions
+    for first in range(0, len(batches), per_copy):
+        model.zero_grad()
+        for i in range(first, first + per_copy):
+            found = training_loss(model, case.text, batches[i], decaying=False)
+            losses[i] = found.main.item()
+            _count(counts, found.routing, names)
+            torch.autograd.backward([found.total], [torch.full_like(found.total, 1 / len(batches))])
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                sums[name] = sums[name] + p.grad if name in sums else p.grad
+    for name, p in model.named_parameters():
+        p.grad = sums[name].clone() if name in sums else None  # clipping scales it
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
+    return _Result(losses, counts, {n: sums.get(n) for n, _ in model.named_parameters()}, norm)
+
+
+def _count(counts: dict[str, Tensor], routing: Sequence[Any], names: Mapping[Any, str]) -> None:
+    for each in routing:
+        name, n = names[each.router], each.counts_BE.sum(0)
+        counts[name] = counts[name] + n if name in counts else n
