@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ablate.commands import machine, model, schedule, study, table, text
+from ablate.commands import machine, model, schedule, study, sweep, table, text
 from ablate.commands.options import INTERRUPTED
 from ablate.errors import RunFailed
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="What was each DeepSeek-V3 change worth? Matched-compute ablations with intervals.",
 )
-for part in (study, table, model, schedule, text, machine):
+for part in (study, sweep, table, model, schedule, text, machine):
     app.add_typer(part.app)
 
 

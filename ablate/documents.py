@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 SEAL = "sha256"  # key of a sealed document's digest
 MAX_DEPTH = 64
+OWN_SEAL = re.compile(rf'^ "{SEAL}": "([0-9a-f]{{64}})"', re.MULTILINE)
 
 
 def read_document(path: Path, what: str, cure: str) -> dict[str, Any]:
@@ -99,6 +101,12 @@ def _seals(text: str, data: dict[str, Any], seal: str) -> Iterator[str]:
     yield text_hash(text.replace(seal, "") if seal else text)
     if data.keys() == {"value"}:
         yield text_hash(json.dumps(data["value"], sort_keys=True))
+
+
+def is_sealed(text: str) -> bool:
+    """Whether a text is a document exactly as `ablate.files.sealed` made it: then it has the form that was given."""
+    found = OWN_SEAL.findall(text)
+    return len(found) == 1 and text_hash(text.replace(found[0], "")) == found[0]
 
 
 def text_hash(text: str) -> str:

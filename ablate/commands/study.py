@@ -78,26 +78,10 @@ def run(
         trainer={} if learning_rate is None else {"learning_rate": learning_rate},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    _run_study(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
+    run_and_report(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
 
 
-@app.command()
-def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A study file.")],
-    out: Out = None,
-    jobs: Jobs = None,
-    wandb: Wandb = "",
-    at: At = "v3-671b",
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Run what a study file asks for, as far as it has not been run, and report."""
-    from ablate.runs.study import read_study
-
-    _run_study(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
-
-
-def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:
+def run_and_report(study: Any, *, json: bool, at: str, **options: Any) -> None:
     from ablate.sweep.console import ConsoleDisplay
     from ablate.sweep.run import Options, run_study
 

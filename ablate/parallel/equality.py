@@ -130,7 +130,8 @@ def _compare(case: Case, mesh: Mesh) -> Equality:
         ranks=f"pipeline={mesh.ranks.pipeline}, data={mesh.ranks.data}",
         n_micro_batches=m,
         losses_exact=found == alone.losses,
-        counts_exact=counts.keys() == alone.counts.keys() and all(torch.equal(counts[n], c) for n, c in alone.counts.items()),
+        counts_exact=counts.keys() == alone.counts.keys()
+        and all(torch.equal(counts[n], c) for n, c in alone.counts.items()),
         n_gradients=sum(row[3] for row in everyone),
         n_gradients_exact=sum(row[2] for row in everyone),
         gradient_error=max(row[4] for row in everyone),

@@ -27,6 +27,20 @@ def held(attempt: Path) -> Iterator[None]:
         yield
 
 
+def newest(attempts: Path, key: str) -> Path | None:
+    """The youngest of a run's attempts that were submitted under a key, or one that begins with it."""
+    try:
+        names = [name for name in os.listdir(attempts) if name.partition("-")[2].startswith(key)]
+    except FileNotFoundError:
+        return None
+    return attempts / max(names) if names else None
+
+
+def is_going_on(attempts: Path) -> bool:
+    """Whether a process of this machine is at one of a run's attempts."""
+    return attempts.is_dir() and any(_going_on(attempt) for attempt in sorted(attempts.iterdir(), reverse=True))
+
+
 def ended(attempts: Path) -> list[Path]:
     """The attempts in a run's folder that no process is at any more."""
     return [attempt for attempt in sorted(attempts.iterdir()) if not _going_on(attempt)]

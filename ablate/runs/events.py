@@ -1,4 +1,4 @@
-"""What happens to a run while it is executed: said by the process that runs it, and told to whoever watches."""
+"""What happens to a run while it is executed, as it is told to whoever watches."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
-class StepTime:
-    """Seconds of an optimizer step, where only that was asked for."""
+class Leaving:
+    """A signal came: so many runs go on, or wait, where the process that watched them is not needed."""
 
-    seconds: float
+    n_runs: int
 
 
-Event: TypeAlias = Started | Progress | Ended | Failed | Killed | Interrupted | Stopping
+Event: TypeAlias = Started | Progress | Ended | Failed | Killed | Interrupted | Stopping | Leaving
 Listener: TypeAlias = Callable[[Event], None]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -32,17 +35,21 @@ from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, t
 
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS, MAX_PROBE_STEPS = 6, 1000
+WANDB_PATIENCE_S = 3.0
 
 
-def execute(job: Job, store: Store, tell: Tell, stop: Callable[[], bool] = lambda: False) -> RunRecord:
+def execute(
+    job: Job, store: Store, tell: Tell, stop: Callable[[], bool] = lambda: False, *, attempt: Path | None = None
+) -> RunRecord:
     """Train, evaluate and commit. Returns the record of the run, which may be another attempt's that was faster.
 
+    `attempt`: the folder of this attempt where the caller has made it already.
     Goes on from the newest valid checkpoint of any attempt, if it was made under the same program. Raises
     Interrupted at the first step boundary where `stop` says so (with a checkpoint), and whatever a broken run raises.
     """
     if known := store.read(job.run_id):
         return known
-    attempt = store.new_attempt(job.run_id)
+    attempt = attempt or store.new_attempt(job.run_id)
     with held(attempt):
         record = _attempt(job, store, attempt, tell, stop)
         if not store.commit(record):
@@ -198,14 +205,31 @@ def _held_out(job: Job) -> dict[str, HeldOut]:
 
 
 def _logger(job: Job, attempt: Path) -> Any:
+    """W&B's logger where one was asked for: a sink beside the record, which has the same curve."""
     if not job.wandb_project:
         return None
-    import os
-
     from lightning.pytorch.loggers import WandbLogger
 
-    offline = "WANDB_API_KEY" not in os.environ
-    return WandbLogger(project=job.wandb_project, name=job.run_id, save_dir=attempt, offline=offline)
+    return WandbLogger(
+        project=job.wandb_project,
+        group=job.wandb_group or None,
+        name=job.run_id,
+        save_dir=attempt,
+        offline=not _reaches_wandb(),
+    )
+
+
+def _reaches_wandb() -> bool:
+    """Whether there is a key and somebody who takes it: else curves are kept beside the attempt, for `wandb sync`."""
+    if "WANDB_API_KEY" not in os.environ:
+        return False
+    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=WANDB_PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _backends(run: RunSpec) -> dict[str, str]:

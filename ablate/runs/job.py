@@ -23,12 +23,19 @@ class Job:
     corpus: Corpus
     held_out_texts: Mapping[str, TokenFile] = field(default_factory=dict)  # beside the corpus's own
     wandb_project: str = ""
+    wandb_group: str = ""
     keep_weights: bool = True
+    ranks: int = 1  # processes that compute it together
 
     @property
     def n_trained(self) -> int:
         """Parameters that are trained."""
         return self.run.model.cost(self.run.trainer.sequence_length).trained_parameters
+
+    @property
+    def n_all_steps(self) -> int:
+        """Optimizer steps of trunk and branches."""
+        return self.run.n_steps + self.run.n_branch_steps
 
     @property
     def n_threads(self) -> int:

@@ -1,24 +1,32 @@
-"""What people see while a study runs: the plan as a table, then progress. Everything goes to stderr."""
+"""What people see of a study: the plan as a table, progress, where it stands. Everything goes to stderr."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ablate.quantities import budget, duration, number, percent, plural, scaled, short, whole
-from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, Stopping
+from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Leaving, Progress, Started, Stopping
 from ablate.runs.plan import Plan, PlannedVariant
+from ablate.sweep.status import STATES, OpenRun, StudyStatus
 
 HEADINGS = ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run")
+ENOUGH = 0.02  # of a study: its own pace then says how long the rest takes
+SAID_EVERY_S = 60.0  # where there is no terminal
+SHOWN_RUNS = 8  # of a variant in a table
 NARROW, DROPPED = 90, ("parameters", "activated")  # columns of a terminal, and of the table that it is too narrow for
 
 
 class ConsoleDisplay:
-    """The display of a study on a terminal; on something else, a line for every run that ends."""
+    """The display of a study: bars on a terminal; on something else a line a minute, and one for what happens."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -49,7 +57,7 @@ class ConsoleDisplay:
                 markup=False,
             )
         seconds = plan.seconds(n_parallel)
-        estimate = "not estimated: too large to be measured here" if seconds is None else f"about {duration(seconds)}"
+        estimate = "not estimated: its speed was not measured here" if seconds is None else f"about {duration(seconds)}"
         self.console.print(
             f"{plural(plan.n_runs, 'run')}, {n_parallel} at a time: {estimate}. Results: {folder}", markup=False
         )
@@ -68,12 +76,11 @@ class ConsoleDisplay:
         ]
 
     def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]:
-        labels, work, n_steps = {}, {}, {}
+        runs = {}
         for variant in plan.variants:
             for seed, identity in zip(variant.seeds, variant.run_ids, strict=True):
-                labels[identity] = f"{variant.name} seed {seed}"
-                work[identity], n_steps[identity] = variant.run_s or 1.0, variant.n_all_steps
-        follower = _Follower(self.console, labels, work, n_steps, n_parallel)
+                runs[identity] = _Run(variant.name, seed, variant.n_all_steps, variant.run_s or variant.n_all_steps)
+        follower = _Follower(self.console, runs, plan.seconds(n_parallel))
         self._progress = follower.bars
         return follower
 
@@ -82,15 +89,29 @@ class ConsoleDisplay:
             self._progress.stop()
 
 
-class _Follower:
-    """Bars of the runs that are going on, and of the whole study with the time that is left."""
+@dataclass(slots=True)
+class _Run:
+    variant: str
+    seed: int
+    n_steps: int
+    work: float  # seconds, or steps where the speed is not known
+    share: float = 0.0  # that is done
+    progress: Progress | None = None  # None: it is not going on, or has said nothing yet
 
-    def __init__(
-        self, console: Console, labels: dict[str, str], work: dict[str, float], n_steps: dict[str, int], n_parallel: int
-    ) -> None:
-        self.labels, self.work, self.n_steps, self.n_parallel = labels, work, n_steps, n_parallel
+    def __str__(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+
+class _Follower:
+    """A line for each variant that has runs going on, and one of the whole study with the time that is left."""
+
+    def __init__(self, console: Console, runs: dict[str, _Run], estimate_s: float | None) -> None:
+        self.runs, self.estimate_s = runs, estimate_s
+        self.total, self.done, self.done_before = sum(run.work for run in runs.values()), 0.0, 0.0
         self.console, self.terminal = console, console.is_terminal
-        self.done = dict.fromkeys(labels, 0.0)
+        self.active: dict[str, list[str]] = {}  # variant -> its runs that go on
+        self.ended = 0
+        self.begun = self.said = time.monotonic()
         self.bars = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=24),
@@ -100,35 +121,52 @@ class _Follower:
             disable=not self.terminal,
         )
         self.tasks: dict[str, bars.TaskID] = {}
-        self.whole = self.bars.add_task("study", total=sum(work.values()), figures="")
+        self.whole = self.bars.add_task("study", total=self.total, figures="")
         self.bars.start()
 
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Stopping):
-            self.console.print(f"stopping {plural(event.n_runs, 'run')} with a checkpoint; Ctrl-C now ends at once")
-            return
-        run, label = event.run_id, self.labels[event.run_id]
-        if isinstance(event, Started):
-            self.tasks[run] = self.bars.add_task(label, total=self.n_steps[run], figures="")
-        elif isinstance(event, Progress):
-            figures = f"step {whole(event.step)}"
-            if event.loss is not None:
-                figures += f"  loss {number(event.loss, 3)}  {whole(event.tokens_per_s)} tokens/s"
-            self.bars.update(self.tasks[run], completed=event.step, figures=figures)
-            self.done[run] = event.step / self.n_steps[run]
-        else:
-            self._ended(event, label)
-        total = sum(self.work.values())
-        completed = sum(share * self.work[run] for run, share in self.done.items())
-        left = duration((total - completed) / self.n_parallel)
-        self.bars.update(self.whole, completed=completed, figures=f"about {left} left")
+    def left_s(self) -> float | None:
+        """Seconds until all is done at the pace so far; at first by the plan's estimate, None where there is none."""
+        here, passed = self.done - self.done_before, time.monotonic() - self.begun
+        if here > 0 and (here >= ENOUGH * self.total or passed > SAID_EVERY_S):
+            return (self.total - self.done) * passed / here
+        return None if self.estimate_s is None else self.estimate_s * (1 - self.done / self.total)
 
-    def _ended(self, event: Ended | Failed | Killed | Interrupted, label: str) -> None:
+    def _reach(self, run: _Run, share: float) -> None:
+        self.done += run.work * (share - run.share)
+        run.share = share
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Stopping(n_runs):
+                self.console.print(f"stopping {plural(n_runs, 'run')} with a checkpoint; Ctrl-C now ends at once")
+                return
+            case Leaving(n_runs):
+                what = f"{plural(n_runs, 'run')} stay with the cluster"
+                self.console.print(f"{what}; `dsv3-ablate sweep watch` follows, `sweep cancel` ends them")
+                return
+        run = self.runs[event.run_id]
+        going_on = self.active.setdefault(run.variant, [])
+        if isinstance(event, Started):
+            going_on.append(event.run_id)
+        elif isinstance(event, Progress):
+            run.progress = event
+            self._reach(run, min(1.0, event.step / run.n_steps))
+        else:
+            self._end(event, run, going_on)
+        self._show_variant(run.variant)
+        self._show_whole()
+
+    def _end(self, event: Ended | Failed | Killed | Interrupted, run: _Run, going_on: list[str]) -> None:
+        run.progress = None
         if isinstance(event, Ended | Failed):
-            self.done[event.run_id] = 1.0
-        if event.run_id not in self.tasks:
-            return  # it had ended before the study was started again
-        self.bars.remove_task(self.tasks.pop(event.run_id))
+            self.ended += 1
+            self._reach(run, 1.0)
+        if event.run_id not in going_on:
+            if isinstance(event, Ended):  # before the study was started again
+                self.done_before += run.work
+                return
+        else:
+            going_on.remove(event.run_id)
         said: str
         match event:
             case Ended(status=status):
@@ -137,6 +175,109 @@ class _Follower:
                 said = f"{type(event).__name__.lower()}: {reason}"
             case Interrupted():
                 said = "interrupted"
-        if said == "finished" and self.terminal:
+        if said != "finished":
+            self.console.print(f"{run} {said}", markup=False)
+
+    def _show_variant(self, variant: str) -> None:
+        """One line: the runs of a variant that go on, the figures those of the one that is furthest."""
+        runs = [self.runs[identity] for identity in self.active.get(variant, [])]
+        if not self.terminal:
             return
-        self.console.print(f"{label} {said}", markup=False)
+        if not runs:
+            if (task := self.tasks.pop(variant, None)) is not None:
+                self.bars.remove_task(task)
+            return
+        if variant not in self.tasks:
+            self.tasks[variant] = self.bars.add_task(variant, total=1.0, figures="")
+        share = sum(run.share for run in runs) / len(runs)
+        self.bars.update(self.tasks[variant], completed=share, figures=_figures(runs))
+
+    def _show_whole(self) -> None:
+        left = self.left_s()
+        rest = f"about {duration(left)} left" if left is not None else "time left not known yet"
+        counted = f"{self.ended} of {plural(len(self.runs), 'run')}"
+        if self.terminal:
+            self.bars.update(self.whole, completed=self.done, figures=f"{counted}, {rest}")
+        elif (now := time.monotonic()) - self.said >= SAID_EVERY_S:
+            self.said = now
+            going_on = [self.runs[i] for identities in self.active.values() for i in identities]
+            self.console.print("; ".join([f"{counted}, {rest}", *(f"{r.variant} {_figures([r])}" for r in going_on)]))
+
+
+def _figures(runs: list[_Run]) -> str:
+    """Seeds, and step, loss and speed of the run that is furthest."""
+    seeds = f"seed {runs[0].seed}" if len(runs) == 1 else f"{len(runs)} seeds"
+    furthest = max(runs, key=lambda run: run.share).progress
+    if furthest is None:
+        return f"{seeds}  starting"
+    figures = f"{seeds}  step {whole(furthest.step)}"
+    if furthest.loss is not None:
+        figures += f"  loss {number(furthest.loss, 3)}  {whole(sum(_speed(run) for run in runs))} tokens/s"
+    return figures
+
+
+def _speed(run: _Run) -> float:
+    return run.progress.tokens_per_s if run.progress else 0.0
+
+
+class StatusDisplay:
+    """Where a study stands, as a table of its variants and a line for every run that goes on or has failed."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def show(self, status: StudyStatus) -> None:
+        self.console.print(_table(status))
+        self.console.print(_sentence(status), markup=False)
+
+    def follow(self, look: Callable[[], StudyStatus], every_s: float) -> None:
+        """Show it again and again, in place on a terminal and else as a line, until no run waits or goes on."""
+        status = look()
+        if not self.console.is_terminal:
+            self.show(status)
+            while status.count("running", "waiting"):
+                time.sleep(every_s)
+                status = look()
+                self.console.print(_sentence(status), markup=False)
+            return
+        with Live(_together(status), console=self.console, transient=False) as live:
+            while status.count("running", "waiting"):
+                time.sleep(every_s)
+                status = look()
+                live.update(_together(status))
+
+
+def _together(status: StudyStatus) -> Group:
+    return Group(_table(status), Text(_sentence(status)))
+
+
+def _sentence(status: StudyStatus) -> str:
+    done = status.count("finished", "diverged")
+    parts = [f"{done} of {plural(status.n_runs, 'run')} done"]
+    parts += [f"{n} {state}" for state in STATES[1:] if (n := status.count(state))]
+    if status.count("running", "waiting"):
+        parts.append("time left not known yet" if status.left_s is None else f"about {duration(status.left_s)} left")
+    return ", ".join(parts)
+
+
+def _table(status: StudyStatus) -> Table:
+    table = Table(title=Text(status.question), title_justify="left", box=None, pad_edge=False)
+    shown = [state for state in STATES if status.count(state)]
+    for heading in ("variant", *shown, ""):
+        table.add_column(heading, justify="left" if heading in ("variant", "") else "right", no_wrap=heading != "")
+    for variant, counts in status.variants.items():
+        runs = [run for run in status.open if run.variant == variant and run.state in ("running", "failed")]
+        lines = [_line(run) for run in runs[:SHOWN_RUNS]]
+        lines += [f"and {len(runs) - SHOWN_RUNS} more"] if len(runs) > SHOWN_RUNS else []
+        row = [Text(variant), *(Text(str(counts.get(state, ""))) for state in shown), Text("\n".join(lines))]
+        table.add_row(*row)
+    return table
+
+
+def _line(run: OpenRun) -> str:
+    if run.state == "failed":
+        return f"seed {run.seed} failed: {run.detail}"
+    figures = f"seed {run.seed}  step {whole(run.step)} of {whole(run.n_steps)}"
+    if run.loss is not None:
+        figures += f"  loss {number(run.loss, 3)}  {whole(run.tokens_per_s)} tokens/s"
+    return f"{figures}  {run.detail}".rstrip()

@@ -100,7 +100,8 @@ def _endpoint(request: Request) -> Any:
 def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     """Weights of the small dense teacher, trained beside `out` unless they are there already."""
     from ablate.components.variants import Variant
-    from ablate.runs.executors.local import execute_all
+    from ablate.runs.conduct import execute_all
+    from ablate.runs.executors.local import LocalExecutor
     from ablate.teachers.default import default_run
 
     run = default_run(corpus.hash, seed=request.seed)
@@ -108,7 +109,7 @@ def _trained(request: Request, corpus: Corpus, say: Say) -> Path:
     store.create()
     say(f"training a teacher on {run.n_tokens:,} tokens in {store.folder}")
     job = Job(run=run, run_id=run_id(run), variant=Variant.none().levels, corpus=corpus)
-    outcome = execute_all([job], store, n_parallel=1, listener=lambda event: None)
+    outcome = execute_all([job], store, LocalExecutor(store, 1), listener=lambda event: None)
     if outcome.interrupted:
         raise KeyboardInterrupt
     status = outcome.status[job.run_id]

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.data.windows import Windows
+from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.events import Listener
-from ablate.runs.executors.local import Outcome, execute_all, measure_all
+from ablate.runs.executors.cluster_file import Cluster, read_cluster
+from ablate.runs.executors.local import LocalExecutor, measure_all
+from ablate.runs.executors.protocol import Executor
+from ablate.runs.executors.slurm import SlurmExecutor
 from ablate.runs.job import Job, threads
 from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
@@ -50,6 +54,7 @@ class Options:
     n_parallel: int | None = None
     dry_run: bool = False
     wandb_project: str = ""
+    cluster: str = ""  # a Slurm cluster's name; "": this machine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +68,20 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
     base = study.load_preset()
     asked, design = variants(study, base)
-    named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
+    cluster = read_cluster(options.cluster) if options.cluster else None
+    machine = cluster.machine(this_machine()) if cluster else this_machine()
+    named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
     check_trainable(base, named)
+    if cluster and study.match == "seconds":
+        raise ValueError(
+            "match is seconds, which are measured on the machine that submits and not on the cluster; give a budget of "
+            "flops or tokens, or run the study in a job of one node"
+        )
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
-    n_parallel = min(parallel(costs, options.n_parallel), sum(len(v.seeds) for v in named))
-    fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)
+    n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in named))
+    fits = cluster is None and _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     corpus = _prepare(base, display)
@@ -97,10 +109,13 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
-    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project)
+    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project, group=folder.absolute().name)
+    executor: Executor = LocalExecutor(claim.store, n_parallel)
+    if cluster:
+        executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
     listener = display.follow(plan, n_parallel)
     try:
-        outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
+        outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
@@ -117,12 +132,14 @@ def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[s
     return lambda step_s: (plan.with_speeds(step_s), runs)
 
 
-def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> int:
-    """Runs at a time: as many as there are cores for their threads, and memory; one on a GPU."""
+def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster | None = None) -> int:
+    """Runs at a time: as many as there are cores for their threads, and memory; one on a GPU; a cluster says itself."""
     if asked is not None:
         if asked < 1:
             raise ValueError(f"--jobs is {asked}; it must be at least 1")
         return asked
+    if cluster:
+        return cluster.max_array
     if has_gpu():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -198,6 +215,7 @@ def _jobs(
     corpus: Corpus,
     texts: Mapping[str, TokenFile],
     wandb_project: str,
+    group: str,
 ) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
     jobs = [
@@ -208,6 +226,7 @@ def _jobs(
             corpus=corpus,
             held_out_texts=texts,
             wandb_project=wandb_project,
+            wandb_group=group,
         )
         for v in plan.variants
         for identity in v.run_ids

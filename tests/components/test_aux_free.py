@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from variants import FULL, NANO, on_torch, spec_of, tokens
 
-from ablate.components.aux_free.module import BiasUpdate, balance_loss, global_balance_loss, update_bias
+from ablate.components.aux_free.callback import BiasUpdate
+from ablate.components.aux_free.module import balance_loss, global_balance_loss, update_bias
 from ablate.components.aux_free.spec import AuxiliaryLoss, BiasBalance
 from ablate.components.moe.module import Router, Routing
 from ablate.components.moe.spec import RoutedExperts

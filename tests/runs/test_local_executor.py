@@ -1,12 +1,11 @@
-"""The local executor in one process: workers that are played, so that nothing sleeps and every end can be had."""
+"""Runs in processes of this machine: what they leave, who takes another, how they are ended; and measured speeds."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,314 +14,239 @@ import processes
 import pytest
 
 from ablate.errors import RunFailed
-from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, StepTime, Stopping
+from ablate.runs import conduct
+from ablate.runs.conduct import execute_all
+from ablate.runs.events import Ended, Event, Killed, Progress
 from ablate.runs.executors import local, worker
+from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.executors.torchrun import Layout, command
 from ablate.runs.job import Job
+from ablate.runs.job_file import job_file, read_job, write_job
+from ablate.runs.progress import PROGRESS, standing
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
 from ablate.spec.decoding import encode
 
 MakeJob = Callable[..., Job]
-Script = list[Any]  # what a worker sends before its pipe closes
 
 
-SILENCE = object()  # in a script: nothing more is heard until the process is killed
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(tmp_path / "study")
+    found.create()
+    return found
 
 
-class Connection:
-    """A pipe's end whose other end has said everything already."""
+class End:
+    """One end of a pipe whose other end has said everything already: items that are received, and what was sent."""
 
-    def __init__(self, script: Script) -> None:
-        self.script = list(script)
+    def __init__(self, *items: Any) -> None:
+        self.items, self.sent = list(items), list[Any]()
 
-    @property
-    def ready(self) -> bool:
-        return self.script[:1] != [SILENCE]
+    def poll(self, timeout: float) -> bool:
+        return True
 
     def recv(self) -> Any:
-        if not self.script:
+        if not self.items:
             raise EOFError
-        return self.script.pop(0)
+        return self.items.pop(0)
 
-    def send(self, message: Any) -> None:
-        self.script.append(message)
+    def send(self, item: Any) -> None:
+        self.sent.append(item)
 
-    def close(self) -> None:
-        pass
+
+def test_a_worker_leaves_in_the_run_what_became_of_it(
+    monkeypatch: pytest.MonkeyPatch, make_job: MakeJob, store: Store
+) -> None:
+    from ablate.runs import execute
+    from ablate.training import callbacks
+
+    job = make_job()
+    path = write_job(job, store.run_folder(job.run_id))
+
+    def left(outcome: Any) -> tuple[str, list[Any]]:
+        def played(job: Job, store: Store, tell: Any, stop: Any, *, attempt: Path) -> Any:
+            tell(1, 2.0, 3.0)
+            said = standing(attempt)
+            assert said is not None
+            assert (said.phase, said.step, said.loss, said.tokens_per_s) == ("training", 1, 2.0, 3.0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(execute, "execute", played)
+        end = End((str(path), "key"))
+        worker.serve(end)
+        newest = max(store.attempts_folder(job.run_id).iterdir())
+        said = standing(newest)
+        assert said is not None
+        return said.phase, end.sent
+
+    assert left(SimpleNamespace(status="diverged")) == ("ended", [True])
+    assert left(callbacks.Interrupted()) == ("stopped", [True])
+    assert left(ValueError("one line\nand another")) == ("failed", [True])
+    (failure,) = store.failures()
+    assert failure.reason == "ValueError: one line"
+    assert "Traceback" in failure.traceback
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 EB")):
+        left(error)
+        (failure,) = store.failures()
+        assert failure.reason.startswith(worker.OUT_OF_MEMORY)
+
+
+def test_only_a_worker_that_was_short_takes_another_run(
+    monkeypatch: pytest.MonkeyPatch, make_job: MakeJob, store: Store
+) -> None:
+    import torch
+
+    drawn = list[float]()
+    monkeypatch.setattr(worker, "work", lambda *_: drawn.append(float(torch.rand(1))))
+    end = End(("a", "k"), ("b", "k"))
+    worker.serve(end)
+    assert end.sent == [True, True]
+    assert drawn[0] == drawn[1], "a run finds the generators as the run before it found them"
+    monkeypatch.setattr(worker, "REUSED_S", 0.0)
+    end = End(("a", "k"), ("b", "k"))
+    worker.serve(end)
+    assert (end.sent, len(end.items)) == ([], 1)
+
+
+def test_progress_is_whole_or_absent(make_job: MakeJob, tmp_path: Path) -> None:
+    assert standing(tmp_path) is None
+    for text in ("", "{", "[]", '{"phase": "lying"}', '{"phase": "training", "further": 1}'):
+        (tmp_path / PROGRESS).write_text(text)
+        assert standing(tmp_path) is None
+
+
+def test_a_job_file_gives_the_same_job_back_and_nothing_else(make_job: MakeJob, store: Store) -> None:
+    job = make_job("mtp")
+    path = write_job(job, store.run_folder(job.run_id))
+    assert path == job_file(store.run_folder(job.run_id))
+    assert read_job(path) == job
+    text = path.read_text()
+    for wrong in (text.replace('"seed": 0', '"seed": 1'), text[: len(text) // 2], "{}"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="cannot read what a run is given to do"):
+            read_job(path)
+
+
+def test_runs_here_end_with_records_in_processes_of_their_own(make_job: MakeJob, store: Store) -> None:
+    jobs, events = [make_job(n_steps=3), make_job(n_steps=3, seed=1)], list[Event]()
+    outcome = execute_all(jobs, store, LocalExecutor(store, 2), listener=events.append, key="here")
+    assert set(outcome.status.values()) == {"finished"}
+    records: list[RunRecord] = list(store)
+    assert [record.attempts[0]["name"] for record in records] == ["0000-here-0"] * 2
+    told = [standing(store.attempts_folder(job.run_id) / "0000-here-0") for job in jobs]
+    assert [said.phase for said in told if said] == ["ended", "ended"]
+    assert len({said.process for said in told if said} - {os.getpid()}) >= 1
+
+
+def test_a_real_process_that_hangs_is_ended_and_its_run_finished(
+    make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conduct, "SILENT_S", 2.0)
+    monkeypatch.setattr(conduct, "SILENT_GAPS", 4)
+    job, events = make_job(n_steps=100), list[Event]()
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Killed):
+            monkeypatch.setattr(conduct, "SILENT_S", 600.0)
+        if isinstance(event, Progress) and event.loss and not any(isinstance(e, Killed) for e in events):
+            for process in processes.workers(os.getpid()):
+                os.kill(process, signal.SIGSTOP)
+
+    outcome = execute_all([job], store, LocalExecutor(store, 1), listener=listener)
+    assert outcome.status == {job.run_id: "finished"}
+    reasons = [event.reason for event in events if isinstance(event, Killed)]
+    assert "it made no progress for" in reasons[0]
+    assert isinstance(events[-1], Ended)
+
+
+def test_a_signal_to_all_processes_of_a_command_is_not_for_the_server_that_forks(
+    make_job: MakeJob, store: Store
+) -> None:
+    job, events = make_job(n_steps=400), list[Event]()
+    executor = LocalExecutor(store, 1)
+    server = list[int]()
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.loss and not server:
+            (one,) = processes.workers(os.getpid())
+            server.append(int(Path(f"/proc/{one}/stat").read_text().rpartition(") ")[2].split()[1]))
+            for process in (one, *server, os.getpid()):
+                os.kill(process, signal.SIGTERM)
+
+    outcome = execute_all([job], store, executor, listener=listener)
+    assert outcome.interrupted
+    assert Path(f"/proc/{server[0]}").exists()
+    assert list(store.attempts_folder(job.run_id).glob("*/step-*"))
+
+
+def test_ranks_are_started_by_torchrun(tmp_path: Path) -> None:
+    job, attempt = tmp_path / "job.json", tmp_path / "attempt"
+    here = command(Layout(ranks=4), job, attempt)
+    assert here[1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "--max-restarts=0"),
+        *("-m", "ablate.runs.executors.worker", str(job), str(attempt)),
+    ]
+    far = command(Layout(ranks=16, nodes=2, endpoint="n1:29500", name="7-0"), job, attempt)
+    for word in ("--nnodes=2", "--nproc-per-node=8", "--rdzv-endpoint=n1:29500", "--rdzv-id=7-0"):
+        assert word in far
+    assert "--standalone" not in far
+    for wrong in ({"ranks": 3, "nodes": 2, "endpoint": "n1:1", "name": "x"}, {"ranks": 0}, {"ranks": 2, "nodes": 2}):
+        with pytest.raises(ValueError, match="ranks"):
+            Layout(**wrong)
 
 
 class Context:
-    """Processes that only have a script: the n-th process of a run plays the n-th of its scripts."""
+    """Processes that only have a script: the n-th process of a job says the n-th item of its script."""
 
-    def __init__(self, scripts: dict[str, list[Script]]) -> None:
+    def __init__(self, scripts: dict[str, list[Any]]) -> None:
         self.scripts, self.started = scripts, list[str]()
-        self.terminated, self.killed = list[str](), list[str]()
         self.alive = self.most_alive = 0
 
-    def Pipe(self, duplex: bool) -> tuple[Connection, Connection]:
-        self.connection = Connection([])
-        return self.connection, self.connection
+    def Pipe(self, duplex: bool) -> tuple[Any, Any]:
+        self.end = End()
+        return self.end, SimpleNamespace(close=lambda: None)
 
-    def Process(self, target: Any, args: Any, name: str = "") -> Any:
-        connection, identity = self.connection, name or args[0].run_id
+    def Process(self, target: Any, args: Any) -> Any:
+        name, end = Path(args[0]).parent.name, self.end
 
         def start() -> None:
-            self.started.append(identity)
+            self.started.append(name)
             self.alive += 1
             self.most_alive = max(self.alive, self.most_alive)
-            connection.script += self.scripts[identity].pop(0)
+            end.items += self.scripts[name].pop(0)
 
         def join() -> None:
             self.alive -= 1
 
-        def kill() -> None:
-            self.killed.append(identity)
-            connection.script.clear()
-
-        def terminate() -> None:
-            self.terminated.append(identity)
-
-        return SimpleNamespace(start=start, join=join, terminate=terminate, kill=kill, exitcode=-9, name=identity)
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Execute jobs with scripts by run; returns the outcome, the events, the context and the store."""
-
-    def run(jobs: Sequence[Job], scripts: dict[str, list[Script]], **options: Any) -> Any:
-        context, events, store = Context(scripts), list[Event](), Store(tmp_path / "study")
-        store.create()
-        monkeypatch.setattr(local, "_context", lambda: context)
-        monkeypatch.setattr(local, "wait", lambda connections, timeout: [c for c in connections if c.ready])
-        monkeypatch.setattr(
-            local, "time", SimpleNamespace(monotonic=options.pop("clock", time.monotonic), time=time.time)
-        )
-        listener = options.pop("listener", events.append)
-        outcome = local.execute_all(jobs, store, n_parallel=options.pop("n_parallel", 1), listener=listener)
-        return SimpleNamespace(outcome=outcome, events=events, context=context, store=store)
-
-    return run
-
-
-@pytest.fixture
-def jobs(make_job: MakeJob) -> list[Job]:
-    return [make_job(), make_job(seed=1)]
-
-
-def test_events_are_told_in_order_and_statuses_kept(play: Any, jobs: list[Job]) -> None:
-    a, b = (job.run_id for job in jobs)
-    said = Progress(a, 3, 2.5, 100.0)
-    done = play(jobs, {a: [[said, Ended(a, "finished")]], b: [[Ended(b, "diverged")]]})
-    assert done.events == [Started(a), said, Ended(a, "finished"), Started(b), Ended(b, "diverged")]
-    assert done.outcome.status == {a: "finished", b: "diverged"}
-    assert not done.outcome.interrupted
-    assert done.context.most_alive == 1
-
-
-def test_no_more_run_at_once_than_were_asked_for(play: Any, jobs: list[Job]) -> None:
-    scripts = {job.run_id: [[Ended(job.run_id, "finished")]] for job in jobs}
-    assert play(jobs, scripts, n_parallel=2).context.most_alive == 2
-
-
-def test_a_failure_is_noted_and_the_others_go_on(play: Any, jobs: list[Job]) -> None:
-    a, b = (job.run_id for job in jobs)
-    done = play(jobs, {a: [[Failed(a, "ValueError: no", "Traceback ...")]], b: [[Ended(b, "finished")]]})
-    assert done.outcome.status == {a: "failed", b: "finished"}
-    (failure,) = done.store.failures()
-    assert (failure.run_id, failure.seed, failure.reason, failure.traceback) == (
-        a,
-        jobs[0].run.seed,
-        "ValueError: no",
-        "Traceback ...",
-    )
-
-
-def test_a_killed_process_is_started_again_and_given_up_after_three(play: Any, jobs: list[Job]) -> None:
-    job = jobs[0]
-    again = play([job], {job.run_id: [[], [], [Ended(job.run_id, "finished")]]})
-    assert again.context.started == [job.run_id] * 3
-    assert [type(event) for event in again.events] == [Started, Killed, Started, Killed, Started, Ended]
-    assert again.store.failures() == []
-    lost = play([job], {job.run_id: [[], [], []]})
-    assert lost.outcome.status == {job.run_id: "failed"}
-    assert "3 times" in lost.store.failures()[0].reason
-
-
-def test_a_run_with_a_record_is_not_started(play: Any, jobs: list[Job], tmp_path: Path) -> None:
-    job = jobs[0]
-    commit(job, tmp_path)
-    done = play([job], {})
-    assert done.context.started == []
-    assert done.outcome.status == {job.run_id: "diverged"}
-    assert done.events == [Ended(job.run_id, "diverged")]
-
-
-def commit(job: Job, folder: Path) -> None:
-    """What another command does to the same study."""
-    store = Store(folder / "study")
-    store.create()
-    store.commit(RunRecord(run_id=job.run_id, status="diverged", spec=encode(job.run), variant={}))
-
-
-@pytest.mark.parametrize("said", [["failed"], ["interrupted"], []])
-def test_a_record_is_looked_for_before_a_failure_is_noted(
-    play: Any, jobs: list[Job], tmp_path: Path, said: list[str]
-) -> None:
-    job, events = jobs[0], list[Event]()
-    known = {"failed": Failed(job.run_id, "OSError: gone"), "interrupted": Interrupted(job.run_id)}
-
-    def listener(event: Event) -> None:
-        events.append(event)
-        if isinstance(event, Started):
-            commit(job, tmp_path)
-
-    done = play([job], {job.run_id: [[known[word] for word in said]]}, listener=listener)
-    assert events == [Started(job.run_id), Ended(job.run_id, "diverged")]
-    assert done.outcome.status == {job.run_id: "diverged"}
-    assert not (tmp_path / "study" / "failures").exists()
-
-
-def signalling(events: list[Event], signals: dict[type, int]) -> Callable[[Event], None]:
-    """A listener that sends this process a signal at the first event of a kind."""
-    waiting = dict(signals)
-
-    def listener(event: Event) -> None:
-        events.append(event)
-        if number := waiting.pop(type(event), None):
-            os.kill(os.getpid(), number)
-
-    return listener
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-@pytest.mark.parametrize("then", [None, signal.SIGTERM])
-def test_a_signal_ends_what_runs_and_starts_nothing_more(
-    play: Any, jobs: list[Job], number: int, then: int | None
-) -> None:
-    events, before = list[Event](), signal.getsignal(number)
-    signals: dict[type, int] = {Started: number} | ({Stopping: then} if then else {})
-    a = jobs[0].run_id
-    done = play(jobs, {a: [[Interrupted(a)]]}, listener=signalling(events, signals))
-    assert done.outcome.interrupted
-    assert done.outcome.status == {}
-    assert done.context.terminated == [a]
-    assert done.context.killed == []
-    assert events == [Started(a), Stopping(1), Interrupted(a)]
-    assert signal.getsignal(number) == before
-
-
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGUSR1])
-def test_ctrl_c_after_a_signal_ends_everything_at_once(play: Any, jobs: list[Job], first: int) -> None:
-    events: list[Event] = []
-    a, b = (job.run_id for job in jobs)
-    listener = signalling(events, {Started: first, Stopping: signal.SIGINT})
-    done = play(jobs, {a: [[SILENCE]], b: [[SILENCE]]}, listener=listener, n_parallel=2)
-    assert done.outcome.interrupted
-    assert set(done.context.killed) == {a}
-    assert events == [Started(a), Stopping(1), Interrupted(a)]
-    assert done.store.failures() == []
-
-
-def test_under_nohup_a_hangup_stays_ignored(play: Any, jobs: list[Job]) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        scripts = {job.run_id: [[Ended(job.run_id, "finished")]] for job in jobs}
-        done = play(jobs, scripts, listener=signalling([], {Started: signal.SIGHUP}))
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert not done.outcome.interrupted
-    assert set(done.outcome.status) == {job.run_id for job in jobs}
-
-
-def test_all_runs_have_ended_when_the_signal_comes_too_late(play: Any, jobs: list[Job]) -> None:
-    a = jobs[0].run_id
-    done = play([jobs[0]], {a: [[Ended(a, "finished")]]}, listener=signalling([], {Started: signal.SIGINT}))
-    assert not done.outcome.interrupted
-
-
-def ticking(step_s: float) -> Callable[[], float]:
-    """A clock on which so much passes between two looks."""
-    now = itertools.count(0.0, step_s)
-    return lambda: next(now)
-
-
-def test_a_worker_that_makes_no_progress_is_ended_and_goes_on_from_its_checkpoint(play: Any, jobs: list[Job]) -> None:
-    a = jobs[0].run_id
-    training = Progress(a, 1, 2.0, 100.0)
-    scripts = {a: [[training, SILENCE], [training, Ended(a, "finished")]]}
-    done = play([jobs[0]], scripts, clock=ticking(0.5))
-    assert done.context.killed == [a]
-    (killed,) = (event for event in done.events if isinstance(event, Killed))
-    assert killed.reason == f"it made no progress for {local.SILENT_S + 0.5:.0f} seconds, and was ended"
-    assert done.outcome.status == {a: "finished"}
-    hung = play([jobs[0]], {a: [[training, SILENCE]] * 3}, clock=ticking(0.5))
-    assert hung.outcome.status == {a: "failed"}
-    assert "no progress for 60 seconds, and was ended, 3 times" in hung.store.failures()[0].reason
-
-
-def test_patience_grows_with_the_model_the_start_and_the_silences_that_were_broken(jobs: list[Job]) -> None:
-    def silence_allowed(heard: list[tuple[float, Any]], allowed_s: float = local.SILENT_S) -> float:
-        killed = list[bool]()
-        process = SimpleNamespace(kill=lambda: killed.append(True))
-        worker = local._Worker(jobs[0], process, None, 0, allowed_s)
-        for silent_s, message in heard:
-            worker.look(silent_s)
-            worker.hear(message)
-        assert not killed
-        passed = 0.0
-        while not killed:
-            worker.look(1.0)
-            passed += 1.0
-        return passed
-
-    starting, training = Progress("a", 0, None, 0.0), Progress("a", 1, 2.0, 9.0)
-    assert silence_allowed([]) == silence_allowed([(0.5, starting)]) == 601
-    assert silence_allowed([(0.5, training)]) == 61
-    assert silence_allowed([(0.5, training)], allowed_s=160.0) == 161
-    assert silence_allowed([(20.0, starting), (20.0, training), (0.5, training)]) == 61
-    assert silence_allowed([(0.5, training), (20.0, training), (0.5, training)]) == local.SILENT_GAPS * 20 + 1
-
-
-def test_time_in_which_the_study_itself_was_paused_does_not_count(play: Any, jobs: list[Job]) -> None:
-    a = jobs[0].run_id
-    hour = itertools.chain([0.0, 0.1], itertools.count(3600.0, 0.5))
-    done = play([jobs[0]], {a: [[Progress(a, 1, 2.0, 1.0), SILENCE], [], []]}, clock=lambda: next(hour))
-    killed = [event for event in done.events if isinstance(event, Killed)]
-    assert "for 60 seconds" in killed[0].reason
-
-
-def test_a_worker_that_was_stopped_alone_goes_on_from_its_checkpoint(play: Any, jobs: list[Job]) -> None:
-    a = jobs[0].run_id
-    done = play([jobs[0]], {a: [[Interrupted(a)], [Ended(a, "finished")]]})
-    assert done.events == [
-        Started(a),
-        Killed(a, "it was stopped by a signal"),
-        Started(a),
-        Ended(a, "finished"),
-    ]
+        return SimpleNamespace(start=start, join=join)
 
 
 def test_speeds_are_measured_in_interleaved_rounds_under_the_load_of_the_study(
-    monkeypatch: pytest.MonkeyPatch, jobs: list[Job]
+    monkeypatch: pytest.MonkeyPatch, make_job: MakeJob
 ) -> None:
-    a, b = (job.run_id for job in jobs)
-    times = {a: [[StepTime(s)] for s in (0.9, 0.2, 0.3)], b: [[StepTime(s)] for s in (0.5, 0.4, 0.1)]}
-    context = Context(times)
+    jobs = {"full": make_job(), "-mtp": make_job(seed=1)}
+    a, b = (job.run_id for job in jobs.values())
+    context = Context({a: [[0.9], [0.2], [0.3]], b: [[0.5], [0.4], [0.1]]})
     monkeypatch.setattr(local, "_context", lambda: context)
-    found = local.measure_all({"full": jobs[0], "-mtp": jobs[1]}, n_parallel=1, n_rounds=3, seconds=2.0)
+    found = local.measure_all(jobs, n_parallel=1, n_rounds=3, seconds=2.0)
     assert found == {"full": 0.3, "-mtp": 0.4}
     assert context.started == [a, b, b, a, a, b]
     assert context.most_alive == 1
-    together = Context({name: [[StepTime(0.1)]] * 3 for name in (a, b)})
+    together = Context({name: [[0.1]] * 3 for name in (a, b)})
     monkeypatch.setattr(local, "_context", lambda: together)
-    local.measure_all({"full": jobs[0], "-mtp": jobs[1]}, n_parallel=3, n_rounds=1, seconds=0.0)
+    local.measure_all(jobs, n_parallel=3, n_rounds=1, seconds=0.0)
     assert together.started == [a, b, a]
     assert together.most_alive == 3
 
 
-def test_the_first_steps_are_measured_or_refused(monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> None:
-    a, b = jobs
-    context = Context({a.run_id: [[StepTime(0.25)]], b.run_id: [[]]})
+def test_the_first_steps_are_measured_or_refused(monkeypatch: pytest.MonkeyPatch, make_job: MakeJob) -> None:
+    a, b = make_job(), make_job(seed=1)
+    context = Context({a.run_id: [[0.25]], b.run_id: [[]]})
     monkeypatch.setattr(local, "_context", lambda: context)
     once = {"n_parallel": 1, "n_rounds": 1, "seconds": 0.0}
     assert local.measure_all({"full": a}, **once) == {"full": 0.25}
@@ -330,50 +254,17 @@ def test_the_first_steps_are_measured_or_refused(monkeypatch: pytest.MonkeyPatch
         local.measure_all({"-mtp": b}, **once)
 
 
-def test_a_worker_says_what_became_of_its_run(monkeypatch: pytest.MonkeyPatch, jobs: list[Job], tmp_path: Path) -> None:
-    from ablate.runs import execute
-    from ablate.training import callbacks
-
-    job = jobs[0]
-
-    def heard(outcome: Any) -> list[Any]:
-        def played(job: Job, store: Store, tell: Any, stop: Any) -> Any:
-            tell(1, 2.0, 3.0)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-
-        monkeypatch.setattr(execute, "execute", played)
-        connection = Connection([])
-        worker.run(job, tmp_path, connection)  # type: ignore[arg-type]
-        return connection.script
-
-    progress = Progress(job.run_id, 1, 2.0, 3.0)
-    assert heard(SimpleNamespace(status="diverged")) == [progress, Ended(job.run_id, "diverged")]
-    assert heard(callbacks.Interrupted()) == [progress, Interrupted(job.run_id)]
-    _, failed = heard(ValueError("one line\nand another"))
-    assert failed.reason == "ValueError: one line"
-    assert "Traceback" in failed.traceback
+def test_a_worker_whose_parent_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter([1, 1, 2])
+    monkeypatch.setattr(worker.os, "getppid", lambda: next(said, 2))
+    waits = SimpleNamespace(poll=lambda timeout: False)
+    before = time.monotonic()
+    worker.serve(waits)
+    assert time.monotonic() - before < 5
 
 
-def test_a_real_process_that_hangs_is_ended_and_its_run_finished(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "SILENT_S", 2.0)
-    monkeypatch.setattr(local, "SILENT_GAPS", 4)
-    job, store, events = make_job(n_steps=100), Store(tmp_path), list[Event]()
-    store.create()
-
-    def listener(event: Event) -> None:
-        events.append(event)
-        if isinstance(event, Killed):
-            monkeypatch.setattr(local, "SILENT_S", 600.0)
-        if isinstance(event, Progress) and event.loss and not any(isinstance(e, Killed) for e in events):
-            for worker in processes.workers(os.getpid()):
-                os.kill(worker, signal.SIGSTOP)
-
-    outcome = local.execute_all([job], store, n_parallel=1, listener=listener)
-    assert outcome.status == {job.run_id: "finished"}
-    reasons = [event.reason for event in events if isinstance(event, Killed)]
-    assert "it made no progress for" in reasons[0]
-    assert isinstance(events[-1], Ended)
+def test_the_encoded_job_holds_no_environment(make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted-secret")
+    job = make_job()
+    assert "planted" not in write_job(job, store.run_folder(job.run_id)).read_text()
+    assert encode(job.run) == encode(read_job(job_file(store.run_folder(job.run_id))).run)

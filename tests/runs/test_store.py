@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ablate.files import commit_once
+from ablate.files import commit_once, sealed
+from ablate.runs.attempts import newest
 from ablate.runs.record import Failure, RunRecord, pairing_fault
 from ablate.runs.store import Store, read_record
 from ablate.spec.decoding import data_id
@@ -131,15 +132,48 @@ def test_failures_give_way_to_a_record(store: Store) -> None:
     assert store.failures() == []
 
 
-def test_a_failure_never_takes_the_place_of_another(store: Store) -> None:
-    store.note_failure(failure("first"))
-    (store.folder / "failures" / f"{RUN}-0000.json").rename(store.folder / "failures" / f"{RUN}-0001.json")
+def test_a_failure_is_in_its_attempt_and_never_takes_the_place_of_another(store: Store) -> None:
+    attempt = store.new_attempt(RUN, "key")
+    store.note_failure(failure("first"), attempt)
+    store.note_failure(failure("of another rank"), attempt)
+    assert [f.reason for f in store.failures()] == ["first"]
     store.note_failure(failure("second"))
-    assert sorted(p.name for p in (store.folder / "failures").iterdir()) == [f"{RUN}-0001.json", f"{RUN}-0002.json"]
+    assert sorted(len(list(p.glob("failure.json"))) for p in store.attempts_folder(RUN).iterdir()) == [1, 1]
     assert [f.reason for f in store.failures()] == ["second"]
-    (store.folder / "failures" / f"{RUN}-0002.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"the note of a failure .*0002.json: it is nested too deep; delete it"):
+    (max(store.attempts_folder(RUN).iterdir()) / "failure.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"the note of a failure .*failure.json: it is nested too deep; delete it"):
         store.failures()
+
+
+def test_notes_of_versions_that_kept_them_apart_are_read(store: Store) -> None:
+    place = store.folder / "failures" / f"{RUN}-0000.json"
+    place.parent.mkdir()
+    place.write_text(sealed(dataclasses.asdict(failure("earlier"))))
+    assert [f.reason for f in store.failures()] == ["earlier"]
+    store.note_failure(failure("now"))
+    assert [f.reason for f in store.failures()] == ["now"]
+
+
+def test_attempts_have_their_key_and_never_share_a_folder(store: Store) -> None:
+    made = [store.new_attempt(RUN, "a-0"), store.new_attempt(RUN, "b-0"), store.new_attempt(RUN, "a-0")]
+    assert len(set(made)) == 3
+    assert newest(store.attempts_folder(RUN), "a") == made[2]
+    assert newest(store.attempts_folder(RUN), "b-0") == made[1]
+    assert newest(store.attempts_folder(RUN), "c") is None
+    made[0].rmdir()
+    assert store.new_attempt(RUN, "a-0") not in made[1:]
+
+
+def test_the_status_of_a_record_is_that_of_a_sound_one(store: Store) -> None:
+    assert store.status(RUN) is None
+    store.commit(record(reason='" "status": "diverged",'))
+    assert store.status(RUN) == "finished"
+    path = store.records / f"{RUN}.json"
+    good = path.read_text()
+    for bad in (good.replace('"finished"', '"diverged"'), good[:-20], good.replace('"seed": 3', '"seed": 2'), ""):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match=RUN):
+            store.status(RUN)
 
 
 def test_a_failure_that_cannot_be_noted_is_told_and_no_more(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ablate.files import to_json
-from ablate.runs.executors.local import Outcome
+from ablate.runs.conduct import Outcome
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
@@ -41,7 +41,7 @@ def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measured = list[Any]()
-    monkeypatch.setattr(sweep, "execute_all", lambda jobs, store, **_: Outcome())
+    monkeypatch.setattr(sweep, "execute_all", lambda jobs, store, executor, **_: Outcome())
 
     def conducted(out: Path, step_s: float = 0.01, hook: Any = None, **fields: Any) -> StudyRun:
         def measure_all(jobs: Mapping[str, Any], **how: Any) -> dict[str, float]:

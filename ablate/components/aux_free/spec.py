@@ -47,7 +47,7 @@ class BiasBalance:
         return self.sequence_loss_weight * balance_loss(routing, sequences_per_set=1)
 
     def callbacks(self) -> list[Any]:
-        from ablate.components.aux_free.module import BiasUpdate
+        from ablate.components.aux_free.callback import BiasUpdate
 
         return [BiasUpdate(self.bias_update_speed, self.backend)]
 

@@ -1,71 +1,165 @@
-"""One run in a process of its own: tells its parent how far it is, and what became of it."""
+"""Runs in a process of their own. What becomes of a run is in its folder: how far it is, its failure, its record."""
 
 from __future__ import annotations
 
-import signal
-import tempfile
+import os
+import sys
+import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablate.runs.events import Ended, Failed, Interrupted, Progress, StepTime
-from ablate.runs.executors.signals import Stop, stopping
+from ablate.runs.executors import torchrun
+from ablate.runs.executors.signals import stopping
 from ablate.runs.job import Job
+from ablate.runs.job_file import read_job
+from ablate.runs.progress import Standing, tell
+from ablate.runs.record import Failure
 from ablate.runs.store import Store
 
 # torch is imported inside, so that the parent, which only names these functions, never loads it
-HEAVY = "ablate.runs.execute"
+OUT_OF_MEMORY = "out of memory"
+
+# A forked process costs as much as the memory that it copies, tens of milliseconds. One that has worked less than this
+# takes another run: real runs are always alone in theirs.
+REUSED_S = 1.0
 
 
-def run(job: Job, folder: Path, connection: Connection) -> None:
-    """Send `Progress` now and then, and at the end what became of the run: `Ended`, `Failed` or `Interrupted`."""
+def serve(connection: Any) -> None:
+    """Do runs as they are handed over, (file, key) each, until one was long enough or there are no more.
+
+    After each but the last, True says that another one is taken. Ends at a signal, or when the parent is gone, with a
+    checkpoint of the run that goes on.
+    """
+    parent, begun = os.getppid(), time.monotonic()
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
-        def tell(step: int, loss: float | None, tokens_per_s: float) -> None:
-            try:
-                connection.send(Progress(job.run_id, step, loss, tokens_per_s))
-            except OSError:
-                stop.requested = True  # the parent is gone: stop with a checkpoint
+        def must_stop() -> bool:
+            return stop.requested or os.getppid() != parent
 
-        try:
-            message = _execute(job, Store(folder), tell, stop)
-        except Exception as error:
-            message = _failed(job, error)
-        _send(connection, message)
+        generators = None
+        while given := _handed_over(connection, must_stop):
+            generators = _forget_the_last(generators)
+            work(Path(given[0]), given[1], must_stop)
+            if must_stop() or time.monotonic() - begun >= REUSED_S:
+                return
+            with suppress(OSError):
+                connection.send(True)
 
 
-def _execute(job: Job, store: Store, tell: Any, stop: Stop) -> Ended | Failed | Interrupted:
-    from ablate.runs.execute import execute
-    from ablate.training.callbacks import Interrupted as Stopped
-
+def _handed_over(connection: Any, must_stop: Callable[[], bool]) -> tuple[str, str] | None:
     try:
-        record = execute(job, store, tell, lambda: stop.requested)
-    except Stopped:
-        return Interrupted(job.run_id)
-    return Ended(job.run_id, record.status)
+        while not connection.poll(0.5):
+            if must_stop():
+                return None
+        given: tuple[str, str] = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return given
 
 
-def measure(job: Job, seconds: float, connection: Connection) -> None:
-    """Send `StepTime`, or `Failed`."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _forget_the_last(generators: Any) -> Any:
+    """Let a run find what it would find in a new process: the generators' states, and no peak of memory but its own."""
+    from ablate.training.checkpoint import random_state, restore_random_state
+
+    if generators is None:
+        return random_state()
+    restore_random_state(generators)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return generators
+
+
+def work(path: Path, key: str, must_stop: Callable[[], bool]) -> None:
+    """One attempt at the run of a job file. Nothing is raised: what went wrong is noted in the attempt's folder."""
+    store = Store(path.parents[2])
     try:
-        from ablate.runs.execute import probe
-
-        with tempfile.TemporaryDirectory() as scratch:
-            message: StepTime | Failed = StepTime(probe(job, Path(scratch), seconds))
+        attempt = store.new_attempt(path.parent.name, key)
+    except OSError as error:
+        print(f"cannot begin run {path.parent.name} in {store.folder}: {error}", file=sys.stderr)
+        return
+    try:
+        job = read_job(path)
     except Exception as error:
-        message = _failed(job, error)
-    _send(connection, message)
+        _note(store, attempt, path.parent.name, None, error)
+        return
+    if job.ranks > 1:
+        command = torchrun.command(torchrun.Layout(ranks=job.ranks), path, attempt)
+        os.execv(command[0], command)
+    attempt_at(job, store, attempt, must_stop)
 
 
-def _send(connection: Connection, message: Any) -> None:
+def attempt_at(
+    job: Job, store: Store, attempt: Path, must_stop: Callable[[], bool], *, speaks: bool = True
+) -> None:  # fmt: skip
+    """One attempt at a run, in a folder that was made for it. One of its ranks `speaks`; each may note a failure."""
+
+    def say(phase: Any, step: int = 0, loss: float | None = None, tokens_per_s: float = 0.0) -> None:
+        if speaks:
+            tell(
+                attempt,
+                Standing(phase=phase, step=step, n_steps=job.n_all_steps, loss=loss, tokens_per_s=tokens_per_s),
+            )
+
+    say("starting")
+    from ablate.runs.execute import execute
+    from ablate.training.callbacks import Interrupted
+
     try:
-        connection.send(message)
-    except OSError:
-        return  # nobody is there to be told; the files say it
+        execute(job, store, lambda *figures: say("training", *figures), must_stop, attempt=attempt)
+    except Interrupted:
+        say("stopped")
+    except Exception as error:
+        _note(store, attempt, job.run_id, job, error)
+        say("failed")
+    else:
+        say("ended", job.n_all_steps)
 
 
-def _failed(job: Job, error: Exception) -> Failed:
+def _note(store: Store, attempt: Path, run_id: str, job: Job | None, error: Exception) -> None:
     text = str(error).strip().splitlines()
-    return Failed(job.run_id, f"{type(error).__name__}: {text[0] if text else 'no message'}", traceback.format_exc())
+    reason = f"{type(error).__name__}: {text[0] if text else 'no message'}"
+    if isinstance(error, MemoryError) or "out of memory" in reason.lower() or "not enough memory" in reason.lower():
+        reason = f"{OUT_OF_MEMORY} ({reason})"
+    failure = Failure(
+        run_id=run_id,
+        variant=dict(job.variant) if job else {},
+        seed=job.run.seed if job else 0,
+        reason=reason,
+        traceback=traceback.format_exc(),
+        time_s=time.time(),
+    )
+    store.note_failure(failure, attempt)
+
+
+def measure(path: str, seconds: float, connection: Any) -> None:
+    """Send the seconds of an optimizer step of a job file's run, or the sentence that says why there are none."""
+    import tempfile
+
+    with stopping() as stop:
+        try:
+            from ablate.runs.execute import probe
+
+            with tempfile.TemporaryDirectory() as scratch:
+                found: float | str = probe(read_job(Path(path)), Path(scratch), seconds)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            found = f"{type(error).__name__}: {text[0] if text else 'no message'}"
+    if not stop.requested:
+        with suppress(OSError):
+            connection.send(found)
+
+
+def main(arguments: list[str]) -> int:
+    """A rank of a run: its job file, and the folder that all ranks of this attempt share."""
+    job, attempt = read_job(Path(arguments[0])), Path(arguments[1])
+    store, speaks = Store(Path(arguments[0]).parents[2]), os.environ.get("RANK", "0") == "0"
+    with stopping() as stop:
+        attempt_at(job, store, attempt, lambda: stop.requested, speaks=speaks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
