@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ablate.components.alltoall import COMPONENT as ALLTOALL
 from ablate.components.aux_free import COMPONENT as AUX_FREE
 from ablate.components.component import Component
 from ablate.components.controls import CONTROLS
@@ -123,7 +124,7 @@ def kind(node: type) -> str:
     return next(str(f.default) for f in dataclasses.fields(node) if f.name == "kind")
 
 
-REGISTRY = Registry((MLA, MOE, AUX_FREE, MTP, FP8, DISTILL, DUALPIPE), installed_plugins())
+REGISTRY = Registry((MLA, MOE, AUX_FREE, MTP, FP8, DISTILL, DUALPIPE, ALLTOALL), installed_plugins())
 COMPONENTS = REGISTRY.components
 NAMES = REGISTRY.names
 component = REGISTRY.component

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +43,8 @@ def training_loss(
     micro-batches, for a balance loss over the whole batch.
     """
     prediction, balance = model.predict(batch["window_BT1"][:, :-1]), model.spec.balance
+    if not len(batch["window_BT1"]):
+        return _of_nothing(prediction, with_objective=bool(model.spec.objective.loss_weight(decaying)))
     total, main = prediction_loss(model, text, batch, prediction, decaying=decaying, targets_BT=targets_BT)
     if balance is not None:
         total = total + balance.loss(prediction.routing, earlier_loads)
@@ -65,6 +68,13 @@ def prediction_loss(
     if weight:
         total = total + weight * model.objective.loss(prediction.future, next_BT, model.head)
     return total, main
+
+
+def _of_nothing(prediction: Prediction, *, with_objective: bool) -> TrainingLoss:
+    """Of a micro-batch without sequences: zero, whose backward pass meets the same transfers as other ranks' do."""
+    hidden = [prediction.hidden_BTD, *(prediction.future.hidden_BTD if with_objective else ())]
+    total = torch.stack([h.sum() for h in hidden]).sum()
+    return TrainingLoss(total, total.detach(), prediction.routing)
 
 
 def _main_head(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from ablate.model.block import Block, ModelContext, Rotation, rotation_table
 from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
+
+
+RowsOf = tuple[slice, int]  # of a parameter that is held in part: which rows, and how many there are in all
+NO_PARTS: Mapping[str, RowsOf] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +112,11 @@ class Transformer(nn.Module):
         return self.head(self.norm(x_BTD))
 
 
-def initialise(model: nn.Module, init: Init, seed: int) -> None:
+def initialise(model: nn.Module, init: Init, seed: int, parts: Mapping[str, RowsOf] = NO_PARTS) -> None:
     """Fill the weights. Each parameter has a generator keyed by (seed, name), so that variants share what they can.
 
-    Two models that have a parameter of the same name and shape get bit-identical values for one seed.
+    Two models that have a parameter of the same name and shape get bit-identical values for one seed; and one that
+    holds some rows of a parameter, which are in `parts` by its name, the values of these rows.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -117,7 +124,8 @@ def initialise(model: nn.Module, init: Init, seed: int) -> None:
                 parameter.fill_(1.0)
                 continue
             generator = torch_generator(f"initial weights, seed {seed}, {name}")
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            rows, n_rows = parts.get(name, (slice(None), len(parameter)))
+            values = torch.randn(n_rows, *parameter.shape[1:], generator=generator, dtype=torch.float32)[rows]
             parameter.copy_(values * init.deviation(parameter.shape[-1]))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 BF16_BYTES = 2
 FP32_BYTES = 4
+DTYPE_BYTES = {"bfloat16": BF16_BYTES, "float32": FP32_BYTES}  # of an activation, by a run's dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.schedules.action import Schedule
 from ablate.spec.cost import Cost
 from ablate.spec.machine import Machine
+from ablate.spec.ranks import Ranks
+from ablate.spec.traffic import Traffic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,6 +132,12 @@ class LinearNode(Node, Protocol):
     def precision(self, dtype: str, device: str) -> Any:
         """The Lightning Precision plugin of a run on `device` ("cpu" or "cuda")."""
 
+    def wire(self) -> Any:
+        """How rows travel to its grouped maps on other ranks: `encode` to bytes, `decode`. None: as they are."""
+
+    def wire_bytes(self, dim: int, dtype: str) -> int:
+        """Bytes of a row of `dim` channels that travels so, in a run's dtype."""
+
     def callbacks(self) -> list[Any]: ...
 
     def speed_evidence(self) -> str:
@@ -164,6 +172,22 @@ class PipelineNode(Protocol):
 
     def layers(self, n_layers: int, n_stages: int) -> tuple[range, ...]:
         """The layers of each stage; ValueError if they cannot be laid out so."""
+
+
+class TransportNode(Protocol):
+    """How tokens get to experts on other ranks, and what these make of them back."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def build(self, peers: Any, n_experts: int, wire: Any) -> Any:
+        """What routed experts send and receive with: `send(x_ND, weight_NA, expert_NA)`, `receive(sent, experts)`.
+
+        peers: the ranks that a layer's experts are divided over, and the channels between them.
+        """
+
+    def traffic(self, feed_forward: Any, ranks: Ranks) -> Traffic:
+        """Copies of a token that are sent in one direction."""
 
 
 class OptimizerNode(Protocol):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol
 from ablate.spec.decoding import UNWRITTEN_DEFAULT, Slot
 from ablate.spec.machine import Machine
 from ablate.spec.model import ModelSpec
-from ablate.spec.nodes import OptimizerNode, PipelineNode
+from ablate.spec.nodes import OptimizerNode, PipelineNode, TransportNode
 from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
 from ablate.spec.ranks import Ranks
 
@@ -90,6 +90,8 @@ class TrainerSpec:
     control: Control = Control()
     ranks: Ranks = field(default=Ranks(), metadata=UNWRITTEN_DEFAULT)
     pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
+    # Between expert ranks, where there are any.
+    transport: Annotated[TransportNode | None, Slot("transport")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:
@@ -121,6 +123,11 @@ class TrainerSpec:
     def n_micro_batches(self) -> int:
         """Forward passes of an optimizer step, over all data ranks."""
         return self.batch_size // self.micro_batch_size
+
+    @property
+    def n_rounds(self) -> int:
+        """Forward passes of a rank in an optimizer step; in the last one some ranks may have no tokens."""
+        return -(-self.n_micro_batches // self.ranks.data)
 
 
 @checked("preset")

@@ -117,7 +117,7 @@ class Fp8Linear(nn.Module):
                 x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x.device)
             )
             watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
-        return y_NO.view(*x.shape[:-1], -1)
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     def _of_normed(self, x: Normed) -> Tensor:
         from ablate.components.fp8.kernel.normed import fp8_linear_of_normed
@@ -138,7 +138,7 @@ class Fp8Linear(nn.Module):
             library = "library" == self.products(x_NI.device) == down.products(x_NI.device)
             power_of_two = self.recipe.power_of_two_scales
             y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
-            return y_NO.view(*x.shape[:-1], -1)
+            return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
         return whole
 

@@ -39,7 +39,7 @@ class Strips:
         return _split(x, self.axis, TILE) if x.shape[self.axis] > TILE else [x]
 
     def largest(self, magnitude: Tensor) -> list[Tensor]:
-        return [view.amax(self.axis, keepdim=True) for view in self.views(magnitude)]
+        return [_largest(view, (self.axis,)) for view in self.views(magnitude)]
 
     def spread(self, scale: Tensor) -> Tensor:
         return scale
@@ -59,10 +59,17 @@ class Blocks:
 
     def largest(self, magnitude: Tensor) -> list[Tensor]:
         views = self.views(magnitude)
-        return [view.amax((-2, -1) if view is magnitude else (-3, -1), keepdim=True) for view in views]
+        return [_largest(view, (-2, -1) if view is magnitude else (-3, -1)) for view in views]
 
     def spread(self, scale: Tensor) -> Tensor:
         return scale
+
+
+def _largest(view: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The largest along axes, which stay with a length of 1; zero where a rank has no rows at all."""
+    if view.numel():
+        return view.amax(axes, keepdim=True)
+    return view.new_zeros([1 if i - view.ndim in axes else n for i, n in enumerate(view.shape)])
 
 
 def _split(x: Tensor, axis: int, size: int) -> list[Tensor]:

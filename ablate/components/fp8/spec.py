@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
 from ablate.spec.backends import EMULATED, Backend, without_compiler, without_cuda, without_triton
+from ablate.spec.cost import DTYPE_BYTES, FP32_BYTES
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import LinearNode, NormNode
 from ablate.spec.ranges import checked
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ablate.components.fp8.emulation import Recipe
 
+TILE_CHANNELS = 128  # of a row, that share a scale where it travels
 RecipeName = Literal["blockwise", "tensorwise", "gradient-blocks"]
 Fp8Backend = Literal["auto", "compiled", "emulated", "library", "triton"]
 
@@ -54,6 +56,12 @@ class StandardLinear:
         from lightning.pytorch.plugins import MixedPrecision, Precision
 
         return Precision() if dtype == "float32" else MixedPrecision("bf16-mixed", device)
+
+    def wire(self) -> None:
+        return None
+
+    def wire_bytes(self, dim: int, dtype: str) -> int:
+        return dim * DTYPE_BYTES[dtype]
 
     def callbacks(self) -> list[Any]:
         return []
@@ -111,6 +119,19 @@ class Fp8Linear:
         from ablate.components.fp8.precision import Fp8MixedPrecision, Fp8Precision
 
         return Fp8Precision(self._recipe()) if dtype == "float32" else Fp8MixedPrecision(self._recipe(), device)
+
+    def wire(self) -> Any:
+        """E4M3 and the scales of its 1 x 128 tiles. The other recipes' scales are not a row's own: sent as they are."""
+        if self.recipe != "blockwise":
+            return None
+        from ablate.components.fp8.wire import Fp8Wire
+
+        return Fp8Wire(self.power_of_two_scales)
+
+    def wire_bytes(self, dim: int, dtype: str) -> int:
+        if self.recipe != "blockwise":
+            return dim * DTYPE_BYTES[dtype]
+        return dim + FP32_BYTES * -(-dim // TILE_CHANNELS)
 
     def callbacks(self) -> list[Any]:
         from ablate.components.fp8.callback import UnderflowMonitor

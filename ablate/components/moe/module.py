@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Router(nn.Module):
             group_NG = score_NGX.topk(rule.n_group_scores, dim=-1).values.sum(-1)
             best_NM = _best(group_NG, rule.n_limited_groups)
             reachable_NG = torch.zeros_like(group_NG, dtype=torch.bool).scatter_(1, best_NM, True)
-            score_NE = score_NGX.masked_fill(~reachable_NG.unsqueeze(-1), float("-inf")).view(n, -1)
+            score_NE = score_NGX.masked_fill(~reachable_NG.unsqueeze(-1), float("-inf")).flatten(1)
         return _best(score_NE, rule.n_activated_experts)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
@@ -103,8 +104,8 @@ class Router(nn.Module):
         logits_NE = self.logits(x_BTD.flatten(0, 1))
         expert_NA, log_NE = self.select(logits_NE), F.logsigmoid(logits_NE)
         weight_NA = log_NE.gather(1, expert_NA).softmax(-1) * self.rule.route_scale
-        counts_BE = _counts(expert_NA.view(b, -1), experts)
-        affinity_BE = log_NE.softmax(-1).unflatten(0, (b, -1)).mean(1)
+        counts_BE = _counts(expert_NA.view(b, x_BTD.shape[1] * self.rule.n_activated_experts), experts)
+        affinity_BE = log_NE.softmax(-1).view(*x_BTD.shape[:2], experts).mean(1)
         return expert_NA, weight_NA, Routing(self, counts_BE, affinity_BE, self.rule.n_activated_experts)
 
 
@@ -137,15 +138,23 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, weight_NA: Tensor, where: Permutation) -> Tensor:
         if self.backend == "triton" and (whole := self.gate_up.experts(self.down)):
             return whole(x_ND, weight_NA, where.token_of_row_P, where.row_of_choice_NA, where.offsets_E)
-        gate_up_PX = self.gate_up(x_ND[where.token_of_row_P], where.offsets_E)
-        y_PD = self.down(swiglu(gate_up_PX, self.backend), where.offsets_E)
+        y_PD = self.rows(x_ND[where.token_of_row_P], where.offsets_E)
         if self.backend == "triton":
             return combine(y_PD, weight_NA, where.row_of_choice_NA)
         return (y_PD[where.row_of_choice_NA] * weight_NA.unsqueeze(-1).to(y_PD.dtype)).sum(1)
 
+    def rows(self, x_PD: Tensor, offsets_E: Tensor) -> Tensor:
+        """Rows sorted by expert, and the ends of the experts' -> what these make of them."""
+        return self.down(swiglu(self.gate_up(x_PD, offsets_E), self.backend), offsets_E)
+
 
 class RoutedExperts(nn.Module):
-    """sum over chosen experts of weight times expert(x), plus the shared experts (eq. 12). No token is dropped."""
+    """sum over chosen experts of weight times expert(x), plus the shared experts (eq. 12). No token is dropped.
+
+    Where experts are divided over ranks, `experts` are this rank's and `transport` brings tokens to all.
+    """
+
+    transport: Any = None
 
     def __init__(
         self,
@@ -163,8 +172,24 @@ class RoutedExperts(nn.Module):
         self.experts = Experts(context, rule.n_routed_experts, expert_hidden_dim, backend=backend)
         self.shared = SwiGLU(shared_hidden_dim, context, backend=backend) if shared_hidden_dim else None
 
+    def divide(self, share: range, transport: Any) -> tuple[str, ...]:
+        """Keep the experts of a share alone, and reach all of them by `transport`.
+
+        Returns the names of the parameters whose rows are experts and are now those of the share.
+        """
+        self.transport = transport
+        names = []
+        for name, parameter in self.experts.named_parameters():
+            path, _, last = name.rpartition(".")
+            own = nn.Parameter(parameter.detach()[share.start : share.stop].clone())
+            setattr(self.experts.get_submodule(path), last, own)
+            names.append(f"experts.{name}")
+        return tuple(names)
+
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         shared, x_BTD = x_BTD, unquantised(x_BTD)
+        if self.transport is not None:
+            return self._divided(x_BTD, shared)
         if self.experts.backend == "triton":
             where, weight_NA, routing = self._launched(x_BTD)
         else:
@@ -172,6 +197,14 @@ class RoutedExperts(nn.Module):
             where = place(expert_NA, routing.counts_BE)
         y_BTD = self.experts(x_BTD.flatten(0, 1), weight_NA, where).view_as(x_BTD)
         return (y_BTD if self.shared is None else y_BTD + self.shared(shared)[0]), routing
+
+    def _divided(self, x_BTD: Tensor, shared: Any) -> tuple[Tensor, Routing]:
+        """The shared experts compute while tokens are on their way."""
+        expert_NA, weight_NA, routing = self.router(x_BTD)
+        sent = self.transport.send(x_BTD.flatten(0, 1), weight_NA, expert_NA)
+        beside = None if self.shared is None else self.shared(shared)[0]
+        y_BTD = self.transport.receive(sent, self.experts.rows).view_as(x_BTD)
+        return (y_BTD if beside is None else y_BTD + beside), routing
 
     def _launched(self, x_BTD: Tensor) -> tuple[Permutation, Tensor, Routing]:
         """Routing and placement by their kernels."""

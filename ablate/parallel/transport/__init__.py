@@ -1,0 +1,1 @@
+"""Rows between expert ranks: channels, and the ranks at their ends."""
