@@ -12,9 +12,11 @@ from ablate.attribution.estimation.noise import NoiseFloor, noise_floor, sd_ends
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
 from ablate.attribution.study.comparability import no_spread, warnings_of
+from ablate.attribution.study.by_cell import CellEffects, by_cell
 from ablate.attribution.study.cells import design_cells, sizes_apart
 from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
 from ablate.attribution.study.pairing import PairingBreak, PairingGain, broken_pairs, pairing_breaks, pairing_gain
+from ablate.attribution.study.responses import Response, study_responses
 from ablate.attribution.verdicts import Effect, seeds_needed, with_holm
 from ablate.components.component import ON
 from ablate.components.registry import NAMES, component
@@ -152,6 +154,8 @@ class StudyResult:
     noise: NoiseFloor | None
     noise_reason: str
     pairing_breaks: tuple[PairingBreak, ...]  # runs that are no pairs of those with their seed
+    cells: CellEffects  # the components' effects where a design is crossed with factors
+    responses: tuple[Response, ...]  # to factors
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -186,14 +190,11 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         for planned in cell.variants[1:]
     ]
     comparisons = _corrected([_comparison(*pair, facts, noise, breaks, len(against)) for pair in against])
-    attribution, why = attribute_design(
-        facts,
-        {run.run_id: run.status for v in variants for run in v.runs},
-        {record.run_id: record for records in finished.values() for record in records},
-        LOSS,
-        {found.run_id for found in breaks},
-        {c.name: c.loss for c in comparisons if not c.at},
-    )
+    statuses = {run.run_id: run.status for v in variants for run in v.runs}
+    ended = {record.run_id: record for records in finished.values() for record in records}
+    alone = {found.run_id for found in breaks}
+    compared = {c.name: c.loss for c in comparisons if not c.at}
+    attribution, why = attribute_design(facts, statuses, ended, LOSS, alone, compared)
     return StudyResult(
         plan=facts,
         variants=variants,
@@ -203,6 +204,14 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         noise=noise,
         noise_reason=reason,
         pairing_breaks=breaks,
+        cells=by_cell(facts, comparisons, statuses, ended, alone),
+        responses=study_responses(
+            facts,
+            {v.name: _values(v, LOSS) for v in variants},
+            [(c.name.removesuffix(f" at {c.at}"), by_name[c.with_variant].planned.levels, c.differences)
+             for c in comparisons if c.at],
+            {found.variant for found in breaks},
+        ),
         warnings=(*_of_design(facts), *(attribution.warnings if attribution else ()))
         + _of_runs(facts, kept, variants, breaks, comparisons),
     )
