@@ -64,7 +64,7 @@ def test_a_word_that_is_none_of_the_choices_is_refused_in_python_too() -> None:
 
 WRONG = {
     "aux-free": "bias_update_speed=0.0, sequence_loss_weight=-1.0, balance_loss_weight=-1.0, micro_batch_sequences=0",
-    "mtp": "mtp_loss_weight=-0.3, final_mtp_loss_weight=inf, mtp_loss_weight=0.0, weight_switch_share=1.5",
+    "mtp": "mtp_loss_weight=-0.3, final_mtp_loss_weight=inf, mtp_loss_weight=0.0",
     "moe": "route_scale=-1.0, route_scale=0.0, route_scale=nan, n_shared_experts=-1",
     "trainer": "gradient_clip=-1.0, learning_rate=inf, learning_rate=1e9, learning_rate=0.0, decay_share=-0.1",
     "optimizer": "weight_decay=inf, beta2=1.0, epsilon=0.0",

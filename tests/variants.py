@@ -131,4 +131,4 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
 
 def loss_of(model: Transformer, window_BT1: Tensor) -> Tensor:
     """Everything that a training step on raw text adds up, at the run's start."""
-    return training_loss(model, NANO.data.text, {"window_BT1": window_BT1}, progress=0.0).total
+    return training_loss(model, NANO.data.text, {"window_BT1": window_BT1}, decaying=False).total

@@ -171,7 +171,7 @@ def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
     updates = [callback.update for callback in balance.callbacks()] if balance is not None else []
 
     def loss() -> Tensor:
-        found = training_loss(model, spec.data.text, batch, progress=0.0)
+        found = training_loss(model, spec.data.text, batch, decaying=False)
         loads.add(found.routing)
         return found.total
 

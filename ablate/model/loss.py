@@ -30,14 +30,14 @@ def training_loss(
     text: TextNode,
     batch: Mapping[str, Any],
     *,
-    progress: float,
+    decaying: bool,
     targets_BT: Tensor | None = None,
     earlier_loads: Mapping[Any, Tensor] = NO_LOADS,
 ) -> TrainingLoss:
     """The main head's loss as the text node has it, plus the objective's and the balance's terms.
 
-    batch: `window_BT1`, int64 (B, T + 1), and what the text node added. progress: share of the run's optimizer steps
-    that are done, which the objective's weight follows. targets_BT: the main head's, where some are to be left out
+    batch: `window_BT1`, int64 (B, T + 1), and what the text node added. decaying: whether the learning rate's decay has
+    begun, which the objective's weight follows. targets_BT: the main head's, where some are to be left out
     (-100); by default the next tokens. earlier_loads: int64 counts (E,) by router of the optimizer step's earlier
     micro-batches, for a balance loss over the whole batch.
     """
@@ -46,7 +46,7 @@ def training_loss(
     prediction = model.predict(window_BT1[:, :-1])
     main, logits_BTC = _main_head(model, prediction.hidden_BTD, next_BT if targets_BT is None else targets_BT, text)
     total = text.loss(main, logits_BTC, batch)
-    weight = spec.objective.loss_weight(progress)
+    weight = spec.objective.loss_weight(decaying)
     if weight:
         total = total + weight * model.objective.loss(prediction.future, next_BT, model.head)
     if spec.balance is not None:

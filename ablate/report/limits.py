@@ -34,8 +34,8 @@ def limits(result: StudyResult) -> Iterator[str]:
     )
     if any(v.planned.n_branch_steps for v in result.variants) and len({v.planned.n_steps for v in result.variants}) > 1:
         yield (
-            "Warm-up and decay are shares of each run, so a variant with more tokens also warms up for longer, and the "
-            "cost in tokens has a part of that. The control spike-flops of sweeps/calibration.toml measures it."
+            "All variants warm up for the same number of steps, and each decays over the same share of its own. "
+            "The control spike-flops of sweeps/calibration.toml shows whether the cost in tokens is read right."
         )
     for name in _components(result):
         component = known(name)

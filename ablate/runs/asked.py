@@ -55,9 +55,7 @@ def _document(study: Study, resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of the study that is not at its default, the stated ones always, and what they resolve to."""
     fields = encode(study)
     plain = {
-        f.name: fields[f.name]
-        for f in dataclasses.fields(study)
-        if f.name in STATED or fields[f.name] != _default(f)
+        f.name: fields[f.name] for f in dataclasses.fields(study) if f.name in STATED or fields[f.name] != _default(f)
     }
     return plain | dict(resolved)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ablate.documents import read_document
 from ablate.runs.asked import Asked, ask
 from ablate.runs.factors import FactorFacts
+from ablate.runs.primary import Primary
 from ablate.runs.study import Match, Study
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
@@ -93,6 +94,9 @@ class Plan:
     corpus: Mapping[str, Any]
     variants: tuple[PlannedVariant, ...]  # the reference first
     factors: tuple[FactorFacts, ...] = ()
+    hypothesis: str = ""
+    primary_metric: Primary = "loss"
+    primary_margin: float | None = None  # in the unit of the primary metric; None: margin_nats
     asked: Asked | None = None  # None: by a version that did not write it
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -173,22 +177,34 @@ def make_plan(
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
     `step_s`, the seconds of a step of each variant by name. `bytes_per_token` of the corpus prices text that is charged
     by length. `other_corpora`: hash, vocab_size and bytes_per_token by variant, of those that do not read `corpus`
-    in its tokens; a size with a budget of its own has that for all its variants. ValueError if a budget does not reach one step, or what a match needs is missing.
+    in its tokens. Each size of a ladder has a budget and a warm-up of its own, equal for all its variants. ValueError
+    if a budget does not reach one step, or what a match needs is missing.
     """
     check_trainable(named)
     budgets = _budgets(study, named)
     speeds, runs = step_s or {}, dict[str, RunSpec]()
     planned = []
-    for variant, budget in zip(named, budgets, strict=True):
-        text = other_corpora.get(variant.name, {})
-        found = _planned(
-            variant, study, budget, speeds.get(variant.name), text.get("bytes_per_token", bytes_per_token)
+    shares = [
+        _planned(
+            variant, study, budget, speeds.get(variant.name),
+            other_corpora.get(variant.name, {}).get("bytes_per_token", bytes_per_token),
         )
-        found = replace(found, corpus=text)
-        make = partial(variant.spec.run, corpus_hash=text.get("hash", corpus_hash), n_steps=found.n_steps)
+        for variant, budget in zip(named, budgets, strict=True)
+    ]  # fmt: skip
+    for variant, found in zip(named, shares, strict=True):
+        text = other_corpora.get(variant.name, {})
+        shortest = min(f.n_steps for v, f in zip(named, shares, strict=True) if _size(v) == _size(variant))
+        make = partial(
+            variant.spec.run,
+            corpus_hash=text.get("hash", corpus_hash),
+            n_steps=found.n_steps,
+            n_warmup_steps=variant.spec.trainer.warmup_steps(shortest),
+        )
         own = {run_id(run): run for run in (make(seed=seed) for seed in variant.seeds)}
         runs |= own
-        planned.append(replace(found, run_ids=tuple(own), n_branch_steps=next(iter(own.values())).n_branch_steps))
+        planned.append(
+            replace(found, run_ids=tuple(own), n_branch_steps=next(iter(own.values())).n_branch_steps, corpus=text)
+        )
     plan = Plan(
         question=study.question,
         preset=base.name,
@@ -199,6 +215,9 @@ def make_plan(
         seeds=tuple(sorted({seed for variant in named for seed in variant.seeds})),
         margin_nats=study.margin_nats,
         confidence=study.confidence,
+        hypothesis=study.hypothesis,
+        primary_metric=study.primary_metric,
+        primary_margin=study.primary_margin,
         corpus=corpus,
         variants=tuple(planned),
         factors=tuple(factor.facts() for factor in study.crossed),
@@ -216,10 +235,13 @@ def _budgets(study: Study, named: Sequence[NamedVariant]) -> list[float]:
     for variant in named:
         base = variant.spec.preset
         flops = variant.spec.model.cost(base.trainer.sequence_length).training_flops_per_token
-        of_size.setdefault(
-            (base.name, base.n_tokens), float(base.n_tokens) * (flops if study.match == "flops" else 1.0)
-        )
-    return [of_size[v.spec.preset.name, v.spec.preset.n_tokens] for v in named]
+        of_size.setdefault(_size(variant), float(base.n_tokens) * (flops if study.match == "flops" else 1.0))
+    return [of_size[_size(v)] for v in named]
+
+
+def _size(variant: NamedVariant) -> tuple[str, int]:
+    """What variants have in common whose budgets are equal: the size, and how long it is trained."""
+    return variant.spec.preset.name, variant.spec.preset.n_tokens
 
 
 def _resolved(plan: Plan) -> dict[str, Any]:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Primary = Literal[
-    "loss", "compute", "time", "tokens_per_s", "memory", "kv_bytes", "max_violation", "draft_acceptance"
-]
+Primary = Literal["loss", "compute", "time", "tokens_per_s", "memory", "kv_bytes", "max_violation", "draft_acceptance"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

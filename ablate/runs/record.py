@@ -11,7 +11,7 @@ from ablate.spec.decoding import FORBID_UNKNOWN, data_id, decode
 from ablate.spec.run import SCHEMA_VERSION
 
 RunStatus = Literal["finished", "diverged", "failed", "missing"]  # a record has one of the first two
-READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
+READABLE_VERSIONS = (1, 2, 3, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

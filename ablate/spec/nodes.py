@@ -107,8 +107,8 @@ class ObjectiveNode(Node, Protocol):
     def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
         """Parameters beyond the main model, and their forward FLOPs per token of a sequence."""
 
-    def loss_weight(self, progress: float) -> float:
-        """Weight of the module's loss at a share of the run's steps; 0 where it has none."""
+    def loss_weight(self, decaying: bool) -> float:
+        """Weight of the module's loss before the learning rate's decay and in it; 0 where it has none."""
 
     def check_length(self, sequence_length: int) -> None:
         """ValueError if the objective cannot be trained on sequences of this length."""

@@ -12,7 +12,7 @@ from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import OptimizerNode
 from ablate.spec.ranges import Count, CountOrNone, NotNegative, Range, Share, ShareBelowAll, checked
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # AdamW moves every weight by about the learning rate in each step, so beyond this nothing is left of a model.
 LEARNING_RATE = Range(above=0, at_most=100)
@@ -77,7 +77,7 @@ class TrainerSpec:
     batch_size: Count  # sequences per optimizer step
     micro_batch_size: Count  # sequences per forward pass; divides batch_size
     learning_rate: Annotated[float, LEARNING_RATE]
-    warmup_share: Share  # of the steps
+    warmup_share: Share  # of the steps of a study's shortest run: every run of the study warms up for as many
     decay_share: Share  # of the steps, at the end, 1 - sqrt
     optimizer: Annotated[OptimizerNode, Slot("optimizer")]
     gradient_clip: NotNegative  # largest norm of a step's gradient; 0: any
@@ -110,6 +110,10 @@ class TrainerSpec:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
 
+    def warmup_steps(self, n_steps: int) -> int:
+        """Optimizer steps of the warm-up, where the shortest of the runs that are compared has `n_steps`."""
+        return round(self.warmup_share * n_steps)
+
 
 @checked("preset")
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +144,8 @@ class Spec:
         """The same variant with the backends that run it on a machine."""
         return replace(self, model=self.model.for_machine(machine, self.trainer.dtype))
 
-    def run(self, *, corpus_hash: str, seed: int, n_steps: int) -> RunSpec:
-        """One run of the variant."""
+    def run(self, *, corpus_hash: str, seed: int, n_steps: int, n_warmup_steps: int | None = None) -> RunSpec:
+        """One run of the variant. `n_warmup_steps`: as in all runs that it is compared with; None: its own share."""
         return RunSpec(
             model=self.model,
             text=self.data.text,
@@ -149,6 +153,7 @@ class Spec:
             corpus_hash=corpus_hash,
             seed=seed,
             n_steps=n_steps,
+            n_warmup_steps=self.trainer.warmup_steps(n_steps) if n_warmup_steps is None else n_warmup_steps,
         )
 
 
@@ -163,6 +168,7 @@ class RunSpec:
     corpus_hash: str
     seed: CountOrNone
     n_steps: Annotated[int, STEPS]
+    n_warmup_steps: CountOrNone  # equal in all runs of a study, or longer ones would also have warmed up for longer
     schema_version: Count = SCHEMA_VERSION
 
     @property

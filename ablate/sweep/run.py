@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
-from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.spec.run import DataSpec, RunSpec
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
 from ablate.sweep.texts import Texts, other_corpora, prepare_texts
 from ablate.sweep.variants import variants

@@ -92,7 +92,7 @@ class Curve(Callback):
             "step": step,
             "n_tokens": step * self.run.trainer.tokens_per_step,
             # The scheduler has stepped already: this is the rate that the step was made with.
-            "learning_rate": settings.learning_rate * learning_rate_factor(settings, self.run.n_steps, step - 1),
+            "learning_rate": settings.learning_rate * learning_rate_factor(self.run, step - 1),
             "train_loss": statistics.fmean(self.losses) if self.losses else math.nan,
         }
         self.losses = []

@@ -53,9 +53,7 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         trainer = self.run.trainer
         optimizer = trainer.optimizer.build(self.model, trainer.learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(trainer, self.run.n_steps, step)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(self.run, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
@@ -64,7 +62,7 @@ class TrainingModule(LightningModule):
     def on_train_start(self) -> None:
         # A branch goes on from a checkpoint of its trunk, whose rate for this step was another.
         for optimizer, schedule in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            factor = learning_rate_factor(self.run.trainer, self.run.n_steps, self.global_step)
+            factor = learning_rate_factor(self.run, self.global_step)
             for group, rate in zip(optimizer.param_groups, schedule.scheduler.base_lrs, strict=True):
                 group["lr"] = rate * factor
 
@@ -73,7 +71,7 @@ class TrainingModule(LightningModule):
             self.model,
             self.run.text,
             batch,
-            progress=self.global_step / self.run.n_steps,
+            decaying=self.global_step >= self.run.decay_start,
             targets_BT=self._learned(batch["window_BT1"][:, 1:], batch_idx),
             earlier_loads=self.loads.counts,
         )

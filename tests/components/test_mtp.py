@@ -164,11 +164,11 @@ def test_embedding_and_head_are_the_main_models() -> None:
 
 
 def test_the_weight_follows_its_schedule() -> None:
-    node = MultiToken(mtp_depth=1, mtp_loss_weight=0.3, final_mtp_loss_weight=0.1, weight_switch_share=0.676)
-    assert [node.loss_weight(p) for p in (0.0, 0.5, 0.675, 0.676, 1.0)] == [0.3, 0.3, 0.3, 0.1, 0.1]
-    assert build(spec_with("sequential", 1), seed=0).spec.objective.loss_weight(0.0) == 0.3
+    node = MultiToken(mtp_depth=1, mtp_loss_weight=0.3, final_mtp_loss_weight=0.1)
+    assert [node.loss_weight(decaying) for decaying in (False, True)] == [0.3, 0.1]
+    assert build(spec_with("sequential", 1), seed=0).spec.objective.loss_weight(False) == 0.3
     off = build(spec_of(FULL | {"mtp": "next-token"}).model, seed=0)
-    assert off.spec.objective.loss_weight(0.0) == 0
+    assert off.spec.objective.loss_weight(False) == 0
     assert off.predict(tokens(1, 4)).future.hidden_BTD == []
 
 
@@ -201,7 +201,7 @@ def test_a_short_window_works_as_long_as_something_is_predicted(arrangement: Any
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"mtp_depth": 0}, "mtp_depth is 0"), ({"weight_switch_share": 1.5}, "weight_switch_share is 1.5")],
+    [({"mtp_depth": 0}, "mtp_depth is 0"), ({"final_mtp_loss_weight": -1.0}, "final_mtp_loss_weight is -1.0")],
 )
 def test_impossible_sizes_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -18,7 +18,6 @@ from ablate.presets import preset
 from ablate.runs.job import Job
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
-from ablate.spec.run import RunSpec
 
 
 @pytest.fixture(scope="session")
@@ -38,19 +37,14 @@ def corpus(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpu
 def make_job(corpus: Corpus) -> Callable[..., Job]:
     """A job of the nano preset without what is `disabled`; further arguments replace trainer fields."""
 
-    def make(*disabled: str, seed: int = 0, n_steps: int = 12, **trainer: Any) -> Job:
+    def make(
+        *disabled: str, seed: int = 0, n_steps: int = 12, n_warmup_steps: int | None = None, **trainer: Any
+    ) -> Job:
         base = preset("nano")
         base = replace(base, trainer=replace(base.trainer, **trainer))
         variant = Variant.full(base).without(disabled)
         spec = variant.resolve(base).for_machine(this_machine())
-        run = RunSpec(
-            model=spec.model,
-            text=spec.data.text,
-            trainer=spec.trainer,
-            corpus_hash=corpus.hash,
-            seed=seed,
-            n_steps=n_steps,
-        )
+        run = spec.run(corpus_hash=corpus.hash, seed=seed, n_steps=n_steps, n_warmup_steps=n_warmup_steps)
         return Job(run=run, run_id=run_id(run), variant=variant.levels, corpus=corpus)
 
     return make

@@ -26,12 +26,12 @@ def finish(job: Job, folder: Path, stop: Callable[[], bool] = lambda: False) -> 
 
 @pytest.fixture(scope="module")
 def branched(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    job = make_job("mtp", n_steps=20, **PARTS | {"branches": (0.25, 0.5)})
+    job = make_job(n_steps=20, **PARTS | {"branches": (0.25, 0.5)})
     return finish(job, tmp_path_factory.mktemp("branched"))
 
 
 def test_branches_leave_the_trunk_as_it_was(branched: RunRecord, make_job: MakeJob, tmp_path: Path) -> None:
-    plain = finish(make_job("mtp", n_steps=20, **PARTS), tmp_path)
+    plain = finish(make_job(n_steps=20, **PARTS), tmp_path)
     assert branched.run_id != plain.run_id
     assert branched.final_parameters_hash == plain.final_parameters_hash
     assert [p["nats_per_token"] for p in branched.curve] == [p["nats_per_token"] for p in plain.curve]
@@ -40,8 +40,7 @@ def test_branches_leave_the_trunk_as_it_was(branched: RunRecord, make_job: MakeJ
 
 def test_a_branch_is_the_shorter_run(branched: RunRecord, make_job: MakeJob, tmp_path: Path) -> None:
     assert [point["step"] for point in branched.branches] == [5, 10]
-    # The same one step of warm-up: the trunk's.
-    alone = finish(make_job("mtp", n_steps=10, **PARTS | {"warmup_share": 0.1}), tmp_path)
+    alone = finish(make_job(n_steps=10, n_warmup_steps=branched.spec["n_warmup_steps"], **PARTS), tmp_path)
     for name in ("nats_per_token", "bits_per_byte", "n_tokens", "learning_rate"):
         assert branched.branches[1][name] == alone.metrics[name]
     assert branched.branches[1]["nats_per_token"] != branched.curve[0]["nats_per_token"]  # at the same step, undecayed

@@ -243,8 +243,8 @@ def test_accumulation_changes_neither_loads_nor_bias(make_job: MakeJob, tmp_path
 
 
 def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
-    trainer = dataclasses.replace(make_job().run.trainer, warmup_share=0.1, decay_share=0.2)
-    factors = [learning_rate_factor(trainer, 100, step) for step in range(100)]
+    run = make_job(n_steps=100, warmup_share=0.1, decay_share=0.2).run
+    factors = [learning_rate_factor(run, step) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert set(factors[10:80]) == {1.0}
     assert factors[80] == pytest.approx(1 - (1 / 21) ** 0.5)
@@ -311,7 +311,7 @@ def test_every_part_of_the_loss_is_in_it(make_job: MakeJob, slot: str, touched: 
         module: Any = TrainingModule(run)
         module.configure_model()
         if changed and slot == "text":
-            module.run = fields_of(run, text=WithoutTerm(run.text, **methods))
+            module.run = fields_of(run, decay_start=run.decay_start, text=WithoutTerm(run.text, **methods))
         elif changed:
             module.model.spec = fields_of(run.model, **{slot: WithoutTerm(getattr(run.model, slot), **methods)})
         loss = module.training_step({"window_BT1": window}, 0)

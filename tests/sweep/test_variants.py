@@ -116,6 +116,15 @@ def test_equal_flops_are_equal_to_a_step() -> None:
     assert made.variants[0].n_tokens == preset("nano").n_tokens
 
 
+def test_every_run_of_a_study_warms_up_for_as_many_steps() -> None:
+    made, runs = planned(study(preset="cpu", n_seeds=2))
+    few, many = (v.n_steps for v in made.variants)
+    assert many > 1.2 * few
+    assert {run.n_warmup_steps for run in runs.values()} == {round(0.15 * few)}
+    for run in runs.values():
+        assert [branch.n_warmup_steps for branch in run.branch_runs] == [run.n_warmup_steps] * 2
+
+
 def test_equal_tokens_and_equal_seconds() -> None:
     tokens = plan(study(match="tokens", budget=3000.0))
     assert {v.n_tokens for v in tokens.variants} == {23 * 128}

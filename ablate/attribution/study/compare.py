@@ -11,9 +11,9 @@ from functools import partial
 from ablate.attribution.estimation.noise import NoiseFloor, noise_floor, sd_ends
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
-from ablate.attribution.study.comparability import no_spread, warnings_of
 from ablate.attribution.study.by_cell import CellEffects, by_cell
 from ablate.attribution.study.cells import design_cells, sizes_apart
+from ablate.attribution.study.comparability import no_spread, warnings_of
 from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
 from ablate.attribution.study.pairing import PairingBreak, PairingGain, broken_pairs, pairing_breaks, pairing_gain
 from ablate.attribution.study.responses import Response, study_responses
@@ -208,8 +208,11 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         responses=study_responses(
             facts,
             {v.name: _values(v, LOSS) for v in variants},
-            [(c.name.removesuffix(f" at {c.at}"), by_name[c.with_variant].planned.levels, c.differences)
-             for c in comparisons if c.at],
+            [
+                (c.name.removesuffix(f" at {c.at}"), by_name[c.with_variant].planned.levels, c.differences)
+                for c in comparisons
+                if c.at
+            ],
             {found.variant for found in breaks},
         ),
         warnings=(*_of_design(facts), *(attribution.warnings if attribution else ()))

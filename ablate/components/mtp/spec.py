@@ -10,7 +10,7 @@ from ablate.components.component import setting
 from ablate.spec.cost import Cost, matrix, vector
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import BuildContext, PricedModel
-from ablate.spec.ranges import Depth, NotNegative, Positive, Share, checked
+from ablate.spec.ranges import Depth, NotNegative, Positive, checked
 from ablate.spec.run import Spec
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class NextToken:
 
         return Module()
 
-    def loss_weight(self, progress: float) -> float:
+    def loss_weight(self, decaying: bool) -> float:
         return 0.0
 
     def cost(self, model: PricedModel, sequence_length: int) -> tuple[int, float]:
@@ -47,8 +47,9 @@ class NextToken:
 class MultiToken:
     """Modules that also predict tokens further ahead; discarded when the model is deployed.
 
-    `mtp_depth` is D, the number of further tokens. Their mean loss is weighted by `mtp_loss_weight` (lambda) for the
-    first `weight_switch_share` of the steps, then by `final_mtp_loss_weight` (arXiv:2412.19437, section 4.2).
+    `mtp_depth` is D, the number of further tokens. Their mean loss is weighted by `mtp_loss_weight` (lambda) up
+    to the decay of the learning rate, then by `final_mtp_loss_weight` (arXiv:2412.19437, section 4.2:
+    both at 10 T tokens).
     `sequential`: module k continues module k - 1 with the embedding of token t + k (eqs. 21-25).
     `parallel`: each head is one more block on the trunk alone (arXiv:2404.19737).
     """
@@ -58,11 +59,10 @@ class MultiToken:
     mtp_depth: Depth
     mtp_loss_weight: Positive
     final_mtp_loss_weight: NotNegative
-    weight_switch_share: Share  # of the steps
 
-    def loss_weight(self, progress: float) -> float:
-        """lambda at a share of the run's steps."""
-        return self.mtp_loss_weight if progress < self.weight_switch_share else self.final_mtp_loss_weight
+    def loss_weight(self, decaying: bool) -> float:
+        """lambda, before the decay and in it."""
+        return self.final_mtp_loss_weight if decaying else self.mtp_loss_weight
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}
