@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ablate.quantities import percent, short
+from ablate.attribution.study.cells import FACTORIAL
+from ablate.quantities import listed, percent, short
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.names import confidence, emulated
+
+DEFAULT_HEADING = "What each component is worth"
 
 
 def captions(content: ReportContent) -> dict[str, str]:
@@ -15,6 +18,9 @@ def captions(content: ReportContent) -> dict[str, str]:
         "curves_caption": _curves(content),
         "gaps_caption": _gaps(content),
         "cost_caption": _cost(content),
+        "responses_caption": _responses(content),
+        "ladder_caption": _ladder(content),
+        "effects_heading": _heading(content),
     }
 
 
@@ -61,6 +67,29 @@ def _gaps(content: ReportContent) -> str:
         f"{confidence(content.result)} interval. Below zero the component is ahead. Before the rate has decayed a "
         "difference may be larger or smaller than that of the finished models."
     )
+
+
+def _heading(content: ReportContent) -> str:
+    names = [f.name for f in content.result.plan.factors]
+    alone = content.result.plan.design.name == FACTORIAL
+    return f"What {clean(listed(names))} {'do' if len(names) > 1 else 'does'}" if alone else DEFAULT_HEADING
+
+
+def _responses(content: ReportContent) -> str:
+    return (
+        f"Mean over the seeds of each level with its {confidence(content.result)} interval. The levels share their "
+        "seeds, so differences are known better than these intervals say: the tables have them."
+    )
+
+
+def _ladder(content: ReportContent) -> str:
+    said = f"Each size with its {confidence(content.result)} interval."
+    if any(each.trend for each in content.ladders):
+        said += (
+            " Line and band: the trend and where the effect of a further size is expected, dashed beyond the largest, "
+            "up to where claims end."
+        )
+    return said
 
 
 def _cost(content: ReportContent) -> str:

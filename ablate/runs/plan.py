@@ -222,7 +222,7 @@ def make_plan(
         variants=tuple(planned),
         factors=tuple(factor.facts() for factor in study.crossed),
     )
-    return replace(plan, asked=ask(study, _resolved(plan))), runs
+    return replace(plan, asked=ask(study, resolved(plan))), runs
 
 
 def _budgets(study: Study, named: Sequence[NamedVariant]) -> list[float]:
@@ -244,7 +244,7 @@ def _size(variant: NamedVariant) -> tuple[str, int]:
     return variant.spec.preset.name, variant.spec.preset.n_tokens
 
 
-def _resolved(plan: Plan) -> dict[str, Any]:
+def resolved(plan: Plan) -> dict[str, Any]:
     """What the study's file leaves to the preset and the design, for the question as it was asked."""
     return {
         "budget": plan.budget,

@@ -61,8 +61,8 @@ class ComponentGain:
 def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str]:
     """The gain of every comparison whose loss has an interval, all at one target loss; and what has none, with why.
 
-    Each size of a ladder has a target of its own. It is the worst variant's mean loss at the end of its budget, so that every variant reaches it inside its
-    measured range or gives a bound.
+    The target is the worst variant's mean loss at the end of its budget, so that every variant reaches it inside its
+    measured range or gives a bound. Each size of a ladder has a target of its own.
     """
     if not result.comparisons:
         return (), "the design compares no pair of variants"
