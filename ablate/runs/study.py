@@ -103,7 +103,7 @@ class Study:
             return
         if self.margin_nats != PRIMARY["loss"].margin:
             raise ValueError(
-                f"margin is {self.margin} and margin_nats {self.margin_nats}, and both are of the loss; give one of them"
+                f"margin is {self.margin} and margin_nats {self.margin_nats}, both of the loss; give one of them"
             )
         object.__setattr__(self, "margin_nats", self.margin)
 

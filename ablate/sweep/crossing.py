@@ -1,4 +1,4 @@
-"""What factors do to the variants of a study: levels of components that they set, and cells that are one and the same."""
+"""What factors do to a study's variants: levels of components that they set, and cells that are one and the same."""
 
 from __future__ import annotations
 

@@ -94,7 +94,10 @@ class Claim:
             )
 
     def take(self, planned: Planned, corpus: Corpus, others: Iterable[Corpus] = ()) -> Planned:
-        """Write plan, study and tokenizer, and those of other corpora beside it. Returns what to run: what the same command planned, if it was faster."""
+        """Write plan, study and tokenizer, and those of other corpora beside it.
+
+        Returns what to run: what the same command planned, if it was faster.
+        """
         self.store.create()
         if planned[0].asked is not None:
             planned = replace(planned[0], asked=planned[0].asked.stamped()), planned[1]

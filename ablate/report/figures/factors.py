@@ -46,7 +46,7 @@ def response_line(axes: Axes, found: Response, margin: float) -> None:
 
 
 def ladder_line(axes: Axes, found: Ladder) -> None:
-    """Effects with intervals over training FLOPs; the trend with its prediction band, dashed beyond what was measured."""
+    """Effects with intervals over training FLOPs; the trend with its prediction band, dashed where unmeasured."""
     known = [size for size in found.sizes if size.estimate is not None]
     axes.axhline(0, color=INK, lw=0.9)
     axes.set_xscale("log")

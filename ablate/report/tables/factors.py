@@ -65,7 +65,8 @@ def trend_sentence(found: Response) -> str:
     resolved = "is resolved" if trend.slope.low > 0 or (trend.slope.high or 0.0) < 0 else "is not resolved"
     return (
         f"Trend per {trend.per}: {signed(trend.slope.estimate)} "
-        f"({signed_between(trend.slope.low, trend.slope.high)}, p = {_p(trend.slope_p)}), which {resolved}{_bend(trend)}."
+        f"({signed_between(trend.slope.low, trend.slope.high)}, p = {_p(trend.slope_p)}), which "
+        f"{resolved}{_bend(trend)}."
     )
 
 
@@ -94,7 +95,7 @@ def effects_by_cell(result: StudyResult) -> Table:
     note = "Each by itself, from the runs of its own cell."
     if found.unit == "bits per byte":
         note += (
-            " The cells read their text in different tokens, so nats per token are not the same thing in them; verdicts "
-            "are on nats."
+            " The cells read their text in different tokens, so nats per token are not the same thing in them; "
+            "verdicts are on nats."
         )
     return make("Effects at each level", columns, rows, note if rows else "")

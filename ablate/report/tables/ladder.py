@@ -51,8 +51,9 @@ def ladder_table(found: Sequence[Ladder], result: StudyResult) -> Table:
     for each in found:
         for size in each.sizes:
             in_compute = each.unit == COMPUTE
+            unit = "× of compute saved" if in_compute else each.unit
             rows.append([each.component, size.size, scaled(size.flops, "FLOP"), _value(size.estimate, in_compute),
-                         _ends(size.low, size.high, in_compute), "× of compute saved" if in_compute else each.unit])  # fmt: skip
+                         _ends(size.low, size.high, in_compute), unit])  # fmt: skip
     return make("The effects over the sizes", columns, rows)
 
 
@@ -82,7 +83,8 @@ def trend_table(found: Sequence[Ladder], result: StudyResult) -> Table:
         low, high = trend.slope_interval
         said = NONE
         if further is not None:
-            said = f"{signed(further.estimate)} ({signed_between(further.low, further.high)}) at {scaled(further.flops, 'FLOP')}"
+            ends = signed_between(further.low, further.high)
+            said = f"{signed(further.estimate)} ({ends}) at {scaled(further.flops, 'FLOP')}"
         rows.append([each.component, each.unit, signed(trend.slope), signed_between(low, high), said, ""])
     note = (
         "A line in log10 of the training FLOPs with a spread from size to size, estimated from the ladder itself, so "
