@@ -55,6 +55,7 @@ class StudyRun:
     folder: Path
     plan: Plan
     outcome: Outcome | None  # None after a dry run
+    n_parallel: int = 1
 
 
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
@@ -93,14 +94,14 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     plan, runs = planned
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
-        return StudyRun(folder=folder, plan=plan, outcome=None)
+        return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
     jobs = _jobs(plan, runs, texts, options.wandb_project)
     listener = display.follow(plan, n_parallel)
     try:
         outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
     finally:
         display.end()
-    return StudyRun(folder=folder, plan=plan, outcome=outcome)
+    return StudyRun(folder=folder, plan=plan, outcome=outcome, n_parallel=n_parallel)
 
 
 def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[str, float]], Planned]:
