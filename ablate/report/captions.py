@@ -27,9 +27,10 @@ def captions(content: ReportContent) -> dict[str, str]:
 def _effects(content: ReportContent) -> str:
     margin = content.result.plan.margin_nats
     band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
-    return (
-        f"{_marks(content)}{band} Left of zero the loss is lower with the component. Bars that end in an arrow go on."
+    side = (
+        "at the level than at the reference" if content.result.plan.design.name == FACTORIAL else "with the component"
     )
+    return f"{_marks(content)}{band} Left of zero the loss is lower {side}. Bars that end in an arrow go on."
 
 
 def _marks(content: ReportContent) -> str:
@@ -76,9 +77,11 @@ def _heading(content: ReportContent) -> str:
 
 
 def _responses(content: ReportContent) -> str:
+    margin = content.result.plan.margin_nats
+    band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
     return (
-        f"Mean over the seeds of each level with its {confidence(content.result)} interval. The levels share their "
-        "seeds, so differences are known better than these intervals say: the tables have them."
+        "Each level's loss minus that of the reference level, which is the ring at zero, or the effect of a component "
+        f"at each level, with its {confidence(content.result)} interval; both are taken within seeds.{band}"
     )
 
 

@@ -101,9 +101,9 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
                 None,
                 (
                     diverged(result),
-                    *primary_sentence(stated, result),
+                    *primary_sentence(stated, result, compute.why),
                     ladder_sentence(sizes_of, result),
-                    compute.headline,
+                    "" if sizes_of else compute.headline,
                     *answer(result),
                 ),
             )

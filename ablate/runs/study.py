@@ -24,6 +24,8 @@ from ablate.spec.run import Preset
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
 MOST = {"n_seeds": 10_000, "n_runs": 10_000, "block_size": 10_000, "first_seed": 2**63}  # above it is a slip
+COMPARED = ("one", "leave-one-out")  # designs that compare each variant with the reference
+SPLIT = ("loss", "compute", "time")  # metrics that any design splits among its components
 DATA_FIELDS = {"data.source": "data", "data.max_bytes": "max_bytes", "data.text_field": "text_field"}
 BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
@@ -91,6 +93,11 @@ class Study:
             raise ValueError(f"margin is {self.margin}; it must be a finite number, 0 or more")
         if self.primary_metric not in PRIMARY:
             raise ValueError(f"primary_metric is {self.primary_metric!r}; {nearest(self.primary_metric, PRIMARY)}")
+        if self.design not in COMPARED and self.primary_metric not in SPLIT:
+            raise ValueError(
+                f"primary_metric is {self.primary_metric}, which is compared pair by pair, and the design {self.design} "
+                f"compares no pairs; choose the design leave-one-out, or one of {', '.join(SPLIT)}"
+            )
         self._take_margin()
         self._take_preset()
         for name, most in MOST.items():

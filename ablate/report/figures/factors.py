@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ablate.attribution.gain.scale import claim_limit, predict
+from ablate.attribution.results import Number
 from ablate.attribution.study.ladder import AtSize, Ladder
-from ablate.attribution.study.responses import Response
+from ablate.attribution.study.responses import LevelResponse, Response
 from ablate.report.cleaning import clean, shortened
 from ablate.report.figures.canvas import GRID, INK, MUTED, WITH, mark
 
@@ -19,21 +20,24 @@ STEPS = 40  # points of a band
 
 
 def response_line(axes: Axes, found: Response, margin: float) -> None:
-    """Means with their intervals over the levels: on a line where levels are numbers, else side by side."""
+    """Each level: an effect as it is, a loss as its difference from the reference level, both taken within seeds.
+
+    On a line where levels are numbers, else side by side.
+    """
     positions = found.factor.positions
     log = positions is not None and min(positions) > 0
     x = list(positions) if positions is not None else [float(i) for i in range(len(found.levels))]
-    if found.of:
+    if margin:
         axes.axhspan(-margin, margin, color=GRID, alpha=0.55, lw=0, zorder=0)
-        axes.axhline(0, color=INK, lw=0.9)
-    known = [(at, level) for at, level in zip(x, found.levels, strict=True) if level.mean.estimate is not None]
+    axes.axhline(0, color=INK, lw=0.9)
+    shown = [_shown(level, of_loss=not found.of) for level in found.levels]
+    known = [(at, value) for at, value in zip(x, shown, strict=True) if value.estimate is not None]
     if positions is not None:
-        axes.plot([at for at, _ in known], [level.mean.estimate or 0.0 for _, level in known], color=WITH.color, lw=1.2,
-                  alpha=0.5)  # fmt: skip
-    for at, level in known:
-        if level.mean.low is not None:
-            axes.plot([at, at], [level.mean.low, level.mean.high or 0.0], color=WITH.color, lw=2, solid_capstyle="butt")
-        mark(axes, at, level.mean.estimate or 0.0, WITH.color, WITH.marker)
+        axes.plot([at for at, _ in known], [v.estimate or 0.0 for _, v in known], color=WITH.color, lw=1.2, alpha=0.5)
+    for at, value in known:
+        if value.low is not None:
+            axes.plot([at, at], [value.low, value.high or 0.0], color=WITH.color, lw=2, solid_capstyle="butt")
+        mark(axes, at, value.estimate or 0.0, WITH.color, WITH.marker, hollow=value.low is None)
     if log:
         axes.set_xscale("log", base=2)
     labels = [shortened(clean(level.label), LABEL) for level in found.levels]
@@ -42,11 +46,20 @@ def response_line(axes: Axes, found: Response, margin: float) -> None:
     axes.set_xticks([], minor=True)
     axes.margins(x=0.12)
     axes.set_xlabel(clean(found.factor.name))
-    axes.set_ylabel(f"{'on − off' if found.of else 'held-out loss'}, {found.unit}")
+    axes.set_ylabel("on − off, nats" if found.of else f"loss − that of {shortened(clean(found.levels[0].label), 10)}")
+
+
+def _shown(level: LevelResponse, *, of_loss: bool) -> Number:
+    if not of_loss:
+        return level.mean
+    d = level.difference
+    return Number(estimate=0.0) if d is None else Number(estimate=d.estimate, low=d.low, high=d.high)
 
 
 def ladder_line(axes: Axes, found: Ladder) -> None:
     """Effects with intervals over training FLOPs; the trend with its prediction band, dashed where unmeasured."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     known = [size for size in found.sizes if size.estimate is not None]
     axes.axhline(0, color=INK, lw=0.9)
     axes.set_xscale("log")
@@ -58,7 +71,10 @@ def ladder_line(axes: Axes, found: Ladder) -> None:
         mark(axes, size.flops, size.estimate or 0.0, WITH.color, WITH.marker)
         axes.annotate(shortened(clean(size.size), LABEL), (size.flops, size.estimate or 0.0), xytext=(6, 5),
                       textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
+    axes.xaxis.set_major_locator(LogLocator(numticks=4))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training FLOPs of a run")
     axes.set_ylabel("ln of compute saved" if "compute" in found.unit else f"on − off, {found.unit}")
 

@@ -91,9 +91,16 @@ def _numbers(effect: Effect, *, ratio: bool) -> tuple[str, str]:
     return times(math.exp(effect.estimate)), interval
 
 
-def primary_sentence(found: PrimaryResult, result: StudyResult) -> Iterator[str]:
-    """The answer in the primary metric, for the head of the report; nothing where the loss is that metric."""
-    if found.metric.key == "nats_per_token" or not found.effects:
+def primary_sentence(found: PrimaryResult, result: StudyResult, why: str) -> Iterator[str]:
+    """The answer in the primary metric, for the head of the report; nothing where the loss is that metric.
+
+    `why`: why the runs give no cost in compute, which a design that compares no pairs may be asked for.
+    """
+    if found.metric.key == "nats_per_token":
+        return
+    if not found.effects:
+        if why:
+            yield f"The primary metric that was stated, {found.metric.title}, is not given by these runs: {clean(why)}."
         return
     ratio = found.metric.scale == "ratio"
     said = []
