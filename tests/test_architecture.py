@@ -23,7 +23,7 @@ LINE_CEILING = 500
 LAYERS = [
     {"cli"},
     {"commands"},
-    {"doctor"},
+    {"doctor", "notebook"},
     {"report"},
     {"evidence"},
     {"sweep"},
@@ -70,6 +70,7 @@ WITHOUT_TORCH = [
     "ablate.sweep",
     "ablate.cli",
     "ablate.commands",
+    "ablate.notebook",
 ]
 
 

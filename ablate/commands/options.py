@@ -31,6 +31,11 @@ TextField = Annotated[
     typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Price = Annotated[float | None, typer.Option("--price", metavar="X", help="Of an hour of one device; with --dry-run.")]
+Noise = Annotated[
+    Path | None,
+    typer.Option("--noise", metavar="DIR", help="A study whose noise tells the width to expect; with --dry-run."),
+]
 At = Annotated[
     str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
 ]

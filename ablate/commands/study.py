@@ -17,7 +17,9 @@ from ablate.commands.options import (
     Jobs,
     Json,
     Match,
+    Noise,
     Out,
+    Price,
     TextField,
     Wandb,
     default_preset,
@@ -81,17 +83,30 @@ def run(
     run_and_report(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
 
 
-def run_and_report(study: Any, *, json: bool, at: str, **options: Any) -> None:
+def _show_price(done: Any, display: Any, *, per_hour: float | None, noise: Path | None) -> dict[str, Any]:
+    """Print what the plan will take, and give it for the JSON document."""
+    from ablate.spec.decoding import encode
+    from ablate.sweep.price import lines, noise_of, price
+
+    known = None if noise is None else noise_of(noise)
+    found = price(done.plan, n_parallel=done.n_parallel, per_hour=per_hour, noise=known)
+    for line in lines(found, per_hour):
+        display.say(line)
+    return encode(found)
+
+
+def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **options: Any) -> None:
     from ablate.sweep.console import ConsoleDisplay
     from ablate.sweep.run import Options, run_study
 
     display = ConsoleDisplay()
     done = run_study(study, Options(**options), display)
     if done.outcome is None:
+        priced = _show_price(done, display, **(pricing or {"per_hour": None, "noise": None}))
         if json:
             from ablate.spec.decoding import encode
 
-            print_json(encode(done.plan))
+            print_json(encode(done.plan) | {"price": priced})
         return
     if done.outcome.interrupted:
         display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")

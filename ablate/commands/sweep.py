@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ablate.commands.options import At, DryRun, Jobs, Json, Out, Wandb, print_json, say
-from ablate.commands.study import run_and_report
+from ablate.commands.study import Noise, Price, run_and_report
 
 app = typer.Typer()
 
@@ -39,6 +39,8 @@ def run(
     wandb: Wandb = "",
     at: At = "v3-671b",
     dry_run: DryRun = False,
+    price: Price = None,
+    noise: Noise = None,
     json: Json = False,
 ) -> None:
     """Run what a study file asks for, as far as it has not been run, and report."""
@@ -48,7 +50,7 @@ def run(
         raise ValueError("--executor slurm and --cluster NAME belong together; give both, or none to run here")
     study = read_study(file)
     options = {"out": out, "n_parallel": jobs, "dry_run": dry_run, "wandb_project": wandb, "cluster": cluster}
-    run_and_report(study, json=json, at=at, **options)
+    run_and_report(study, json=json, at=at, pricing={"per_hour": price, "noise": noise}, **options)
 
 
 @sweeps.command()

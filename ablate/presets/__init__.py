@@ -45,16 +45,41 @@ def names() -> tuple[str, ...]:
 @cache
 def preset(name: str) -> Preset:
     """The preset of that name; ValueError names the nearest."""
+    return parse(name, tomllib.loads(_text(name)))
+
+
+def _text(name: str) -> str:
     if name not in names():
         raise ValueError(f"unknown preset {name!r}; {nearest(name, names())}")
-    text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
-    return parse(name, tomllib.loads(text))
+    return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def preset_file(path: Path) -> Preset:
     """A preset of the user's own."""
-    data = read_toml(path, "the preset", "give a name, or a TOML file like those of ablate/presets")
-    return parse(path.stem, data)
+    return parse(path.stem, _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_toml(path, "the preset", "give a name, or a TOML file like those of ablate/presets")
+
+
+def preset_with(name: str, fields: Mapping[str, Any]) -> Preset:
+    """A preset, by name or by the path of its file, with other values of some fields (dotted, as in `moe.route_scale`).
+
+    ValueError for a field that there is not, or a value that it cannot have.
+    """
+    if not fields:
+        return preset_file(Path(name)) if name.endswith(".toml") else preset(name)
+    data = _read(Path(name)) if name.endswith(".toml") else tomllib.loads(_text(name))
+    for path, value in fields.items():
+        section, dot, field = path.rpartition(".")
+        if not dot:
+            data[path] = value
+        elif isinstance(inner := data.setdefault(section, {}), dict):
+            inner[field] = value
+        else:
+            raise ValueError(f"{path} is no field of a preset: {section} is no table")
+    return parse(Path(name).stem if name.endswith(".toml") else name, data)
 
 
 def parse(name: str, data: Mapping[str, Any]) -> Preset:

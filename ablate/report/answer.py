@@ -25,7 +25,7 @@ from ablate.quantities import (
     times,
 )
 from ablate.report.cleaning import clean
-from ablate.report.names import confidence, matched, subject, why_no_interval
+from ablate.report.names import confidence, ladder_sizes, matched, subject, why_no_interval
 from ablate.report.tables.effects import design_run_s, headline, pair_run_s
 from ablate.report.tables.speed import ratio
 
@@ -60,6 +60,8 @@ def _caveat(result: StudyResult) -> str:
 
 def _where(result: StudyResult) -> str:
     """Scale and budget, for a sentence."""
+    if sizes := ladder_sizes(result):
+        return f"at the sizes {clean(listed(sizes))}, each with a budget of its own (equal {matched(result)})"
     plan, parameters = result.plan, result.variants[0].planned.cost.get("total_parameters")
     size = f"{scaled(parameters)} total parameters and " if parameters else ""
     return f"at {size}{budget(plan.budget, plan.match)} a run (equal {matched(result)})"
@@ -72,6 +74,8 @@ def _found(result: StudyResult) -> tuple[str, str]:
         return _of_one(result.comparisons[0], result)
     if result.attribution is not None:
         return _of_attribution(result.attribution, result)
+    if result.cells.effects:
+        return _of_cells(result)
     if result.attribution_reason:
         return (
             f"The study's runs do not give an attribution: {clean(result.attribution_reason)}.",
@@ -181,6 +185,18 @@ def _of_several(result: StudyResult) -> tuple[str, str]:
     return f"{first} ({said}).", _not_resolved(left)
 
 
+def _of_cells(result: StudyResult) -> tuple[str, str]:
+    """A design at each level of a factor: each cell is attributed by itself, and corrected by itself."""
+    found = result.cells.effects
+    left = [e for e in found if e.verdict == NOT_RESOLVED]
+    cells = len({e.cell.label for e in found})
+    first = f"{_where(result)}, {_resolved(len(found) - len(left), len(found), 'effects')}"
+    return (
+        f"{first} in {plural(cells, 'cell')} of the factors, each attributed by itself.",
+        _not_resolved([f"{clean(e.component)} at {clean(e.cell.label)}" for e in left]),
+    )
+
+
 def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
     """A designed study: each verdict with the index that it was drawn from, and the total where there is one."""
     index = headline(found)
@@ -226,6 +242,8 @@ def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyRes
 
 
 def _not_resolved(left: list[str]) -> str:
+    if len(left) > MAX_NAMED:
+        left = [*left[:MAX_NAMED], f"{len(left) - MAX_NAMED} more, in the tables"]
     return f"Not resolved: {'; '.join(left)}." if left else "None of them is left open."
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ablate.quantities import percent, short
+from ablate.attribution.study.cells import FACTORIAL
+from ablate.quantities import listed, percent, short
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.names import confidence, emulated
+
+DEFAULT_HEADING = "What each component is worth"
 
 
 def captions(content: ReportContent) -> dict[str, str]:
@@ -15,15 +18,19 @@ def captions(content: ReportContent) -> dict[str, str]:
         "curves_caption": _curves(content),
         "gaps_caption": _gaps(content),
         "cost_caption": _cost(content),
+        "responses_caption": _responses(content),
+        "ladder_caption": _ladder(content),
+        "effects_heading": _heading(content),
     }
 
 
 def _effects(content: ReportContent) -> str:
     margin = content.result.plan.margin_nats
     band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
-    return (
-        f"{_marks(content)}{band} Left of zero the loss is lower with the component. Bars that end in an arrow go on."
+    side = (
+        "at the level than at the reference" if content.result.plan.design.name == FACTORIAL else "with the component"
     )
+    return f"{_marks(content)}{band} Left of zero the loss is lower {side}. Bars that end in an arrow go on."
 
 
 def _marks(content: ReportContent) -> str:
@@ -61,6 +68,31 @@ def _gaps(content: ReportContent) -> str:
         f"{confidence(content.result)} interval. Below zero the component is ahead. Before the rate has decayed a "
         "difference may be larger or smaller than that of the finished models."
     )
+
+
+def _heading(content: ReportContent) -> str:
+    names = [f.name for f in content.result.plan.factors]
+    alone = content.result.plan.design.name == FACTORIAL
+    return f"What {clean(listed(names))} {'do' if len(names) > 1 else 'does'}" if alone else DEFAULT_HEADING
+
+
+def _responses(content: ReportContent) -> str:
+    margin = content.result.plan.margin_nats
+    band = f" The grey band is the margin of ±{short(margin)} nats." if margin else ""
+    return (
+        "Each level's loss minus that of the reference level, which is the ring at zero, or the effect of a component "
+        f"at each level, with its {confidence(content.result)} interval; both are taken within seeds.{band}"
+    )
+
+
+def _ladder(content: ReportContent) -> str:
+    said = f"Each size with its {confidence(content.result)} interval."
+    if any(each.trend for each in content.ladders):
+        said += (
+            " Line and band: the trend and where the effect of a further size is expected, dashed beyond the largest, "
+            "up to where claims end."
+        )
+    return said
 
 
 def _cost(content: ReportContent) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
+from ablate.attribution.study.ladder import Ladder
+from ablate.attribution.study.primary import primary
 from ablate.report.answer import answer, diverged
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
@@ -16,8 +18,11 @@ from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.calibration import calibration
 from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
+from ablate.report.tables.factors import effects_by_cell, responses
 from ablate.report.tables.gain import InCompute, in_compute
+from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
 from ablate.report.tables.metrics import other_metrics, routing
+from ablate.report.tables.primary import asked, primary_sentence, primary_table
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
@@ -35,12 +40,19 @@ class ReportContent:
     question: str
     scale: str  # one line: which study this is
     complete: bool  # every planned run has a record
+    asked: tuple[Fact, ...]  # what was stated before the first run
     answer: tuple[str, ...]  # sentences: what diverged, the headline in compute, the loss, its price, the caveat
     result: StudyResult
     variants: Table
     effects: Table
     effect_notes: tuple[str, ...]
     compute: InCompute
+    primary: Table  # where it is not the loss
+    responses: tuple[Table, ...]  # to factors
+    cells: Table  # effects where a design is crossed with factors
+    ladders: tuple[Ladder, ...]
+    ladder: Table
+    ladder_trends: Table
     at_size: Table
     calibration: Table
     attribution: Table
@@ -76,12 +88,26 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     _require_an_end(result, folder)
     lines = curves(result)
     compute = in_compute(result)
+    stated = primary(result, compute.gains)
+    sizes_of = study_ladders(result, compute.gains)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=tuple(filter(None, (diverged(result), compute.headline, *answer(result)))),
+        asked=asked(result, store.study_file),
+        answer=tuple(
+            filter(
+                None,
+                (
+                    diverged(result),
+                    *primary_sentence(stated, result, compute.why),
+                    ladder_sentence(sizes_of, result),
+                    "" if sizes_of else compute.headline,
+                    *answer(result),
+                ),
+            )
+        ),
         result=result,
         variants=variants(result),
         effects=effects(result),
@@ -94,6 +120,12 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
             *([f"No cost in compute is given: {clean(compute.why)}."] if compute.why else ()),
         ),
         compute=compute,
+        primary=primary_table(stated, result),
+        responses=responses(result),
+        cells=effects_by_cell(result),
+        ladders=sizes_of,
+        ladder=ladder_table(sizes_of, result),
+        ladder_trends=trend_table(sizes_of, result),
         at_size=at_size(result, compute.gains, size),
         calibration=calibration(result, compute.cost),
         speed=speed(result),

@@ -15,6 +15,7 @@ from ablate.report.figures.canvas import SIDES
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
 SECTIONS = (
+    ("asked", "Asked"),
     ("effects", "Effects"),
     ("loss", "Loss"),
     ("speed", "Speed and memory"),

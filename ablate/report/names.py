@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ablate.attribution.study.compare import Comparison, StudyResult, VariantResult
+from ablate.attribution.study.cells import FACTORIAL
+from ablate.attribution.study.compare import Change, Comparison, StudyResult, VariantResult
 from ablate.components.component import ON, Component
 from ablate.components.registry import component as registered
 from ablate.quantities import listed, percent
 from ablate.report.cleaning import clean
+from ablate.runs.factors import PRESET
 
 MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
 
@@ -27,20 +29,44 @@ def title(component: str) -> str:
 
 def subject(comparison: Comparison) -> str:
     """What the two sides differ in, for a sentence, and what went with it because it requires it."""
-    found = listed(title(change.component) for change in comparison.changes if not change.forced)
-    forced = listed(clean(change.component) for change in comparison.changes if change.forced)
+    found = listed(_subject(change) for change in comparison.changes if not change.forced)
+    forced = listed(clean(name) for name in _forced(comparison))
     return f"{found} with {forced}, which requires it," if forced else found or clean(comparison.name)
+
+
+def _subject(change: Change) -> str:
+    if change.with_level == ON:
+        return title(change.component)
+    return clean(f"{change.component} at {change.with_level} instead of {change.without_level}")
+
+
+def _forced(comparison: Comparison) -> list[str]:
+    """What went along because it requires what was turned off; what a factor sets is the factor itself."""
+    of_factor = all(known(change.component) is None for change in comparison.changes if not change.forced)
+    return [] if of_factor else [change.component for change in comparison.changes if change.forced]
+
+
+def ladder_sizes(result: StudyResult) -> tuple[str, ...]:
+    """The presets of a ladder of sizes; none where all variants have one."""
+    return next((f.levels for f in result.plan.factors if f.name == PRESET), ())
+
+
+def unit(result: StudyResult) -> str:
+    """What a row of effects is: a component, or a level of a factor where factors alone make the study."""
+    return "Level" if result.plan.design.name == FACTORIAL else "Component"
 
 
 def label(comparison: Comparison) -> str:
     """The same for a row of a table: "mla, instead of gqa"."""
     chosen = [c for c in comparison.changes if not c.forced]
+    at = f", at {comparison.at}" if comparison.at else ""
     if chosen and all(c.with_level == ON for c in chosen):
-        found = f"{comparison.name}, instead of {' + '.join(c.without_level for c in chosen)}"
+        instead = " + ".join(c.without_level for c in chosen)
+        found = f"{comparison.name.removesuffix(f' at {comparison.at}')}, instead of {instead}{at}"
     else:
         pairs = [f"{c.component}: {c.with_level} instead of {c.without_level}" for c in chosen]
-        found = ", ".join(pairs) or comparison.name
-    forced = [c.component for c in comparison.changes if c.forced]
+        found = ", ".join(pairs) + at if pairs else comparison.name
+    forced = _forced(comparison)
     return f"{found} (and with it {listed(forced)})" if forced else found
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ablate.attribution.study.cells import FACTORIAL
 from ablate.attribution.study.compare import StudyResult
 from ablate.quantities import between, budget, listed, number, percent, plural, scaled, short, signed, times
 from ablate.report.cleaning import clean
-from ablate.report.names import confidence, emulated, matched, why_no_interval
+from ablate.report.names import confidence, emulated, ladder_sizes, matched, why_no_interval
 from ablate.report.tables.effects import NEEDED, headline
 
 
@@ -15,6 +16,11 @@ def scale(result: StudyResult) -> str:
     """Which study this is, in one line."""
     plan = result.plan
     size = scaled(result.variants[0].planned.cost.get("total_parameters"))
+    if sizes := ladder_sizes(result):
+        return (
+            f"Presets {clean(listed(sizes))}, {plural(len(result.variants), 'variant')}, "
+            f"{plural(len(plan.seeds), 'seed')}, equal {matched(result)} at each size"
+        )
     return (
         f"Preset {clean(plan.preset)}, {size} parameters, {plural(len(result.variants), 'variant')}, "
         f"{plural(len(plan.seeds), 'seed')}, {budget(plan.budget, plan.match)} a run, equal {matched(result)}"
@@ -67,8 +73,11 @@ def _rule(result: StudyResult) -> str:
     """The rule that the verdicts of this report follow."""
     margin, family = short(result.plan.margin_nats), _family(result)
     holm = f" and that survives Holm's correction over the {family} effects that have an interval" if family > 1 else ""
+    sides = "with the component minus the loss without it"
+    if result.plan.design.name == FACTORIAL:
+        sides = "at the level minus the loss at the reference level"
     return (
-        "The difference is the loss with the component minus the loss without it, so a negative one is a gain. "
+        f"The difference is the loss {sides}, so a negative one is a gain. "
         f"Verdicts on the loss: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats"
         f"{holm}; no effect within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval "
         f"lies inside ±{margin}; not resolved otherwise."

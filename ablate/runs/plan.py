@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ablate.documents import read_document
+from ablate.runs.asked import Asked, ask
+from ablate.runs.factors import FactorFacts
+from ablate.runs.primary import Primary
 from ablate.runs.study import Match, Study
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
@@ -23,6 +28,7 @@ class NamedVariant:
     levels: Mapping[str, str]
     spec: Spec
     seeds: tuple[int, ...]
+    upper: tuple[str, ...] = ()  # the factors of two levels that are at their second one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +62,8 @@ class PlannedVariant:
     step_s: float | None = None  # measured on this machine; None if it was not
     text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
     n_branch_steps: int = 0  # of all branches together, on top of the trunk's n_steps
+    upper: tuple[str, ...] = ()  # the factors of two levels that are at their second one
+    corpus: Mapping[str, Any] = field(default_factory=dict)  # its hash and vocabulary, where they are not the plan's
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -85,6 +93,11 @@ class Plan:
     confidence: float  # of all readings of the design together
     corpus: Mapping[str, Any]
     variants: tuple[PlannedVariant, ...]  # the reference first
+    factors: tuple[FactorFacts, ...] = ()
+    hypothesis: str = ""
+    primary_metric: Primary = "loss"
+    primary_margin: float | None = None  # in the unit of the primary metric; None: margin_nats
+    asked: Asked | None = None  # None: by a version that did not write it
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -155,6 +168,7 @@ def make_plan(
     *,
     corpus_hash: str,
     corpus: Mapping[str, Any],
+    other_corpora: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     step_s: Mapping[str, float] | None = None,
     bytes_per_token: float = 0.0,
 ) -> tuple[Plan, dict[str, RunSpec]]:
@@ -162,47 +176,81 @@ def make_plan(
 
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
     `step_s`, the seconds of a step of each variant by name. `bytes_per_token` of the corpus prices text that is charged
-    by length. ValueError if a budget does not reach one step, or what a match needs is missing.
+    by length. `other_corpora`: hash, vocab_size and bytes_per_token by variant, of those that do not read `corpus`
+    in its tokens. Each size of a ladder has a budget and a warm-up of its own, equal for all its variants. ValueError
+    if a budget does not reach one step, or what a match needs is missing.
     """
-    check_trainable(base, named)
-    budget = study.budget
-    if budget is None:
-        if study.match == "seconds":
-            raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
-        budget = float(base.n_tokens)
-        if study.match == "flops":
-            budget *= named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
+    check_trainable(named)
+    budgets = _budgets(study, named)
     speeds, runs = step_s or {}, dict[str, RunSpec]()
     planned = []
-    shares = [_planned(variant, study, budget, speeds.get(variant.name), bytes_per_token) for variant in named]
-    shortest = min(found.n_steps for found in shares)
+    shares = [
+        _planned(
+            variant, study, budget, speeds.get(variant.name),
+            other_corpora.get(variant.name, {}).get("bytes_per_token", bytes_per_token),
+        )
+        for variant, budget in zip(named, budgets, strict=True)
+    ]  # fmt: skip
     for variant, found in zip(named, shares, strict=True):
-        n_warmup_steps = variant.spec.trainer.warmup_steps(shortest)
-        own = {
-            run_id(run): run
-            for run in (
-                variant.spec.run(
-                    corpus_hash=corpus_hash, seed=seed, n_steps=found.n_steps, n_warmup_steps=n_warmup_steps
-                )
-                for seed in variant.seeds
-            )
-        }
+        text = other_corpora.get(variant.name, {})
+        shortest = min(f.n_steps for v, f in zip(named, shares, strict=True) if _size(v) == _size(variant))
+        make = partial(
+            variant.spec.run,
+            corpus_hash=text.get("hash", corpus_hash),
+            n_steps=found.n_steps,
+            n_warmup_steps=variant.spec.trainer.warmup_steps(shortest),
+        )
+        own = {run_id(run): run for run in (make(seed=seed) for seed in variant.seeds)}
         runs |= own
-        planned.append(replace(found, run_ids=tuple(own), n_branch_steps=next(iter(own.values())).n_branch_steps))
+        planned.append(
+            replace(found, run_ids=tuple(own), n_branch_steps=next(iter(own.values())).n_branch_steps, corpus=text)
+        )
     plan = Plan(
         question=study.question,
         preset=base.name,
         preset_title=base.title,
         design=design,
         match=study.match,
-        budget=budget,
+        budget=budgets[0],
         seeds=tuple(sorted({seed for variant in named for seed in variant.seeds})),
         margin_nats=study.margin_nats,
         confidence=study.confidence,
+        hypothesis=study.hypothesis,
+        primary_metric=study.primary_metric,
+        primary_margin=study.primary_margin,
         corpus=corpus,
         variants=tuple(planned),
+        factors=tuple(factor.facts() for factor in study.crossed),
     )
-    return plan, runs
+    return replace(plan, asked=ask(study, resolved(plan))), runs
+
+
+def _budgets(study: Study, named: Sequence[NamedVariant]) -> list[float]:
+    """The budget of a run of each variant: the study's, or that of its own size, which its first variant sets."""
+    if study.budget is not None:
+        return [study.budget] * len(named)
+    if study.match == "seconds":
+        raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
+    of_size: dict[tuple[str, int], float] = {}
+    for variant in named:
+        base = variant.spec.preset
+        flops = variant.spec.model.cost(base.trainer.sequence_length).training_flops_per_token
+        of_size.setdefault(_size(variant), float(base.n_tokens) * (flops if study.match == "flops" else 1.0))
+    return [of_size[_size(v)] for v in named]
+
+
+def _size(variant: NamedVariant) -> tuple[str, int]:
+    """What variants have in common whose budgets are equal: the size, and how long it is trained."""
+    return variant.spec.preset.name, variant.spec.preset.n_tokens
+
+
+def resolved(plan: Plan) -> dict[str, Any]:
+    """What the study's file leaves to the preset and the design, for the question as it was asked."""
+    return {
+        "budget": plan.budget,
+        "seeds": list(plan.seeds),
+        "variants": {v.name: {"levels": dict(v.levels), "seeds": list(v.seeds)} for v in plan.variants},
+    }
 
 
 def _planned(
@@ -233,6 +281,7 @@ def _planned(
         run_ids=(),
         step_s=step_s,
         text=text.facts(),
+        upper=named.upper,
     )
 
 
@@ -246,16 +295,16 @@ def _steps(study: Study, budget: float, flops_per_token: float, tokens_per_step:
     return budget / step_s
 
 
-def check_trainable(base: Preset, named: Sequence[NamedVariant]) -> None:
-    """ValueError if the batch cannot be cut as asked, or a variant's objective wants longer sequences."""
-    trainer = base.trainer
+def check_trainable(named: Sequence[NamedVariant]) -> None:
+    """ValueError if a batch cannot be cut as asked, or a variant's objective wants longer sequences."""
     for variant in named:
+        trainer = variant.spec.trainer
         variant.spec.model.objective.check_length(trainer.sequence_length)
-    if trainer.micro_batch_size < 1 or trainer.batch_size % trainer.micro_batch_size:
-        raise ValueError(
-            f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "
-            f"which is {trainer.batch_size}"
-        )
+        if trainer.micro_batch_size < 1 or trainer.batch_size % trainer.micro_batch_size:
+            raise ValueError(
+                f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "
+                f"which is {trainer.batch_size}"
+            )
 
 
 def decode_plan(data: Any) -> Plan:

@@ -47,6 +47,10 @@ class Store:
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.json"
 
+    def tokenizer_of(self, corpus_hash: str) -> Path:
+        """Of a corpus that some variants read in other tokens than the reference."""
+        return self.folder / f"tokenizer-{corpus_hash[:16]}.json"
+
     def run_folder(self, run_id: str) -> Path:
         return self.folder / "runs" / run_id
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from ablate.components.codec import decode_spec
@@ -13,7 +14,9 @@ from ablate.components.controls import CONTROLS
 from ablate.components.registry import COMPONENTS, component
 from ablate.documents import read_toml
 from ablate.errors import nearest
-from ablate.presets import preset, preset_file
+from ablate.presets import preset_with
+from ablate.runs.factors import ALTERNATIVE, PRESET, Factor, read_factors
+from ablate.runs.primary import PRIMARY, Primary
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
@@ -21,6 +24,9 @@ from ablate.spec.run import Preset
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
 MOST = {"n_seeds": 10_000, "n_runs": 10_000, "block_size": 10_000, "first_seed": 2**63}  # above it is a slip
+COMPARED = ("one", "leave-one-out")  # designs that compare each variant with the reference
+SPLIT = ("loss", "compute", "time")  # metrics that any design splits among its components
+DATA_FIELDS = {"data.source": "data", "data.max_bytes": "max_bytes", "data.text_field": "text_field"}
 BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
@@ -29,7 +35,11 @@ class Study:
     """What a study file says. Every field that is left out has the preset's value or the default written here."""
 
     question: str
-    preset: str  # a name, or the path of a preset file
+    preset: str = ""  # a name, or the path of a preset file; empty: the first level of the factor `preset`
+    hypothesis: str = ""  # what is expected, stated before the first run
+    primary_metric: Primary = "loss"  # what the question is decided by
+    margin: float | None = None  # of the primary metric: differences up to it are of no interest; None: its usual one
+    factors: Mapping[str, Any] = field(default_factory=dict)  # field of the preset -> its levels, the reference first
     design: Design = "one"
     n_runs: int | None = None  # of the design `optimal`
     block_size: int = 4  # variants that share a seed in `lattice`; 1: every run has its own
@@ -79,13 +89,67 @@ class Study:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0.5 and 1, for example 0.95")
         if not 0 <= self.margin_nats < float("inf"):
             raise ValueError(f"margin_nats is {self.margin_nats}; it must be a finite number, 0 or more")
+        if self.margin is not None and not 0 <= self.margin < float("inf"):
+            raise ValueError(f"margin is {self.margin}; it must be a finite number, 0 or more")
+        if self.primary_metric not in PRIMARY:
+            raise ValueError(f"primary_metric is {self.primary_metric!r}; {nearest(self.primary_metric, PRIMARY)}")
+        if self.design not in COMPARED and self.primary_metric not in SPLIT:
+            raise ValueError(
+                f"primary_metric is {self.primary_metric}, which is compared pair by pair, and the design {self.design} "
+                f"compares no pairs; choose the design leave-one-out, or one of {', '.join(SPLIT)}"
+            )
+        self._take_margin()
+        self._take_preset()
         for name, most in MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"{name} is {getattr(self, name):.3g}; it must be at most {most:,}")
 
-    def load_preset(self) -> Preset:
-        """The preset, with the study's own corpus and trainer fields."""
-        found = preset_file(Path(self.preset)) if self.preset.endswith(".toml") else preset(self.preset)
+    def _take_margin(self) -> None:
+        """`margin` of the loss and `margin_nats` are one number."""
+        if self.primary_metric != "loss" or self.margin is None or self.margin == self.margin_nats:
+            return
+        if self.margin_nats != PRIMARY["loss"].margin:
+            raise ValueError(
+                f"margin is {self.margin} and margin_nats {self.margin_nats}, both of the loss; give one of them"
+            )
+        object.__setattr__(self, "margin_nats", self.margin)
+
+    def _take_preset(self) -> None:
+        """The factor `preset` may stand for the field, and must not contradict it."""
+        levels = [level.settings for factor in self.crossed for level in factor.levels]
+        presets = [str(settings[PRESET]) for settings in levels if PRESET in settings]
+        if not self.preset and not presets:
+            raise ValueError("preset is missing; give a name, or the path of a preset file")
+        if self.preset and presets and self.preset != presets[0]:
+            raise ValueError(
+                f"preset is {self.preset!r}, and the factor preset begins with {presets[0]!r}; leave the field out"
+            )
+        object.__setattr__(self, "preset", self.preset or presets[0])
+
+    @property
+    def crossed(self) -> tuple[Factor, ...]:
+        """The factors."""
+        return read_factors(self.factors)
+
+    @property
+    def primary_margin(self) -> float:
+        """Differences of the primary metric up to this size are of no interest; of a ratio it is a share."""
+        if self.primary_metric == "loss":
+            return self.margin_nats
+        return PRIMARY[self.primary_metric].margin if self.margin is None else self.margin
+
+    def load_preset(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Preset:
+        """The preset, with the study's own corpus and trainer fields, and with what a cell of factors sets.
+
+        ValueError for a field that there is not, or that the study sets for every variant too.
+        """
+        own = {f"trainer.{name}" for name in self.trainer}
+        own |= {path for path, name in DATA_FIELDS.items() if getattr(self, name)}
+        fields = {p: v for p, v in settings.items() if p != PRESET and not p.startswith(ALTERNATIVE)}
+        for path in fields:
+            if path in own:
+                raise ValueError(f"{path} is a factor, and the study sets it for every variant too; give it once")
+        found = preset_with(settings.get(PRESET, self.preset), fields)
         data = found.data
         if self.data:
             data = dataclasses.replace(data, source=self.data)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ablate import documents
+from ablate.documents import read_json as read_document
 from ablate.spec.machine import Machine
 
 FOLDER = Path(__file__).parents[1] / "kernels" / "measured"
@@ -27,7 +27,7 @@ def measured_file(machine: Machine) -> Path:
 @cache
 def read_json(path: Path) -> Mapping[str, Any]:
     """A file's content, read once; empty where there is no file. `read_json.cache_clear()` after one was written."""
-    return documents.read_json(path, WHAT, CURE) if path.exists() else {}
+    return read_document(path, WHAT, CURE) if path.exists() else {}
 
 
 def section(path: Path, *names: str) -> Mapping[str, Any]:

@@ -41,5 +41,7 @@ def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
             f"{weights} holds the weights of another run ({run_id(run)}); take away the folder {name} and its record, "
             "and the study's command makes the run anew"
         )
-    notes = export_hf(run.model, load_state(found), store.tokenizer_file, target, run.trainer.sequence_length)
+    other = store.tokenizer_of(run.corpus_hash)
+    tokenizer = other if other.exists() else store.tokenizer_file
+    notes = export_hf(run.model, load_state(found), tokenizer, target, run.trainer.sequence_length)
     return target, notes

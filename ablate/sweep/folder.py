@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ablate.data.corpus import Corpus
@@ -80,7 +81,8 @@ class Claim:
             )
         if {v.run_ids for v in planned[0].variants} != {v.run_ids for v in known.variants}:
             raise ValueError(f"{self.store.folder} holds {other_study(known, planned[0])}")
-        return planned
+        # What was asked before the first run stays as it was then, whatever the study says by now.
+        return replace(planned[0], asked=known.asked), planned[1]
 
     def _check_replaceable(self, fault: str) -> None:
         """ValueError if the records here are of runs that only the damaged plan can name."""
@@ -91,13 +93,21 @@ class Claim:
                 "back from a copy, or choose another folder with --out"
             )
 
-    def take(self, planned: Planned, corpus: Corpus) -> Planned:
-        """Write plan, study and tokenizer. Returns what to run: what the same command planned, if it was faster."""
+    def take(self, planned: Planned, corpus: Corpus, others: Iterable[Corpus] = ()) -> Planned:
+        """Write plan, study and tokenizer, and those of other corpora beside it.
+
+        Returns what to run: what the same command planned, if it was faster.
+        """
         self.store.create()
+        if planned[0].asked is not None:
+            planned = replace(planned[0], asked=planned[0].asked.stamped()), planned[1]
         if not commit_once(self.store.plan_file, sealed(encode(planned[0])), "the plan"):
             planned = self.earlier() or planned
             replace_file(self.store.plan_file, sealed(encode(planned[0])), "the plan")
         replace_file(self.store.study_file, to_toml(self.study), "the study")
-        tokenizer = read_json(corpus.folder / "tokenizer.json", "the tokenizer", "prepare the corpus again")
-        replace_file(self.store.tokenizer_file, sealed(tokenizer), "the tokenizer")
+        files = {self.store.tokenizer_file: corpus}
+        files |= {self.store.tokenizer_of(other.hash): other for other in others if other.hash != corpus.hash}
+        for path, text in files.items():
+            tokenizer = read_json(text.folder / "tokenizer.json", "the tokenizer", "prepare the corpus again")
+            replace_file(path, sealed(tokenizer), "the tokenizer")
         return planned

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ablate.components.component import ON
-from ablate.components.registry import COMPONENTS
-from ablate.data.windows import Windows
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.events import Listener
 from ablate.runs.executors.cluster_file import Cluster, read_cluster
@@ -25,8 +22,9 @@ from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
-from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.spec.run import DataSpec, RunSpec
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
+from ablate.sweep.texts import Texts, other_corpora, prepare_texts
 from ablate.sweep.variants import variants
 
 if TYPE_CHECKING:
@@ -62,6 +60,7 @@ class StudyRun:
     folder: Path
     plan: Plan
     outcome: Outcome | None  # None after a dry run
+    n_parallel: int = 1
 
 
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
@@ -71,7 +70,7 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     cluster = read_cluster(options.cluster) if options.cluster else None
     machine = cluster.machine(this_machine()) if cluster else this_machine()
     named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
-    check_trainable(base, named)
+    check_trainable(named)
     if cluster and study.match == "seconds":
         raise ValueError(
             "match is seconds, which are measured on the machine that submits and not on the cluster; give a budget of "
@@ -79,15 +78,13 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         )
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
-    costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
+    costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in named}
     n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in named))
     fits = cluster is None and _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
-    corpus = _prepare(base, display)
-    texts = _held_out_texts(named, corpus)
-    for text in (corpus.train, corpus.held_out, *texts.values()):
-        Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
+    texts = prepare_texts(named, display.say)
+    corpus = texts[named[0].name].corpus
     folder = options.out or default_folder(study, base, named, corpus.hash)
     make = partial(
         make_plan,
@@ -96,20 +93,21 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         named,
         design,
         corpus_hash=corpus.hash,
-        corpus=_facts(base.data, corpus, texts),
+        corpus=_facts(base.data, corpus, texts[named[0].name].held_out),
+        other_corpora=other_corpora(texts, named[0].name),
         bytes_per_token=corpus.bytes_per_token,
     )
     claim = Claim(Store(folder), study, _planning(study, make))
     planned = claim.earlier()
     if planned is None:
-        planned = claim.make(_measure(study, named, corpus, n_parallel, display) if fits else {})
+        planned = claim.make(_measure(study, named, texts, n_parallel, display) if fits else {})
     if not options.dry_run:
-        planned = claim.take(planned, corpus)
+        planned = claim.take(planned, corpus, [text.corpus for text in texts.values()])
     plan, runs = planned
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
-        return StudyRun(folder=folder, plan=plan, outcome=None)
-    jobs = _jobs(plan, runs, corpus, texts, options.wandb_project, group=folder.absolute().name)
+        return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
+    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
@@ -118,7 +116,7 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
-    return StudyRun(folder=folder, plan=plan, outcome=outcome)
+    return StudyRun(folder=folder, plan=plan, outcome=outcome, n_parallel=n_parallel)
 
 
 def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[str, float]], Planned]:
@@ -172,37 +170,14 @@ def _available_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _prepare(base: Preset, display: Display) -> Corpus:
-    from ablate.data.prepare import prepare
-
-    return prepare(
-        base.data.source,
-        vocab_size=base.model.vocab_size,
-        max_bytes=base.data.max_bytes,
-        text_field=base.data.text_field,
-        progress=display.say,
-    )
-
-
-def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, TokenFile]:
-    """Further held-out sets that components bring which are on somewhere: evaluated for every variant alike."""
-    from ablate.data.prepare import encode_documents
-
-    found = {}
-    for c in COMPONENTS:
-        if c.held_out_texts is not None and any(v.levels[c.name] == ON for v in named):
-            texts = c.held_out_texts(named[0].spec.preset.settings[c.name])
-            found[c.name] = encode_documents(corpus, texts, name=f"{c.name} held-out")
-    return found
-
-
 def _measure(
-    study: Study, named: list[NamedVariant], corpus: Corpus, n_parallel: int, display: Display
+    study: Study, named: list[NamedVariant], texts: Mapping[str, Texts], n_parallel: int, display: Display
 ) -> dict[str, float]:
     """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate."""
     display.say("measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
+        corpus = texts[v.name].corpus
         run = v.spec.run(corpus_hash=corpus.hash, seed=0, n_steps=1)
         jobs[v.name] = Job(run=run, run_id=run_id(run), variant=v.levels, corpus=corpus)
     n_rounds, seconds = (PROBE_ROUNDS, PROBE_S) if study.match == "seconds" else (1, 0.0)
@@ -212,8 +187,7 @@ def _measure(
 def _jobs(
     plan: Plan,
     runs: Mapping[str, RunSpec],
-    corpus: Corpus,
-    texts: Mapping[str, TokenFile],
+    texts: Mapping[str, Texts],
     wandb_project: str,
     group: str,
 ) -> list[Job]:
@@ -223,8 +197,8 @@ def _jobs(
             run=runs[identity],
             run_id=identity,
             variant=v.levels,
-            corpus=corpus,
-            held_out_texts=texts,
+            corpus=texts[v.name].corpus,
+            held_out_texts=texts[v.name].held_out,
             wandb_project=wandb_project,
             wandb_group=group,
         )

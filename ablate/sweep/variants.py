@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ablate.attribution.design import designs, exchange
 from ablate.attribution.lattice import Lattice, lattice
@@ -11,43 +12,92 @@ from ablate.components.component import ON
 from ablate.components.registry import REGISTRY, component
 from ablate.components.variants import Variant
 from ablate.errors import nearest
+from ablate.runs.factors import PRESET, Cell, Factor, cells
 from ablate.runs.plan import Design, NamedVariant
 from ablate.runs.study import Study
 from ablate.spec.run import Preset
+from ablate.sweep.crossing import check_distinct, set_levels
+
+LATTICES = ("lattice", "optimal", "staged")  # designs that lay out further factors of two levels among the components
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Assigned:
+    """One variant of a cell of factors before it has a name: the components, further players at their second level."""
+
+    variant: Variant
+    seeds: tuple[int, ...]
+    upper: tuple[str, ...] = ()
 
 
 def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
     """The variants of a study with their seeds, the reference first; and the design that they are laid out by.
 
+    Factors are crossed with what the design compares: every combination of their levels has the whole design. Those
+    of two levels are laid out among the components by a design that can: the lattice, whole or in part.
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
-    full = (Variant.full(base) | _on(study.calibration)).without(study.without, study.alternatives)
-    n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
-    if study.design == "one":
-        seeds = tuple(range(n_seeds))
-        assigned, design = [(variant, seeds) for variant in _compared(study, full)], Design(name="one")
-    else:
-        assigned, design = _designed(study, full, n_seeds)
+    factors = study.crossed
+    players = [f for f in factors if study.design in LATTICES and _is_player(f)]
+    named: list[NamedVariant] = []
+    for cell in cells([f for f in factors if f not in players]):
+        try:
+            found, design = _in_cell(study, cell, players, base)
+        except ValueError as error:
+            if not cell.levels:
+                raise
+            raise ValueError(f"the cell {cell.label} of the factors: {error}") from None
+        named += found
     for name, alternative in study.alternatives.items():
-        if not any(variant[name] == alternative for variant, _ in assigned):
+        if not any(v.levels[name] == alternative for v in named):
             raise ValueError(
                 f"alternative {name}={alternative} has no effect: no variant of this study has {name} off; "
                 f"disable {name} too, or leave the alternative out"
             )
-    named = [_named(variant, seeds, full, study, base) for variant, seeds in assigned]
     _check_backends(study, named)
+    if factors:
+        check_distinct(named, budget_given=study.budget is not None)
     for name in study.learning_rates:
         if name not in [v.name for v in named]:
             raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
     return named, design
 
 
-def _compared(study: Study, full: Variant) -> list[Variant]:
+def _in_cell(
+    study: Study, cell: Cell, players: Sequence[Factor], base: Preset
+) -> tuple[list[NamedVariant], Design]:  # fmt: skip
+    """The variants at one combination of levels of the crossed factors."""
+    here = study.load_preset(cell.settings) if cell.settings else base
+    varied = [name for factor in study.crossed for name in factor.components]
+    for name in varied:
+        if name in (*study.disable, *study.enable, *study.without, *study.alternatives):
+            raise ValueError(f"{name} is a factor, and the study turns it off or on too; leave it to the factor")
+    full = (Variant.full(here) | _on(study.calibration)).without(study.without, study.alternatives)
+    full = set_levels(full, cell.alternatives())
+    n_seeds = here.n_seeds if study.n_seeds is None else study.n_seeds
+    if study.design == "one":
+        seeds = tuple(range(n_seeds))
+        alone = study.factors and not study.disable and not study.enable
+        compared = [full] if alone else _compared(study, full, cell)
+        assigned = [_Assigned(variant=variant, seeds=seeds) for variant in compared]
+        design = Design(name="factorial" if alone else "one")
+    else:
+        assigned, design = _designed(study, full, n_seeds, [p.name for p in players], varied)
+    whole = Variant.full(here) | _on(study.calibration) | cell.alternatives()
+    return [_named(a, full, whole, study, cell, players) for a in assigned], design
+
+
+def _is_player(factor: Factor) -> bool:
+    """Whether a factor can stand among the components of a lattice: two levels that leave the components alone."""
+    return len(factor.levels) == 2 and not factor.components and PRESET not in factor.fields
+
+
+def _compared(study: Study, full: Variant, cell: Cell) -> list[Variant]:
     """The two sides of a comparison: with and without."""
     if study.enable:
         # What a component requires is on beside it and without it: add-one-in of aux-free is against moe alone.
         required = {r for name in study.enable for r in component(name).requires if r not in study.enable}
-        off = Variant.none() | study.alternatives | _on(required)
+        off = set_levels(Variant.none() | study.alternatives | _on(required), cell.alternatives())
         return [off | _on(study.enable), off]
     if not study.disable:
         raise ValueError("nothing to compare: name at least one component with --disable or --enable")
@@ -61,23 +111,32 @@ def _compared(study: Study, full: Variant) -> list[Variant]:
     return [full, full.without(study.disable, study.alternatives)]
 
 
-def _designed(study: Study, full: Variant, n_seeds: int) -> tuple[list[tuple[Variant, tuple[int, ...]]], Design]:
-    """Levels and seeds of each cell of a designed experiment over the components that are on in `full`."""
+def _designed(
+    study: Study, full: Variant, n_seeds: int, players: Sequence[str], varied: Sequence[str]
+) -> tuple[list[_Assigned], Design]:
+    """Levels and seeds of each cell of a designed experiment over the components that are on in `full`.
+
+    `players`: further factors of two levels. `varied`: components that a factor sets, which are not attributed to.
+    """
     named = study.disable or study.enable
-    names = (*named, *study.calibration) if named else full.on
+    names = (*named, *study.calibration) if named else tuple(n for n in full.on if n not in varied)
     for name in names:
         if full[name] != ON:
             raise ValueError(
                 f"{name} is off in every variant of this study, so nothing can be attributed to it; it must be in the "
                 f"recipe of the preset {study.preset}, and not among what the study leaves out"
             )
-    parts = lattice(names, REGISTRY.prerequisites(names, study.alternatives))
+    parts = lattice((*names, *players), REGISTRY.prerequisites(names, study.alternatives))
     design = _design(study, parts, n_seeds)
     seeds: dict[int, list[int]] = {}
     for run in sorted(design.runs, key=lambda run: -run.cell.bit_count()):
         seeds.setdefault(run.cell, []).append(run.block)
     assigned = [
-        (full.without([n for n in names if n not in parts.names(cell)], study.alternatives), tuple(blocks))
+        _Assigned(
+            variant=full.without([n for n in names if n not in parts.names(cell)], study.alternatives),
+            seeds=tuple(blocks),
+            upper=tuple(n for n in players if n in parts.names(cell)),
+        )
         for cell, blocks in seeds.items()
     ]
     # Once every run of a staged design is there the whole lattice is, so that only `optimal` assumes its order.
@@ -103,24 +162,45 @@ def _n_runs(study: Study) -> int:
     return study.n_runs
 
 
-def _named(variant: Variant, seeds: tuple[int, ...], full: Variant, study: Study, base: Preset) -> NamedVariant:
+def _named(
+    assigned: _Assigned, full: Variant, whole: Variant, study: Study, cell: Cell, players: Sequence[Factor]
+) -> NamedVariant:
+    """`full`: of the study in this cell; `whole`: the recipe, before the study leaves anything out."""
+    variant = assigned.variant
     none = variant | {chosen.name: chosen.default_alternative for chosen, _ in variant.choices}
     none |= {name: level for name, level in study.alternatives.items() if variant[name] == level}
     name = variant.describe(full)
-    if variant == full and full != Variant.full(base) | _on(study.calibration):
+    if variant == full and full != whole:
         name = f"full without {' and '.join(study.without)}"
     if not variant.on:
         name = "none" if variant == none else variant.describe(none)
     elif variant != full and len(variant.on) < len(full.on) / 2 and variant == none | _on(variant.on):
         name = " ".join(f"+{n}" for n in variant.on)
-    spec = variant.resolve(base)
+    at = _with_players(cell, players, assigned.upper)
+    if at.levels:
+        name = at.label if study.design == "one" and not study.disable and not study.enable else f"{name} at {at.label}"
+    spec = variant.resolve(study.load_preset(at.settings))
     spec = dataclasses.replace(spec, model=spec.model.with_backends(study.backends))
     if name in study.learning_rates:
         rate = study.learning_rates[name]
         spec = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, learning_rate=rate))
     return NamedVariant(
-        name=name, levels=variant.levels, spec=spec, seeds=tuple(study.first_seed + seed for seed in seeds)
+        name=name,
+        levels=variant.levels | dict(at.levels),
+        spec=spec,
+        seeds=tuple(study.first_seed + seed for seed in assigned.seeds),
+        upper=tuple(f.name for f in study.crossed if len(f.levels) == 2 and at.levels[f.name] == f.levels[1].label),
     )
+
+
+def _with_players(cell: Cell, players: Sequence[Factor], upper: Sequence[str]) -> Cell:
+    """The cell with a level for each factor that is laid out among the components."""
+    levels, settings = dict(cell.levels), dict(cell.settings)
+    for factor in players:
+        level = factor.levels[factor.name in upper]
+        levels[factor.name] = level.label
+        settings |= level.settings
+    return Cell(levels=levels, settings=settings)
 
 
 def _check_backends(study: Study, named: Sequence[NamedVariant]) -> None:

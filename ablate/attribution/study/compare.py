@@ -11,9 +11,12 @@ from functools import partial
 from ablate.attribution.estimation.noise import NoiseFloor, noise_floor, sd_ends
 from ablate.attribution.estimation.pairs import compare_pairs, mean_and_sd, mean_interval
 from ablate.attribution.results import Attribution
+from ablate.attribution.study.by_cell import CellEffects, by_cell
+from ablate.attribution.study.cells import design_cells, sizes_apart
 from ablate.attribution.study.comparability import no_spread, warnings_of
 from ablate.attribution.study.designed import AGAINST_REFERENCE, attribute_design
 from ablate.attribution.study.pairing import PairingBreak, PairingGain, broken_pairs, pairing_breaks, pairing_gain
+from ablate.attribution.study.responses import Response, study_responses
 from ablate.attribution.verdicts import Effect, seeds_needed, with_holm
 from ablate.components.component import ON
 from ablate.components.registry import NAMES, component
@@ -102,6 +105,11 @@ class Change:
     without_level: str
     forced: bool = False
 
+    @property
+    def name(self) -> str:
+        """The component; of a factor, or of a component at another level than on, with that level."""
+        return self.component if self.with_level == ON else f"{self.component}={self.with_level}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -111,6 +119,7 @@ class Comparison:
     with_variant: str
     without_variant: str
     changes: tuple[Change, ...]
+    at: str  # the levels of the factors that the design is crossed with, as in "preset=cpu", or ""
     loss: Effect  # nats per token
     other_sets: Mapping[str, Effect]  # further held-out set -> the same on it
     speed: Effect | None  # ln of tokens per second with over without
@@ -130,7 +139,7 @@ class Comparison:
     @property
     def name(self) -> str:
         """What was turned off, without what it took along."""
-        return " + ".join(change.component for change in self.changes if not change.forced) or self.variant
+        return _name(self.changes, self.variant, self.at)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +154,8 @@ class StudyResult:
     noise: NoiseFloor | None
     noise_reason: str
     pairing_breaks: tuple[PairingBreak, ...]  # runs that are no pairs of those with their seed
+    cells: CellEffects  # the components' effects where a design is crossed with factors
+    responses: tuple[Response, ...]  # to factors
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -169,17 +180,21 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
     variants = tuple(_variant(planned, facts, kept, lost) for planned in facts.variants)
     noise, reason = _noise(variants)
     finished = {v.name: [run.record for run in v.finished if run.record is not None] for v in variants}
-    breaks = pairing_breaks(finished)
-    against = variants[1:] if facts.design.name in AGAINST_REFERENCE else ()
-    comparisons = _corrected([_comparison(variants[0], v, facts, noise, breaks, len(against)) for v in against])
-    attribution, why = attribute_design(
-        facts,
-        {run.run_id: run.status for v in variants for run in v.runs},
-        {record.run_id: record for records in finished.values() for record in records},
-        LOSS,
-        {found.run_id for found in breaks},
-        {c.name: c.loss for c in comparisons},
+    breaks = tuple(
+        found for group in sizes_apart(facts) for found in pairing_breaks({name: finished[name] for name in group})
     )
+    by_name = {v.name: v for v in variants}
+    against = [
+        (by_name[cell.variants[0].name], by_name[planned.name], cell.label)
+        for cell in (design_cells(facts) if facts.design.name in AGAINST_REFERENCE else ())
+        for planned in cell.variants[1:]
+    ]
+    comparisons = _corrected([_comparison(*pair, facts, noise, breaks, len(against)) for pair in against])
+    statuses = {run.run_id: run.status for v in variants for run in v.runs}
+    ended = {record.run_id: record for records in finished.values() for record in records}
+    alone = {found.run_id for found in breaks}
+    compared = {c.name: c.loss for c in comparisons if not c.at}
+    attribution, why = attribute_design(facts, statuses, ended, LOSS, alone, compared)
     return StudyResult(
         plan=facts,
         variants=variants,
@@ -189,6 +204,17 @@ def compare(facts: Plan, records: Sequence[RunRecord], failures: Sequence[Failur
         noise=noise,
         noise_reason=reason,
         pairing_breaks=breaks,
+        cells=by_cell(facts, comparisons, statuses, ended, alone),
+        responses=study_responses(
+            facts,
+            {v.name: _values(v, LOSS) for v in variants},
+            [
+                (c.name.removesuffix(f" at {c.at}"), by_name[c.with_variant].planned.levels, c.differences)
+                for c in comparisons
+                if c.at
+            ],
+            {found.variant for found in breaks},
+        ),
         warnings=(*_of_design(facts), *(attribution.warnings if attribution else ()))
         + _of_runs(facts, kept, variants, breaks, comparisons),
     )
@@ -292,13 +318,13 @@ def _noise(variants: Sequence[VariantResult]) -> tuple[NoiseFloor | None, str]:
 
 
 def _comparison(
-    reference: VariantResult, other: VariantResult, facts: Plan, noise: NoiseFloor | None,
+    reference: VariantResult, other: VariantResult, at: str, facts: Plan, noise: NoiseFloor | None,
     breaks: Sequence[PairingBreak], n_effects: int,
 ) -> Comparison:  # fmt: skip
-    on, off = _sides(reference, other)
-    changes = _changes(on, off)
+    on, off = _sides(reference, other, facts)
+    changes = _changes(on, off, facts)
     pairing = next((f"seed {b.seed}: {b.fault}" for b in breaks if b.variant in (on.name, off.name)), "")
-    name = " + ".join(change.component for change in changes if not change.forced) or other.name
+    name = _name(changes, other.name, at)
 
     def effect(metric: str) -> Effect:
         return _effect(on, off, metric, name, facts, n_effects, pairing_ok=not pairing)
@@ -317,6 +343,7 @@ def _comparison(
         with_variant=on.name,
         without_variant=off.name,
         changes=changes,
+        at=at,
         loss=loss,
         other_sets={n.removesuffix(f"_{LOSS}"): effect(n) for n in sorted(sets)},
         speed=speed,
@@ -353,23 +380,38 @@ def _effect(
     )
 
 
-def _sides(reference: VariantResult, other: VariantResult) -> tuple[VariantResult, VariantResult]:
-    """(with, without): the reference is the side with, unless the other variant only adds to it."""
-    levels = [(reference.planned.levels.get(name), level) for name, level in other.planned.levels.items()]
-    added = any(level == ON != before for before, level in levels)
-    removed = any(before == ON != level for before, level in levels)
+def _name(changes: Sequence[Change], variant: str, at: str) -> str:
+    found = " + ".join(change.name for change in changes if not change.forced) or variant
+    return f"{found} at {at}" if at else found
+
+
+def _sides(reference: VariantResult, other: VariantResult, facts: Plan) -> tuple[VariantResult, VariantResult]:
+    """(with, without): the reference is the side with, unless the other variant only adds to it.
+
+    A level of a factor is the side with, and the factor's reference level the side without.
+    """
+    pairs = {name: (reference.planned.levels.get(name), level) for name, level in other.planned.levels.items()}
+    if any(before != level for f in facts.factors for before, level in (pairs[f.name],)):
+        return other, reference
+    added = any(level == ON != before for before, level in pairs.values())
+    removed = any(before == ON != level for before, level in pairs.values())
     return (other, reference) if added and not removed else (reference, other)
 
 
-def _changes(on: VariantResult, off: VariantResult) -> tuple[Change, ...]:
-    """In the order of the registry: prerequisites first, then components that this program does not know."""
+def _changes(on: VariantResult, off: VariantResult, facts: Plan) -> tuple[Change, ...]:
+    """In the order of the registry: prerequisites first, then factors and components that this program does not know.
+
+    What a factor sets goes with it, as what requires a component goes with that.
+    """
     differing = [name for name, level in on.planned.levels.items() if off.planned.levels.get(name) != level]
+    moved = {name for f in facts.factors if f.name in differing for name in f.components if name != f.name}
     return tuple(
         Change(
             component=name,
             with_level=on.planned.levels[name],
             without_level=off.planned.levels.get(name, ""),
-            forced=any(
+            forced=name in moved
+            or any(
                 r in differing and not component(r).keeps_dependants(off.planned.levels.get(r, ON))
                 for r in _requirements(name)
             ),

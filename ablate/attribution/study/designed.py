@@ -9,17 +9,19 @@ from ablate.attribution.estimation.estimates import Observations
 from ablate.attribution.estimation.functionals import DEFAULT_ORDER
 from ablate.attribution.lattice import Lattice, lattice
 from ablate.attribution.results import Attribution, Question
+from ablate.attribution.study.cells import FACTORIAL
 from ablate.attribution.summary import attribute_runs
 from ablate.attribution.verdicts import Effect
 from ablate.components.component import ON
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import REGISTRY
 from ablate.quantities import listed, plural
+from ablate.runs.factors import PRESET, FactorFacts
 from ablate.runs.plan import Plan, PlannedVariant
 from ablate.runs.record import RunRecord, RunStatus
 
 # Designs whose variants all run with the same seeds against full: each can be compared with it directly too.
-AGAINST_REFERENCE = ("one", "leave-one-out")
+AGAINST_REFERENCE = ("one", "leave-one-out", FACTORIAL)
 MAX_NAMED = 4  # runs in one sentence
 ASSUMED = "interactions of more than"  # of the sentences that say what a model leaves out
 LAYOUTS = {
@@ -45,11 +47,13 @@ def attribute_design(
     reference. An effect that is defined on a variant that diverged has no interval; nor has one that lacks any run
     where every variant was to run with every seed.
     """
-    if plan.design.name == "one":
+    if plan.design.name == "one" and not plan.factors:
         return None, ""
     if not records:
         return None, "no run has finished"
-    parts = design_lattice(plan.variants)
+    if why := _not_two_levels(plan):
+        return None, why
+    parts = design_lattice(plan.variants, plan.factors)
     cells = {v.name: cell_of(parts, v) for v in plan.variants}
     runs = [(v, records[i]) for v in plan.variants for i in v.run_ids if i in records]
     observed = Observations(
@@ -69,14 +73,29 @@ def attribute_design(
     return replace(found, warnings=(*_lost(plan, statuses, found), *found.warnings)), ""
 
 
-def design_lattice(variants: Sequence[PlannedVariant]) -> Lattice:
-    """The lattice of the components that are on in some variant and off in another, with the variants' names."""
+def _not_two_levels(plan: Plan) -> str:
+    """Why the total is not split: a factor of more levels has a response, and no share."""
+    if many := [f.name for f in plan.factors if len(f.levels) > 2]:
+        return f"{listed(many)} has more than two levels, so its effect is a response and not a share of a total"
+    if apart := [f.name for f in plan.factors if f.name == PRESET]:
+        return f"the losses of the sizes of {apart[0]} are not those of one text in the same tokens"
+    return ""
+
+
+def design_lattice(variants: Sequence[PlannedVariant], factors: Sequence[FactorFacts] = ()) -> Lattice:
+    """The lattice of the components that are on in some variant and off in another, with the variants' names.
+
+    A factor of two levels is one more of them, on at its second level; what it sets goes with it.
+    """
     levels = [v.levels for v in variants]
     # A study that is older than a component does not know its level: it was off.
     known = (*REGISTRY.names, *(control.name for control in CONTROLS))
-    names = [n for n in known if len({level.get(n) == ON for level in levels}) == 2]
+    moved = {name for f in factors for name in f.components}
+    names = [n for n in known if n not in moved and len({level.get(n) == ON for level in levels}) == 2]
     off = {n: next(level[n] for level in levels if level.get(n) != ON) for n in names}
-    parts = lattice(names, REGISTRY.prerequisites(names, off))
+    prerequisites = REGISTRY.prerequisites(names, off)
+    names += [f.name for f in factors if len({f.name in v.upper for v in variants}) == 2]
+    parts = lattice(names, prerequisites)
     named = {cell_of(parts, v): v.name for v in variants}
     return replace(parts, labels=tuple((cell, named.get(cell) or _name(parts, cell)) for cell in parts.cells))
 
@@ -91,7 +110,7 @@ def _name(parts: Lattice, cell: int) -> str:
 
 def cell_of(parts: Lattice, variant: PlannedVariant) -> int:
     """The cell of the lattice that a variant is."""
-    return parts.mask(n for n in parts.components if variant.levels.get(n) == ON)
+    return parts.mask(n for n in parts.components if variant.levels.get(n) == ON or n in variant.upper)
 
 
 def _refusal(variant: PlannedVariant, plan: Plan, statuses: Mapping[str, RunStatus]) -> str:

@@ -24,6 +24,7 @@ from ablate.attribution.gain.compute_gain import (
     target_losses,
     token_gain,
 )
+from ablate.attribution.study.cells import sizes_apart
 from ablate.attribution.study.compare import LOSS, Comparison, StudyResult, VariantResult
 from ablate.attribution.study.designed import cell_of, design_lattice
 from ablate.attribution.verdicts import Effect, interval
@@ -61,7 +62,7 @@ def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str
     """The gain of every comparison whose loss has an interval, all at one target loss; and what has none, with why.
 
     The target is the worst variant's mean loss at the end of its budget, so that every variant reaches it inside its
-    measured range or gives a bound.
+    measured range or gives a bound. Each size of a ladder has a target of its own.
     """
     if not result.comparisons:
         return (), "the design compares no pair of variants"
@@ -78,9 +79,15 @@ def component_gains(result: StudyResult) -> tuple[tuple[ComponentGain, ...], str
             f"{lacking[0]} has fewer than 2 finished runs with {MIN_POINTS} finished models each (trainer.branches), "
             "so the cost to reach a loss is not known"
         )
-    (target,) = target_losses(curves, fractions=(1.0,))
     by_name = {v.name: v for v in result.variants}
-    return tuple(_gain(c, by_name, curves, target, result.plan.match) for c in whole), why_refused
+    found = []
+    for names in sizes_apart(result.plan):
+        inside = [c for c in whole if c.with_variant in names]
+        own = {name: curves[name] for c in inside for name in (c.with_variant, c.without_variant)}
+        if own:
+            (target,) = target_losses(own, fractions=(1.0,))
+            found += [_gain(c, by_name, curves, target, result.plan.match) for c in inside]
+    return tuple(found), why_refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +106,7 @@ def split_cost(result: StudyResult) -> tuple[SplitCost | None, str]:
     """The channels of a design that runs every feasible variant; or None, and why."""
     if result.attribution is None:
         return None, "the study is no design that splits a total"
-    parts = design_lattice(result.plan.variants)
+    parts = design_lattice(result.plan.variants, result.plan.factors)
     by_cell = {cell_of(parts, v.planned): v for v in result.variants}
     lacking = [parts.label(cell) for cell in parts.cells if cell not in by_cell]
     if lacking:

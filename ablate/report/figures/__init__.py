@@ -9,21 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from ablate.attribution.study.compare import StudyResult
+from ablate.attribution.study.ladder import Ladder
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.curves import Curve, Gap
 from ablate.report.figures.canvas import NARROW, WIDE, Panel, draw
 from ablate.report.figures.effects import forest, gap_line, rows
+from ablate.report.figures.factors import ladder_line, response_line
 from ablate.report.figures.variants import AGAINST, cost_marks, loss_lines, relative_costs
 from ablate.report.names import label
+from ablate.report.tables.ladder import COMPUTE
 
 BEGINNING = 5  # the first of so many parts of a run, where losses fall by nats, does not set the scale of a panel
+
+UNITS = {COMPUTE: "compute saved"}  # over a panel
 
 
 def all_figures(content: ReportContent) -> dict[str, tuple[Panel, ...]]:
     """Name -> panels of every figure; empty where the content has no data for it."""
     result = content.result
     found = {"effects": _forest(result), "gaps": _gaps(content.gaps, result), "cost": _cost(result)}
+    found |= {"responses": _responses(result), "ladder": _ladder(content.ladders)}
     lines = {line.variant: line for line in content.curves if line.points}
     return found | {against: tuple(_losses(lines, result, against)) for against in AGAINST}
 
@@ -34,6 +40,27 @@ def _forest(result: StudyResult) -> tuple[Panel, ...]:
         return ()
     paint = partial(forest, shown=shown, margin=result.plan.margin_nats, unit="nats per token")
     return (Panel(svg=draw("effects", (WIDE, 1.05 + 0.5 * len(shown)), paint)),)
+
+
+def _responses(result: StudyResult) -> tuple[Panel, ...]:
+    """A panel for each response of which at least two levels are known."""
+    shown = [r for r in result.responses if sum(level.mean.estimate is not None for level in r.levels) > 1]
+    return tuple(
+        _panel(
+            f"response{i}", f"{clean(r.factor.name)}: {f'effect of {clean(r.of)}' if r.of else 'loss'}", shown, 2.7,
+            partial(response_line, found=r, margin=result.plan.margin_nats),
+        )
+        for i, r in enumerate(shown)
+    )  # fmt: skip
+
+
+def _ladder(found: Sequence[Ladder]) -> tuple[Panel, ...]:
+    shown = [each for each in found if any(size.estimate is not None for size in each.sizes)]
+    return tuple(
+        _panel(f"ladder{i}", f"{clean(each.component)}, {UNITS.get(each.unit, each.unit)}", shown, 2.7,
+               partial(ladder_line, found=each))
+        for i, each in enumerate(shown)
+    )  # fmt: skip
 
 
 def _losses(lines: dict[str, Curve], result: StudyResult, against: str) -> Iterator[Panel]:

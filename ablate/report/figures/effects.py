@@ -51,7 +51,8 @@ def _of_comparisons(comparisons: Sequence[Comparison]) -> Iterator[Row]:
     for c in comparisons:
         if c.loss.estimate is not None:
             seeds = tuple(c.differences[s] for s in sorted(c.differences)) if c.pairing_ok else ()
-            yield Row(name=label(c), verdict=c.loss.verdict, estimate=c.loss.estimate, low=c.loss.low,
+            name = label(c) if len(label(c)) <= LABEL else c.name
+            yield Row(name=name, verdict=c.loss.verdict, estimate=c.loss.estimate, low=c.loss.low,
                       high=c.loss.high, seeds=seeds)  # fmt: skip
 
 

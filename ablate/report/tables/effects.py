@@ -8,7 +8,7 @@ from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResul
 from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
 from ablate.quantities import NONE, between, duration, number, short, signed, signed_between, significant, whole
-from ablate.report.names import confidence, label
+from ablate.report.names import confidence, label, unit
 from ablate.report.tables.table import Column, Columns, Table, make, text
 
 SHOWN = ("first", "last", "owen")  # of the indices
@@ -18,7 +18,7 @@ NEEDED = "More runs to resolve"
 def effects(result: StudyResult) -> Table:
     """What each component is worth; further held-out sets have rows of their own."""
     families = [c.loss.family for c in result.comparisons]
-    columns: Columns = [text("Component"), verdict_column(max(families, default=1)), "With − without, nats/token",
+    columns: Columns = [text(unit(result)), verdict_column(max(families, default=1)), "With − without, nats/token",
                         f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
     rows = []
     for c in result.comparisons:

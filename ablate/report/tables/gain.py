@@ -14,7 +14,7 @@ from ablate.attribution.study.compare import StudyResult
 from ablate.attribution.study.gains import MATCHES, ComponentGain, SplitCost, component_gains, split_cost
 from ablate.quantities import NONE, number, signed, signed_between
 from ablate.report.cleaning import clean
-from ablate.report.names import MATCHED, confidence, label
+from ablate.report.names import MATCHED, confidence, label, unit
 from ablate.report.tables.table import Columns, Table, make, text
 
 DECIMALS = 2  # of a factor
@@ -64,7 +64,7 @@ def _bound(gain: Gain) -> str:
 
 def channels(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
     """Components by channels; each row's logarithms add up."""
-    columns: Columns = [text("Component"), f"Tokens ({confidence(result)} interval)", "FLOPs per token, exact",
+    columns: Columns = [text(unit(result)), f"Tokens ({confidence(result)} interval)", "FLOPs per token, exact",
                         "Training FLOPs: the two together", "FLOP/s", text("Evidence of FLOP/s"),
                         "Time: all three together"]  # fmt: skip
     rows = [
@@ -72,17 +72,21 @@ def channels(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
          factor(gain.log_flops_per_s), gain.evidence["FLOP/s"] or NONE, _whole(gain.seconds)]
         for gain in gains
     ]  # fmt: skip
-    return make("What each component is worth in compute, for the same loss", columns, rows, _how(gains))
+    return make(f"What each {unit(result).lower()} is worth in compute, for the same loss", columns, rows, _how(gains))
 
 
 def _how(gains: Sequence[ComponentGain]) -> str:
     if not gains:
         return ""
-    target = gains[0].target
+    targets = dict.fromkeys(gain.target for gain in gains)
+    losses = "; ".join(
+        f"to the loss of {number(target.loss, 4)} nats per token, which {clean(target.worst)}, the last to reach it, "
+        "has at the end of its budget"
+        for target in targets
+    )
     said = (
-        f"Cost without the component over cost with it, to the loss of {number(target.loss, 4)} nats per token, which "
-        f"{clean(target.worst)}, the last to reach it, has at the end of its budget; above 1 is a saving. Read off a "
-        "quadratic in ln(tokens) through the finished models of each run. "
+        f"Cost without the component over cost with it, {losses}; above 1 is a saving. Read off a quadratic in "
+        "ln(tokens) through the finished models of each run. "
     )
     if any("emulated" in gain.comparison.speed_evidence for gain in gains):
         said += "Emulated FLOP/s, and time with them in it, say nothing of hardware that has the arithmetic. "
@@ -163,7 +167,7 @@ def in_compute(result: StudyResult) -> InCompute:
 def matches(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
     """The differences in nats at equal tokens, FLOPs and time, the kind that the study matched first."""
     order = sorted(MATCHES, key=lambda match: match != result.plan.match)
-    columns: Columns = [text("Component"), *(f"At equal {MATCHED[match]}" for match in order)]
+    columns: Columns = [text(unit(result)), *(f"At equal {MATCHED[match]}" for match in order)]
     rows = []
     for gain in gains:
         cells = []
