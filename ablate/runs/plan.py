@@ -32,6 +32,7 @@ class Design:
     name: str
     order: int | None = None  # interactions of more components are assumed to be none; None: nothing is assumed
     stages: int = 1  # times the results are read, each time at a part of alpha
+    looks: tuple[int, ...] = ()  # seeds at which they are, if that was planned; runs, of the design `staged`
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -53,7 +54,7 @@ class PlannedVariant:
     flops: int  # training FLOPs of one run, with what is charged of a teacher's
     seeds: tuple[int, ...]
     run_ids: tuple[str, ...]
-    step_s: float | None = None  # measured on this machine; None if it was not
+    step_s: float | None = None  # on this machine: measured where a budget is in seconds, else estimated; None: neither
     text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
     n_branch_steps: int = 0  # of all branches together, on top of the trunk's n_steps
 
@@ -128,6 +129,26 @@ class Plan:
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 
+def widens(plan: Plan, known: Plan) -> bool:
+    """Whether a plan asks for the runs of a known one and perhaps more of the same: its seeds continue theirs.
+
+    Every variant must be there with the same levels, and its runs begin with the known ones: the same resolved
+    specification, corpus and budget. Variants may be added by a further stage of a staged design alone.
+    """
+    now = {v.name: v for v in plan.variants}
+    added = len(now) - len(known.variants)
+    return (
+        (plan.question, plan.design.name) == (known.question, known.design.name)
+        and all(
+            then.name in now
+            and now[then.name].levels == then.levels
+            and now[then.name].run_ids[: len(then.run_ids)] == then.run_ids
+            for then in known.variants
+        )
+        and (added == 0 or plan.design.name == "staged")
+    )
+
+
 def other_study(known: Plan, plan: Plan) -> str:
     """What `known`, whose runs are not those of `plan`, is beside it, and what to do."""
     asked, known_asked = (
@@ -165,13 +186,7 @@ def make_plan(
     by length. ValueError if a budget does not reach one step, or what a match needs is missing.
     """
     check_trainable(base, named)
-    budget = study.budget
-    if budget is None:
-        if study.match == "seconds":
-            raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
-        budget = float(base.n_tokens)
-        if study.match == "flops":
-            budget *= named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
+    budget = budget_of(study, base, named)
     speeds, runs = step_s or {}, dict[str, RunSpec]()
     planned = []
     for variant in named:
@@ -198,6 +213,17 @@ def make_plan(
         variants=tuple(planned),
     )
     return plan, runs
+
+
+def budget_of(study: Study, base: Preset, named: Sequence[NamedVariant]) -> float:
+    """The budget of a run in the unit of `match`; by default the preset's tokens of the first variant."""
+    if study.budget is not None:
+        return study.budget
+    if study.match == "seconds":
+        raise ValueError("match is seconds, and no budget says how many; give --budget SECONDS of one run")
+    if study.match == "tokens":
+        return float(base.n_tokens)
+    return float(base.n_tokens) * named[0].spec.model.cost(base.trainer.sequence_length).training_flops_per_token
 
 
 def _planned(

@@ -15,14 +15,16 @@ from ablate.data.windows import Windows
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
 from ablate.runs.job import Job, threads
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
+from ablate.runs.plan import NamedVariant, Plan, budget_of, check_trainable, make_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
 from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.sweep.estimate import Estimate, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
+from ablate.sweep.seeds import this_round
 from ablate.sweep.variants import variants
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Display(Protocol):
     """Where a study says what it does."""
 
     def say(self, message: str) -> None: ...
-    def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None: ...
+    def show_plan(self, plan: Plan, n_parallel: int, folder: Path, time: Estimate) -> None: ...
     def follow(self, plan: Plan, n_parallel: int) -> Listener: ...
     def end(self) -> None: ...
 
@@ -60,7 +62,10 @@ class StudyRun:
 
 
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
-    """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
+    """Run what of a study has no record yet, as far as it is planned now (`ablate.sweep.seeds`).
+
+    ValueError for whatever makes it impossible, before anything is spent.
+    """
     base = study.load_preset()
     asked, design = variants(study, base)
     named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
@@ -77,9 +82,15 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     for text in (corpus.train, corpus.held_out, *texts.values()):
         Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
     folder = options.out or default_folder(study, base, named, corpus.hash)
+    now = this_round(study, base, named, folder)
+    display.say(now.reason)
+    # The budget is that of the whole design's reference, whichever variants are run now.
+    whole = replace(study, budget=budget_of(study, base, named))
+    asked, design = variants(study, base, now)
+    named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
     make = partial(
         make_plan,
-        study,
+        whole,
         base,
         named,
         design,
@@ -87,22 +98,28 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         corpus=_facts(base.data, corpus, texts),
         bytes_per_token=corpus.bytes_per_token,
     )
-    claim = Claim(Store(folder), study, _planning(study, make))
+    claim = Claim(Store(folder), study, now, _planning(whole, make))
     planned = claim.earlier()
     if planned is None:
-        planned = claim.make(_measure(study, named, corpus, n_parallel, display) if fits else {})
-    if not options.dry_run:
-        planned = claim.take(planned, corpus)
+        measured = fits and study.match == "seconds"
+        planned = claim.make(_measure(named, corpus, n_parallel, display) if measured else {})
     plan, runs = planned
-    display.show_plan(plan, n_parallel, folder)
+    time = estimate(plan, runs, claim.store, n_parallel)
+    if study.match != "seconds":
+        plan = with_estimates(plan, time)
+    if not options.dry_run:
+        plan, runs = claim.take((plan, runs), corpus)
+    display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
     jobs = _jobs(plan, runs, corpus, texts, options.wandb_project)
     listener = display.follow(plan, n_parallel)
+    earlier = {record.run_id for record in claim.store}
     try:
         outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
     finally:
         display.end()
+    remember(plan, runs, (record for record in claim.store if record.run_id not in earlier))
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
 
 
@@ -179,17 +196,14 @@ def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, 
     return found
 
 
-def _measure(
-    study: Study, named: list[NamedVariant], corpus: Corpus, n_parallel: int, display: Display
-) -> dict[str, float]:
-    """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate."""
-    display.say("measuring the speed of each variant on this machine")
+def _measure(named: list[NamedVariant], corpus: Corpus, n_parallel: int, display: Display) -> dict[str, float]:
+    """Seconds of a step of each variant, with which steps are bought."""
+    display.say("a budget in seconds: measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
         run = v.spec.run(corpus_hash=corpus.hash, seed=0, n_steps=1)
         jobs[v.name] = Job(run=run, run_id=run_id(run), variant=v.levels, corpus=corpus)
-    n_rounds, seconds = (PROBE_ROUNDS, PROBE_S) if study.match == "seconds" else (1, 0.0)
-    return measure_all(jobs, n_parallel=n_parallel, n_rounds=n_rounds, seconds=seconds)
+    return measure_all(jobs, n_parallel=n_parallel, n_rounds=PROBE_ROUNDS, seconds=PROBE_S)
 
 
 def _jobs(

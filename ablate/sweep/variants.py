@@ -14,20 +14,26 @@ from ablate.errors import nearest
 from ablate.runs.plan import Design, NamedVariant
 from ablate.runs.study import Study
 from ablate.spec.run import Preset
+from ablate.sweep.seeds import Round, require_planned_precision
 
 
-def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
+def variants(study: Study, base: Preset, now: Round | None = None) -> tuple[list[NamedVariant], Design]:
     """The variants of a study with their seeds, the reference first; and the design that they are laid out by.
+
+    now: how many of its seeds and stages are planned; None: all of them, or the preset's.
 
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
     full = (Variant.full(base) | _on(study.calibration)).without(study.without, study.alternatives)
-    n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
+    n_seeds = (now.n_seeds if now else 0) or study.n_seeds or base.n_seeds
+    laid_out = None
     if study.design == "one":
         seeds = tuple(range(n_seeds))
         assigned, design = [(variant, seeds) for variant in _compared(study, full)], Design(name="one")
     else:
-        assigned, design = _designed(study, full, n_seeds)
+        assigned, design, laid_out = _designed(study, full, n_seeds, now.stage if now else None)
+    if now:
+        design = dataclasses.replace(design, stages=now.stages, looks=now.looks)
     for name, alternative in study.alternatives.items():
         if not any(variant[name] == alternative for variant, _ in assigned):
             raise ValueError(
@@ -36,6 +42,8 @@ def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
             )
     named = [_named(variant, seeds, full, study, base) for variant, seeds in assigned]
     _check_backends(study, named)
+    if study.precision and laid_out is not None and study.design != "leave-one-out":
+        require_planned_precision(study, base, named, laid_out)
     for name in study.learning_rates:
         if name not in [v.name for v in named]:
             raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
@@ -61,7 +69,9 @@ def _compared(study: Study, full: Variant) -> list[Variant]:
     return [full, full.without(study.disable, study.alternatives)]
 
 
-def _designed(study: Study, full: Variant, n_seeds: int) -> tuple[list[tuple[Variant, tuple[int, ...]]], Design]:
+def _designed(
+    study: Study, full: Variant, n_seeds: int, stage: int | None
+) -> tuple[list[tuple[Variant, tuple[int, ...]]], Design, designs.Design]:
     """Levels and seeds of each cell of a designed experiment over the components that are on in `full`."""
     named = study.disable or study.enable
     names = (*named, *study.calibration) if named else full.on
@@ -73,6 +83,8 @@ def _designed(study: Study, full: Variant, n_seeds: int) -> tuple[list[tuple[Var
             )
     parts = lattice(names, REGISTRY.prerequisites(names, study.alternatives))
     design = _design(study, parts, n_seeds)
+    if stage is not None:
+        design = exchange.up_to_stage(design, stage, order=study.order)
     seeds: dict[int, list[int]] = {}
     for run in sorted(design.runs, key=lambda run: -run.cell.bit_count()):
         seeds.setdefault(run.cell, []).append(run.block)
@@ -80,9 +92,9 @@ def _designed(study: Study, full: Variant, n_seeds: int) -> tuple[list[tuple[Var
         (full.without([n for n in names if n not in parts.names(cell)], study.alternatives), tuple(blocks))
         for cell, blocks in seeds.items()
     ]
-    # Once every run of a staged design is there the whole lattice is, so that only `optimal` assumes its order.
-    order = study.order if study.design == "optimal" else None
-    return assigned, Design(name=study.design, order=order, stages=design.stages)
+    # A lattice that is there wholly needs no assumption for its values, whatever its noise was planned from.
+    order = design.order if study.design in ("optimal", "staged") else None
+    return assigned, Design(name=study.design, order=order, stages=design.stages), design
 
 
 def _design(study: Study, parts: Lattice, n_seeds: int) -> designs.Design:

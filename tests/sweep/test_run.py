@@ -17,6 +17,7 @@ from ablate.runs.store import Store
 from ablate.runs.study import Study
 from ablate.spec.decoding import encode
 from ablate.sweep import run as sweep
+from ablate.sweep.estimate import Estimate
 from ablate.sweep.folder import check_writable
 from ablate.sweep.run import Options, StudyRun, parallel, run_study
 
@@ -26,7 +27,7 @@ class Quiet:
 
     def say(self, message: str) -> None: ...
 
-    def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None: ...
+    def show_plan(self, plan: Plan, n_parallel: int, folder: Path, time: Estimate) -> None: ...
 
     def follow(self, plan: Plan, n_parallel: int) -> Any:
         return lambda event: None
