@@ -17,8 +17,12 @@ from ablate.commands.options import (
     Jobs,
     Json,
     Match,
+    MaxSeeds,
     Out,
+    PrecisionOption,
+    Seeds,
     TextField,
+    Until,
     Wandb,
     default_preset,
     number,
@@ -35,7 +39,10 @@ def run(
     enable: Enable = None,
     alternative: Alternatives = None,
     preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="Seeds of each variant.")] = None,
+    seeds: Seeds = None,
+    precision: PrecisionOption = None,
+    until: Until = None,
+    max_seeds: MaxSeeds = None,
     match: Annotated[Match, typer.Option(help="What all variants have equal.")] = "flops",
     budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
@@ -72,6 +79,9 @@ def run(
         match=match,
         budget=number(budget, "--budget") if budget else None,
         n_seeds=seeds,
+        precision=precision or "",
+        until=until or "",
+        max_seeds=max_seeds,
         margin_nats=margin,
         data=data,
         text_field=text_field,
@@ -84,6 +94,10 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A study file.")],
+    seeds: Seeds = None,
+    precision: PrecisionOption = None,
+    until: Until = None,
+    max_seeds: MaxSeeds = None,
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
@@ -92,9 +106,10 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Run what a study file asks for, as far as it has not been run, and report."""
-    from ablate.runs.study import read_study
+    from ablate.runs.study import read_study, with_seeds
 
-    _run_study(read_study(file), out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
+    study = with_seeds(read_study(file), seeds, precision or "", until or "", max_seeds)
+    _run_study(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
 
 
 def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:

@@ -135,6 +135,18 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: {error}") from None
 
 
+def with_seeds(study: Study, n_seeds: int | None, precision: str, until: str, max_seeds: int | None) -> Study:
+    """A study whose number of seeds is said otherwise than in its file; what is None or empty stays as it is there."""
+    if not (n_seeds or precision or until):
+        return dataclasses.replace(study, max_seeds=max_seeds or study.max_seeds)
+    return decode(
+        Study,
+        dataclasses.asdict(study)
+        | {"n_seeds": n_seeds, "precision": precision, "until": until, "max_seeds": max_seeds},
+        "",
+    )
+
+
 def to_toml(study: Study) -> str:
     """The study as a file; what has the default value is left out."""
     import tomli_w

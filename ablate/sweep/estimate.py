@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,8 +55,8 @@ class Estimate:
 
 def estimate(plan: Plan, runs: Mapping[str, RunSpec], store: Store, n_parallel: int) -> Estimate:
     """What is left of a plan in time, each variant's from the nearest that is known of it on this machine."""
-    here = [record for record in store if record.status == "finished"] if store.records.is_dir() else []
-    done = {record.run_id for record in here}
+    done = ended(store)
+    here = list(_finished(store, done))
     known = _remembered()
     times = {v.name: _run_time(v, runs, [r for r in here if r.run_id in v.run_ids], known) for v in plan.variants}
     left = {v.name: sum(identity not in done for identity in v.run_ids) for v in plan.variants}
@@ -76,13 +77,30 @@ def with_estimates(plan: Plan, found: Estimate) -> Plan:
     )
 
 
-def remember(plan: Plan, runs: Mapping[str, RunSpec], records: Iterable[RunRecord]) -> None:
-    """Keep how long runs took, for the estimates of later studies on this machine. A full disk loses only that."""
+def ended(store: Store) -> set[str]:
+    """The runs of a folder that have a record."""
+    return {path.stem for path in store.records.glob("*.json")}
+
+
+def _finished(store: Store, identities: Iterable[str]) -> Iterator[RunRecord]:
+    """Records of finished runs; a damaged one is told by whoever needs it, and says nothing of time."""
+    for identity in sorted(identities):
+        with suppress(ValueError):
+            record = store.read(identity)
+            if record is not None and record.status == "finished":
+                yield record
+
+
+def remember(plan: Plan, runs: Mapping[str, RunSpec], store: Store, earlier: Collection[str]) -> None:
+    """Keep how long the runs took that were not there earlier, for the estimates of later studies on this machine.
+
+    A disk that takes no file loses only that.
+    """
     known = dict(_remembered())
     flops = {identity: _all_flops(v) for v in plan.variants for identity in v.run_ids}
-    for record in records:
+    for record in _finished(store, ended(store) - set(earlier)):
         seconds, step_s = record.metrics.get("seconds"), record.metrics.get("step_s")
-        if record.status != "finished" or not seconds or not step_s or record.run_id not in flops:
+        if not seconds or not step_s or record.run_id not in flops:
             continue
         run = runs[record.run_id]
         n_steps = run.n_steps + run.n_branch_steps

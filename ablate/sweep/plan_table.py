@@ -56,7 +56,7 @@ def _width(shown: list[str], rows: list[dict[str, str]]) -> int:
     """Characters that the columns take, two between each."""
     widths = [max(len(heading), *(len(row[heading]) for row in rows)) for heading in shown[1:]]
     names = max(len(row["variant"]) for row in rows)
-    return min(names, 2 * MIN_NAME) + sum(widths) + 2 * len(widths)
+    return max(MIN_NAME, min(names, 2 * MIN_NAME)) + sum(widths) + 2 * len(widths)
 
 
 def _row(v: PlannedVariant, time: Estimate) -> list[str]:

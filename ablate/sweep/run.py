@@ -22,7 +22,7 @@ from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
 from ablate.spec.run import DataSpec, Preset, RunSpec
-from ablate.sweep.estimate import Estimate, estimate, remember, with_estimates
+from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
 from ablate.sweep.seeds import this_round
 from ablate.sweep.variants import variants
@@ -114,12 +114,12 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         return StudyRun(folder=folder, plan=plan, outcome=None)
     jobs = _jobs(plan, runs, corpus, texts, options.wandb_project)
     listener = display.follow(plan, n_parallel)
-    earlier = {record.run_id for record in claim.store}
+    earlier = ended(claim.store)
     try:
         outcome = execute_all(jobs, claim.store, n_parallel=n_parallel, listener=listener)
     finally:
         display.end()
-    remember(plan, runs, (record for record in claim.store if record.run_id not in earlier))
+    remember(plan, runs, claim.store, earlier)
     return StudyRun(folder=folder, plan=plan, outcome=outcome)
 
 
