@@ -18,6 +18,28 @@ Alternatives = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Match = Literal["flops", "tokens", "seconds"]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        metavar="N",
+        help="Seeds of each variant; more than before: only the new ones run. Default: the preset's.",
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="X", help="Plan the seeds for an interval of ± X: 0.01 (nats) or 3% (compute)."
+    ),
+]
+Until = Annotated[
+    Literal["resolved"] | None,
+    typer.Option("--until", help="Read at three planned looks, and stop at the one that decides everything."),
+]
+MaxSeeds = Annotated[
+    int | None,
+    typer.Option("--max-seeds", metavar="N", help="Most that --precision (default 100) or --until (20) may take."),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
 Source = Annotated[

@@ -17,10 +17,12 @@ from ablate.commands.options import (
     Jobs,
     Json,
     Match,
-    Noise,
+    MaxSeeds,
     Out,
-    Price,
+    PrecisionOption,
+    Seeds,
     TextField,
+    Until,
     Wandb,
     default_preset,
     number,
@@ -37,7 +39,10 @@ def run(
     enable: Enable = None,
     alternative: Alternatives = None,
     preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="Seeds of each variant.")] = None,
+    seeds: Seeds = None,
+    precision: PrecisionOption = None,
+    until: Until = None,
+    max_seeds: MaxSeeds = None,
     match: Annotated[Match, typer.Option(help="What all variants have equal.")] = "flops",
     budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
@@ -74,6 +79,9 @@ def run(
         match=match,
         budget=number(budget, "--budget") if budget else None,
         n_seeds=seeds,
+        precision=precision or "",
+        until=until or "",
+        max_seeds=max_seeds,
         margin_nats=margin,
         data=data,
         text_field=text_field,
@@ -97,10 +105,11 @@ def _show_price(done: Any, display: Any, *, per_hour: float | None, noise: Path 
 
 def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **options: Any) -> None:
     from ablate.sweep.console import ConsoleDisplay
-    from ablate.sweep.run import Options, run_study
+    from ablate.sweep.rounds import run_to_end
+    from ablate.sweep.run import Options
 
     display = ConsoleDisplay()
-    done = run_study(study, Options(**options), display)
+    done = run_to_end(study, Options(**options), display)
     if done.outcome is None:
         priced = _show_price(done, display, **(pricing or {"per_hour": None, "noise": None}))
         if json:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ablate.commands.options import At, DryRun, Jobs, Json, Out, Wandb, print_json, say
-from ablate.commands.study import Noise, Price, run_and_report
+from ablate.commands.options import At, DryRun, Jobs, Json, Noise, Out, Price, Wandb, print_json, say
+from ablate.commands.study import run_and_report
 
 app = typer.Typer()
 

@@ -16,7 +16,6 @@ from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
 
-
 RowsOf = tuple[slice, int]  # of a parameter that is held in part: which rows, and how many there are in all
 NO_PARTS: Mapping[str, RowsOf] = MappingProxyType({})
 

@@ -65,7 +65,12 @@ def end(processes: Iterable[Any]) -> None:
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, n_ranks: int, store: str, connection: Connection, arguments: tuple[Any, ...]
+    function: Callable[..., Any],
+    rank: int,
+    n_ranks: int,
+    store: str,
+    connection: Connection,
+    arguments: tuple[Any, ...],
 ) -> None:
     try:
         with World(rank, n_ranks, Path(store)):

@@ -21,11 +21,13 @@ from ablate.report.tables.effects import attribution, effects, interactions, noi
 from ablate.report.tables.factors import effects_by_cell, responses
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
+from ablate.report.tables.looks import any_time, looks_made, of_history, plans_made
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.primary import asked, primary_sentence, primary_table
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.runs.history import Entry, History
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
@@ -55,6 +57,10 @@ class ReportContent:
     ladder_trends: Table
     at_size: Table
     calibration: Table
+    looks: Table
+    plans: Table
+    any_time: Table
+    history: tuple[Entry, ...]
     attribution: Table
     ranks: Table
     interactions: Table
@@ -86,7 +92,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     store = Store(folder)
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
-    lines = curves(result)
+    lines, entries = curves(result), History(folder).entries()
     compute = in_compute(result)
     stated = primary(result, compute.gains)
     sizes_of = study_ladders(result, compute.gains)
@@ -111,6 +117,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         result=result,
         variants=variants(result),
         effects=effects(result),
+        looks=looks_made(result, entries),
+        plans=plans_made(entries),
+        any_time=any_time(result, entries),
+        history=entries,
         attribution=attribution(result),
         ranks=ranks(result),
         interactions=interactions(result),
@@ -142,7 +152,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         runs=runs(result),
         lost_runs=lost_runs(result),
         limits=tuple(limits(result)),
-        warnings=tuple(clean(warning) for warning in (*unfinished(result), *missed_budget(result), *result.warnings)),
+        warnings=tuple(
+            clean(warning)
+            for warning in (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
+        ),
         repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
         study_file=_study_file(store),
     )

@@ -23,6 +23,7 @@ from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Ru
 from ablate.attribution.study.gains import ComponentGain, SplitCost
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
+from ablate.report.tables import looks
 from ablate.report.tables.speed import ratios
 
 FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
@@ -48,6 +49,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "attribution": None if result.attribution is None else result.attribution.to_json(),
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
+        "history": looks.document(content.history),
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
         "limits": list(content.limits),

@@ -35,6 +35,7 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
         parts += [_attributed(table) for table in (content.attribution, content.ranks) if table.rows]
     if content.result.comparisons:
         parts.append(_effects(content))
+    parts += [_attributed(table) for table in (content.looks, content.any_time) if table.rows]
     if any(map(emulated, content.result.variants)):
         parts.append(Text(content.speed_notes[0], style="dim"))
     lost = content.lost_runs.rows

@@ -38,6 +38,7 @@ class Design:
     name: str
     order: int | None = None  # interactions of more components are assumed to be none; None: nothing is assumed
     stages: int = 1  # times the results are read, each time at a part of alpha
+    looks: tuple[int, ...] = ()  # seeds at which they are, if that was planned; runs, of the design `staged`
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -59,7 +60,7 @@ class PlannedVariant:
     flops: int  # training FLOPs of one run, with what is charged of a teacher's
     seeds: tuple[int, ...]
     run_ids: tuple[str, ...]
-    step_s: float | None = None  # measured on this machine; None if it was not
+    step_s: float | None = None  # on this machine: measured where a budget is in seconds, else estimated; None: neither
     text: Mapping[str, Any] = field(default_factory=dict)  # of a teacher's text; empty for the corpus alone
     n_branch_steps: int = 0  # of all branches together, on top of the trunk's n_steps
     upper: tuple[str, ...] = ()  # the factors of two levels that are at their second one
@@ -141,6 +142,26 @@ class Plan:
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 
+def widens(plan: Plan, known: Plan) -> bool:
+    """Whether a plan asks for the runs of a known one and perhaps more of the same: its seeds continue theirs.
+
+    Every variant must be there with the same levels, and its runs begin with the known ones: the same resolved
+    specification, corpus and budget. Variants may be added by a further stage of a staged design alone.
+    """
+    now = {v.name: v for v in plan.variants}
+    added = len(now) - len(known.variants)
+    return (
+        (plan.question, plan.design.name) == (known.question, known.design.name)
+        and all(
+            then.name in now
+            and now[then.name].levels == then.levels
+            and now[then.name].run_ids[: len(then.run_ids)] == then.run_ids
+            for then in known.variants
+        )
+        and (added == 0 or plan.design.name == "staged")
+    )
+
+
 def other_study(known: Plan, plan: Plan) -> str:
     """What `known`, whose runs are not those of `plan`, is beside it, and what to do."""
     asked, known_asked = (
@@ -171,29 +192,33 @@ def make_plan(
     other_corpora: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     step_s: Mapping[str, float] | None = None,
     bytes_per_token: float = 0.0,
+    whole: Sequence[NamedVariant] = (),
 ) -> tuple[Plan, dict[str, RunSpec]]:
     """The plan of a study's variants on a corpus, and its runs by id.
 
     `flops` and `tokens` budgets default to the preset's tokens for the first variant; `seconds` needs a budget and
     `step_s`, the seconds of a step of each variant by name. `bytes_per_token` of the corpus prices text that is charged
     by length. `other_corpora`: hash, vocab_size and bytes_per_token by variant, of those that do not read `corpus`
-    in its tokens. Each size of a ladder has a budget and a warm-up of its own, equal for all its variants. ValueError
+    in its tokens. `whole`: all variants of the design, where `named` are those of a round of it; budget and warm-up
+    are of the whole. Each size of a ladder has a budget and a warm-up of its own, equal for all its variants.
+    ValueError
     if a budget does not reach one step, or what a match needs is missing.
     """
     check_trainable(named)
-    budgets = _budgets(study, named)
+    sizes = whole or named
+    budgets = dict(zip(map(_size, sizes), budgets_of(study, sizes), strict=True))
     speeds, runs = step_s or {}, dict[str, RunSpec]()
     planned = []
-    shares = [
-        _planned(
-            variant, study, budget, speeds.get(variant.name),
+    shares = {
+        variant.name: _planned(
+            variant, study, budgets[_size(variant)], speeds.get(variant.name),
             other_corpora.get(variant.name, {}).get("bytes_per_token", bytes_per_token),
         )
-        for variant, budget in zip(named, budgets, strict=True)
-    ]  # fmt: skip
-    for variant, found in zip(named, shares, strict=True):
-        text = other_corpora.get(variant.name, {})
-        shortest = min(f.n_steps for v, f in zip(named, shares, strict=True) if _size(v) == _size(variant))
+        for variant in sizes
+    }  # fmt: skip
+    for variant in named:
+        text, found = other_corpora.get(variant.name, {}), replace(shares[variant.name], seeds=variant.seeds)
+        shortest = min(shares[v.name].n_steps for v in sizes if _size(v) == _size(variant))
         make = partial(
             variant.spec.run,
             corpus_hash=text.get("hash", corpus_hash),
@@ -211,7 +236,7 @@ def make_plan(
         preset_title=base.title,
         design=design,
         match=study.match,
-        budget=budgets[0],
+        budget=budgets[_size(sizes[0])],
         seeds=tuple(sorted({seed for variant in named for seed in variant.seeds})),
         margin_nats=study.margin_nats,
         confidence=study.confidence,
@@ -225,7 +250,7 @@ def make_plan(
     return replace(plan, asked=ask(study, resolved(plan))), runs
 
 
-def _budgets(study: Study, named: Sequence[NamedVariant]) -> list[float]:
+def budgets_of(study: Study, named: Sequence[NamedVariant]) -> list[float]:
     """The budget of a run of each variant: the study's, or that of its own size, which its first variant sets."""
     if study.budget is not None:
         return [study.budget] * len(named)

@@ -16,6 +16,7 @@ from ablate.documents import read_toml
 from ablate.errors import nearest
 from ablate.presets import preset_with
 from ablate.runs.factors import ALTERNATIVE, PRESET, Factor, read_factors
+from ablate.runs.precision import parse_precision
 from ablate.runs.primary import PRIMARY, Primary
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.nodes import MODEL_SLOTS
@@ -23,10 +24,12 @@ from ablate.spec.run import Preset
 
 Match = Literal["flops", "tokens", "seconds"]
 Design = Literal["one", "leave-one-out", "add-one-in", "first-last", "lattice", "optimal", "staged"]
-MOST = {"n_seeds": 10_000, "n_runs": 10_000, "block_size": 10_000, "first_seed": 2**63}  # above it is a slip
 COMPARED = ("one", "leave-one-out")  # designs that compare each variant with the reference
 SPLIT = ("loss", "compute", "time")  # metrics that any design splits among its components
 DATA_FIELDS = {"data.source": "data", "data.max_bytes": "max_bytes", "data.text_field": "text_field"}
+PAIRED = ("one", "leave-one-out", "add-one-in", "first-last")  # every variant runs with every seed
+COUNTS = ("n_seeds", "max_seeds", "n_runs", "block_size")
+MOST = dict.fromkeys(COUNTS, 10_000) | {"first_seed": 2**63}  # above it is a slip
 BACKEND_SLOTS = ("attention", "feed_forward", "balance", "linear", "norm", "head")
 
 
@@ -52,6 +55,9 @@ class Study:
     match: Match = "flops"
     budget: float | None = None  # of a run: training FLOPs, tokens or seconds, as `match` says
     n_seeds: int | None = None
+    precision: str = ""  # plan the seeds for this half-width of the interval: "0.01 nats", or "3%" of compute
+    until: Literal["", "resolved"] = ""  # stop at the planned look that decides every effect
+    max_seeds: int | None = None  # that `precision` and `until` may take; their default is in ablate.sweep.seeds
     first_seed: int = 0
     margin_nats: float = 0.005  # differences up to this size are of no interest
     confidence: float = 0.95
@@ -83,6 +89,7 @@ class Study:
             )
         if self.n_seeds is not None and self.n_seeds < 1:
             raise ValueError(f"n_seeds is {self.n_seeds}; it must be at least 1, and at least 2 for an interval")
+        self._check_seeds()
         if self.budget is not None and not 0 < self.budget < float("inf"):
             raise ValueError(f"budget is {self.budget}; it must be a finite number above 0")
         if not 0.5 < self.confidence < 1:
@@ -103,6 +110,24 @@ class Study:
         for name, most in MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"{name} is {getattr(self, name):.3g}; it must be at most {most:,}")
+
+    def _check_seeds(self) -> None:
+        """ValueError where two fields say how many seeds there are, or one has no meaning beside the others."""
+        ways = {"n_seeds": self.n_seeds, "precision": self.precision, "until": self.until}
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} were given; each says how many seeds there are: leave one out")
+        if self.precision:
+            parse_precision(self.precision)
+        if self.until and self.design not in PAIRED:
+            raise ValueError(
+                f"until adds whole seeds, and the design {self.design} is not made of them; choose one of "
+                f"{', '.join(PAIRED)}, or the design staged, which is read after each of its stages"
+            )
+        if self.max_seeds is not None and given[:1] not in (["precision"], ["until"]):
+            raise ValueError("max_seeds limits what precision or until asks for, and neither was given; give n_seeds")
+        if self.max_seeds is not None and self.max_seeds < 2:
+            raise ValueError(f"max_seeds is {self.max_seeds}; an interval takes at least 2 seeds")
 
     def _take_margin(self) -> None:
         """`margin` of the loss and `margin_nats` are one number."""
@@ -172,6 +197,18 @@ def read_study(path: Path) -> Study:
         return decode(Study, data, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def with_seeds(study: Study, n_seeds: int | None, precision: str, until: str, max_seeds: int | None) -> Study:
+    """A study whose number of seeds is said otherwise than in its file; what is None or empty stays as it is there."""
+    if not (n_seeds or precision or until):
+        return dataclasses.replace(study, max_seeds=max_seeds or study.max_seeds)
+    return decode(
+        Study,
+        dataclasses.asdict(study)
+        | {"n_seeds": n_seeds, "precision": precision, "until": until, "max_seeds": max_seeds},
+        "",
+    )
 
 
 def to_toml(study: Study) -> str:

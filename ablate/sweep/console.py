@@ -13,16 +13,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ablate.quantities import budget, duration, number, percent, plural, scaled, short, whole
+from ablate.quantities import duration, number, plural, whole
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Leaving, Progress, Started, Stopping
-from ablate.runs.plan import Plan, PlannedVariant
+from ablate.runs.plan import Plan
+from ablate.sweep import plan_table
+from ablate.sweep.estimate import Estimate
 from ablate.sweep.status import STATES, OpenRun, StudyStatus
 
-HEADINGS = ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run")
 ENOUGH = 0.02  # of a study: its own pace then says how long the rest takes
 SAID_EVERY_S = 60.0  # where there is no terminal
 SHOWN_RUNS = 8  # of a variant in a table
-NARROW, DROPPED = 90, ("parameters", "activated")  # columns of a terminal, and of the table that it is too narrow for
 
 
 class ConsoleDisplay:
@@ -35,45 +35,8 @@ class ConsoleDisplay:
     def say(self, message: str) -> None:
         self.console.print(message, style="dim", markup=False)
 
-    def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None:
-        self.console.print(plan.question, style="bold", markup=False)
-        table = Table(box=None, pad_edge=False)
-        # A narrow terminal has fewer columns, and no broken words.
-        shown = [h for h in HEADINGS if self.console.width >= NARROW or h not in DROPPED]
-        for heading in shown:
-            table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=heading != "variant")
-        for variant in plan.variants:
-            row = dict(zip(HEADINGS, self._row(variant), strict=True))
-            table.add_row(*(row[heading] for heading in shown))
-        self.console.print(table)
-        held = f"{budget(plan.budget, plan.match)} a run, {plural(len(plan.seeds), 'seed')}"
-        batch = f"{whole(plan.tokens_per_step)} tokens a step"
-        self.console.print(f"Equal for all: {held}, data order and initial values by seed, {batch}.", markup=False)
-        reference = plan.variants[0]
-        if reference.n_branch_steps:
-            more = percent(reference.n_branch_steps / reference.n_steps, 2)
-            self.console.print(
-                f"Each run is decayed to finished models before its end too, in branches of {more} more steps.",
-                markup=False,
-            )
-        seconds = plan.seconds(n_parallel)
-        estimate = "not estimated: its speed was not measured here" if seconds is None else f"about {duration(seconds)}"
-        self.console.print(
-            f"{plural(plan.n_runs, 'run')}, {n_parallel} at a time: {estimate}. Results: {folder}", markup=False
-        )
-
-    def _row(self, v: PlannedVariant) -> list[str]:
-        return [
-            v.name,
-            str(len(v.run_ids)),
-            whole(v.n_steps),
-            scaled(v.n_tokens),
-            scaled(v.flops, "FLOP"),
-            scaled(v.cost["trained_parameters"]),
-            scaled(v.cost["activated_parameters"]),
-            short(v.learning_rate),
-            duration(v.run_s),
-        ]
+    def show_plan(self, plan: Plan, n_parallel: int, folder: Path, time: Estimate) -> None:
+        plan_table.show(self.console, plan, n_parallel, folder, time)
 
     def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]:
         runs = {}

@@ -23,7 +23,9 @@ from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
 from ablate.spec.run import DataSpec, RunSpec
+from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
+from ablate.sweep.seeds import this_round
 from ablate.sweep.texts import Texts, other_corpora, prepare_texts
 from ablate.sweep.variants import variants
 
@@ -39,7 +41,7 @@ class Display(Protocol):
     """Where a study says what it does."""
 
     def say(self, message: str) -> None: ...
-    def show_plan(self, plan: Plan, n_parallel: int, folder: Path) -> None: ...
+    def show_plan(self, plan: Plan, n_parallel: int, folder: Path, time: Estimate) -> None: ...
     def follow(self, plan: Plan, n_parallel: int) -> Listener: ...
     def end(self) -> None: ...
 
@@ -64,13 +66,16 @@ class StudyRun:
 
 
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
-    """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
+    """Run what of a study has no record yet, as far as it is planned now (`ablate.sweep.seeds`).
+
+    ValueError for whatever makes it impossible, before anything is spent.
+    """
     base = study.load_preset()
     asked, design = variants(study, base)
     cluster = read_cluster(options.cluster) if options.cluster else None
     machine = cluster.machine(this_machine()) if cluster else this_machine()
-    named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
-    check_trainable(named)
+    whole = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
+    check_trainable(whole)
     if cluster and study.match == "seconds":
         raise ValueError(
             "match is seconds, which are measured on the machine that submits and not on the cluster; give a budget of "
@@ -78,14 +83,18 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         )
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
-    costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in named}
-    n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in named))
+    costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
+    n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in whole))
     fits = cluster is None and _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
-    texts = prepare_texts(named, display.say)
-    corpus = texts[named[0].name].corpus
-    folder = options.out or default_folder(study, base, named, corpus.hash)
+    texts = prepare_texts(whole, display.say)
+    corpus = texts[whole[0].name].corpus
+    folder = options.out or default_folder(study, base, whole, corpus.hash)
+    now = this_round(study, base, whole, folder)
+    display.say(now.reason)
+    asked, design = variants(study, base, now)
+    named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
     make = partial(
         make_plan,
         study,
@@ -96,15 +105,20 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
         corpus=_facts(base.data, corpus, texts[named[0].name].held_out),
         other_corpora=other_corpora(texts, named[0].name),
         bytes_per_token=corpus.bytes_per_token,
+        whole=whole,
     )
-    claim = Claim(Store(folder), study, _planning(study, make))
+    claim = Claim(Store(folder), study, now, _planning(study, make))
     planned = claim.earlier()
     if planned is None:
-        planned = claim.make(_measure(study, named, texts, n_parallel, display) if fits else {})
-    if not options.dry_run:
-        planned = claim.take(planned, corpus, [text.corpus for text in texts.values()])
+        measured = fits and study.match == "seconds"
+        planned = claim.make(_measure(whole, texts, n_parallel, display) if measured else {})
     plan, runs = planned
-    display.show_plan(plan, n_parallel, folder)
+    time = estimate(plan, runs, claim.store, n_parallel)
+    if study.match != "seconds":
+        plan = with_estimates(plan, time)
+    if not options.dry_run:
+        plan, runs = claim.take((plan, runs), corpus, [text.corpus for text in texts.values()])
+    display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
     jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
@@ -112,10 +126,12 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     if cluster:
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
     listener = display.follow(plan, n_parallel)
+    earlier = ended(claim.store)
     try:
         outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
+    remember(plan, runs, claim.store, earlier)
     return StudyRun(folder=folder, plan=plan, outcome=outcome, n_parallel=n_parallel)
 
 
@@ -171,17 +187,16 @@ def _available_bytes() -> int:
 
 
 def _measure(
-    study: Study, named: list[NamedVariant], texts: Mapping[str, Texts], n_parallel: int, display: Display
-) -> dict[str, float]:
-    """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate."""
-    display.say("measuring the speed of each variant on this machine")
+    named: list[NamedVariant], texts: Mapping[str, Texts], n_parallel: int, display: Display
+) -> dict[str, float]:  # fmt: skip
+    """Seconds of a step of each variant, with which steps are bought."""
+    display.say("a budget in seconds: measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
         corpus = texts[v.name].corpus
         run = v.spec.run(corpus_hash=corpus.hash, seed=0, n_steps=1)
         jobs[v.name] = Job(run=run, run_id=run_id(run), variant=v.levels, corpus=corpus)
-    n_rounds, seconds = (PROBE_ROUNDS, PROBE_S) if study.match == "seconds" else (1, 0.0)
-    return measure_all(jobs, n_parallel=n_parallel, n_rounds=n_rounds, seconds=seconds)
+    return measure_all(jobs, n_parallel=n_parallel, n_rounds=PROBE_ROUNDS, seconds=PROBE_S)
 
 
 def _jobs(

@@ -17,6 +17,7 @@ from ablate.runs.plan import Design, NamedVariant
 from ablate.runs.study import Study
 from ablate.spec.run import Preset
 from ablate.sweep.crossing import check_distinct, set_levels
+from ablate.sweep.seeds import Round, require_planned_precision
 
 LATTICES = ("lattice", "optimal", "staged")  # designs that lay out further factors of two levels among the components
 
@@ -30,8 +31,10 @@ class _Assigned:
     upper: tuple[str, ...] = ()
 
 
-def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
+def variants(study: Study, base: Preset, now: Round | None = None) -> tuple[list[NamedVariant], Design]:
     """The variants of a study with their seeds, the reference first; and the design that they are laid out by.
+
+    now: how many of its seeds and stages are planned; None: all of them, or the preset's.
 
     Factors are crossed with what the design compares: every combination of their levels has the whole design. Those
     of two levels are laid out among the components by a design that can: the lattice, whole or in part.
@@ -40,14 +43,17 @@ def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
     factors = study.crossed
     players = [f for f in factors if study.design in LATTICES and _is_player(f)]
     named: list[NamedVariant] = []
+    laid_out = None
     for cell in cells([f for f in factors if f not in players]):
         try:
-            found, design = _in_cell(study, cell, players, base)
+            found, design, laid_out = _in_cell(study, cell, players, base, now)
         except ValueError as error:
             if not cell.levels:
                 raise
             raise ValueError(f"the cell {cell.label} of the factors: {error}") from None
         named += found
+    if now:
+        design = dataclasses.replace(design, stages=now.stages, looks=now.looks)
     for name, alternative in study.alternatives.items():
         if not any(v.levels[name] == alternative for v in named):
             raise ValueError(
@@ -57,6 +63,8 @@ def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
     _check_backends(study, named)
     if factors:
         check_distinct(named, budget_given=study.budget is not None)
+    if study.precision and laid_out is not None and study.design != "leave-one-out":
+        require_planned_precision(study, base, named, laid_out)
     for name in study.learning_rates:
         if name not in [v.name for v in named]:
             raise ValueError(f"learning_rates names {name!r}, and {nearest(name, [v.name for v in named])}")
@@ -64,9 +72,9 @@ def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
 
 
 def _in_cell(
-    study: Study, cell: Cell, players: Sequence[Factor], base: Preset
-) -> tuple[list[NamedVariant], Design]:  # fmt: skip
-    """The variants at one combination of levels of the crossed factors."""
+    study: Study, cell: Cell, players: Sequence[Factor], base: Preset, now: Round | None
+) -> tuple[list[NamedVariant], Design, designs.Design | None]:
+    """The variants at one combination of levels of the crossed factors, and how a design has laid them out."""
     here = study.load_preset(cell.settings) if cell.settings else base
     varied = [name for factor in study.crossed for name in factor.components]
     for name in varied:
@@ -74,7 +82,8 @@ def _in_cell(
             raise ValueError(f"{name} is a factor, and the study turns it off or on too; leave it to the factor")
     full = (Variant.full(here) | _on(study.calibration)).without(study.without, study.alternatives)
     full = set_levels(full, cell.alternatives())
-    n_seeds = here.n_seeds if study.n_seeds is None else study.n_seeds
+    n_seeds = (now.n_seeds if now else 0) or study.n_seeds or here.n_seeds
+    laid_out = None
     if study.design == "one":
         seeds = tuple(range(n_seeds))
         alone = study.factors and not study.disable and not study.enable
@@ -82,9 +91,10 @@ def _in_cell(
         assigned = [_Assigned(variant=variant, seeds=seeds) for variant in compared]
         design = Design(name="factorial" if alone else "one")
     else:
-        assigned, design = _designed(study, full, n_seeds, [p.name for p in players], varied)
+        at_stage = now.stage if now else None
+        assigned, design, laid_out = _designed(study, full, n_seeds, [p.name for p in players], varied, at_stage)
     whole = Variant.full(here) | _on(study.calibration) | cell.alternatives()
-    return [_named(a, full, whole, study, cell, players) for a in assigned], design
+    return [_named(a, full, whole, study, cell, players) for a in assigned], design, laid_out
 
 
 def _is_player(factor: Factor) -> bool:
@@ -112,11 +122,13 @@ def _compared(study: Study, full: Variant, cell: Cell) -> list[Variant]:
 
 
 def _designed(
-    study: Study, full: Variant, n_seeds: int, players: Sequence[str], varied: Sequence[str]
-) -> tuple[list[_Assigned], Design]:
+    study: Study, full: Variant, n_seeds: int, players: Sequence[str], varied: Sequence[str],
+    stage: int | None,
+) -> tuple[list[_Assigned], Design, designs.Design]:  # fmt: skip
     """Levels and seeds of each cell of a designed experiment over the components that are on in `full`.
 
     `players`: further factors of two levels. `varied`: components that a factor sets, which are not attributed to.
+    `stage`: the last of a staged design that is run now; None: all.
     """
     named = study.disable or study.enable
     names = (*named, *study.calibration) if named else tuple(n for n in full.on if n not in varied)
@@ -128,6 +140,8 @@ def _designed(
             )
     parts = lattice((*names, *players), REGISTRY.prerequisites(names, study.alternatives))
     design = _design(study, parts, n_seeds)
+    if stage is not None:
+        design = exchange.up_to_stage(design, stage, order=study.order)
     seeds: dict[int, list[int]] = {}
     for run in sorted(design.runs, key=lambda run: -run.cell.bit_count()):
         seeds.setdefault(run.cell, []).append(run.block)
@@ -139,9 +153,9 @@ def _designed(
         )
         for cell, blocks in seeds.items()
     ]
-    # Once every run of a staged design is there the whole lattice is, so that only `optimal` assumes its order.
-    order = study.order if study.design == "optimal" else None
-    return assigned, Design(name=study.design, order=order, stages=design.stages)
+    # A lattice that is there wholly needs no assumption for its values, whatever its noise was planned from.
+    order = design.order if study.design in ("optimal", "staged") else None
+    return assigned, Design(name=study.design, order=order, stages=design.stages), design
 
 
 def _design(study: Study, parts: Lattice, n_seeds: int) -> designs.Design:

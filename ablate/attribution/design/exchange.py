@@ -13,6 +13,7 @@ from ablate.attribution.lattice import Floats, Ints, Lattice, model_matrix, mode
 RIDGE = 1e-7  # keeps the information matrix of a still deficient design invertible; far below one run's information
 BLOCK_SIZE = 4
 EXTRA_RUNS = 6
+FIRST_STAGE = 28  # runs of a staged design that are read first
 SWAPS = 3000
 ROUNDS = 50  # of exchange; far more than any start took
 STARTS = 20
@@ -212,7 +213,7 @@ def _trace(information: Floats, sums: Floats, sizes: np.ndarray, criterion: Floa
 
 
 def staged(
-    lattice: Lattice, *, first_runs: int = 28, extra_runs: int = EXTRA_RUNS, order: int = 2, seed: int = 0
+    lattice: Lattice, *, first_runs: int = FIRST_STAGE, extra_runs: int = EXTRA_RUNS, order: int = 2, seed: int = 0
 ) -> Design:
     """An A-optimal first stage, then the rest of the lattice with repeated ends; both readings share alpha.
 

@@ -1,11 +1,13 @@
-"""How many runs an asked precision takes: the cheapest design, or a refusal that says the number."""
+"""How many seeds or runs an asked precision takes: the cheapest design, or a refusal that says the number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from scipy.special import chdtri, fdtri
 
 from ablate.attribution.design.designs import Design
 from ablate.attribution.design.exchange import BLOCK_SIZE, EXTRA_RUNS, lattice_design, optimal
@@ -14,6 +16,44 @@ from ablate.attribution.verdicts import check_confidence, t_quantile
 
 MAX_PLANNED = 4000  # larger studies are not planned run by run
 MAX_RUNS = 100_000
+ASSURANCE = 0.8  # chance that the planned seeds reach the precision, over the noise of old and new runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """What is known of the noise beforehand: an sd with its degrees of freedom (infinite: known exactly)."""
+
+    sd: float
+    df: float
+    origin: str  # in words
+
+
+def seeds_for(precision: float, noise: Noise, *, confidence: float = 0.95, assurance: float = ASSURANCE) -> int | None:
+    """Pairs of seeds whose t-interval has at most this half-width with a chance of `assurance`; None if too many.
+
+    noise: of the difference of one pair. The variance s^2 that n new pairs will show over the known one is distributed
+    as F(n - 1, df), so t * sd * sqrt(F quantile / n) is the half-width that they stay below: the less is known of the
+    noise, the more seeds.
+    """
+    check_confidence(confidence)
+    if not (np.isfinite(precision) and precision > 0 and np.isfinite(noise.sd) and noise.sd >= 0 and noise.df > 0):
+        raise ValueError(f"precision {precision} and sd {noise.sd} with {noise.df} degrees of freedom were given")
+
+    def reaches(n: int) -> bool:
+        df = n - 1
+        ratio = chdtri(df, 1 - assurance) / df if np.isinf(noise.df) else fdtri(df, noise.df, assurance)
+        return bool(t_quantile(0.5 + confidence / 2, df) * noise.sd * (ratio / n) ** 0.5 <= precision)
+
+    enough = 2
+    while not reaches(enough):
+        enough *= 2
+        if enough > 2 * MAX_RUNS:
+            return None
+    low = enough // 2 if enough > 2 else 1
+    while enough - low > 1:
+        middle = (low + enough) // 2
+        low, enough = (low, middle) if reaches(middle) else (middle, enough)
+    return enough
 
 
 def plan(

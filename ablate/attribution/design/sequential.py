@@ -28,6 +28,13 @@ def planned_looks(seeds: Sequence[int] = PLANNED_LOOKS, *, confidence: float = 0
     return tuple(Look(n=n, confidence=1 - (1 - confidence) / len(seeds)) for n in seeds)
 
 
+def looks_up_to(most: int | None) -> tuple[int, ...]:
+    """Seeds of three readings of which the last has `most`: a quarter, half and all of them, as far as they differ."""
+    if most is None:
+        return PLANNED_LOOKS
+    return tuple(sorted({max(2, -(-most // parts)) for parts in (4, 2, 1)}))
+
+
 def look_at(looks: Sequence[Look], n: int) -> Look:
     """The look planned at n seeds. ValueError at any other number: an unplanned look is not paid for."""
     for look in looks:

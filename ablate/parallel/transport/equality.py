@@ -214,4 +214,3 @@ def _gradient_error(model: Transformer, whole: Transformer, ours: Divided) -> fl
             scale = max(float(p.grad.abs().max()), torch.finfo(p.dtype).tiny)
             worst = max(worst, float((found - expected).abs().max()) / scale)
     return worst
-
