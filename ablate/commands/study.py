@@ -98,11 +98,12 @@ def sweep(
 
 
 def _run_study(study: Any, *, json: bool, at: str, **options: Any) -> None:
+    from ablate.sweep.conduct import conduct
     from ablate.sweep.console import ConsoleDisplay
-    from ablate.sweep.run import Options, run_study
+    from ablate.sweep.run import Options
 
     display = ConsoleDisplay()
-    done = run_study(study, Options(**options), display)
+    done = conduct(study, Options(**options), display)
     if done.outcome is None:
         if json:
             from ablate.spec.decoding import encode

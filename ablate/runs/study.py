@@ -14,6 +14,7 @@ from ablate.components.registry import COMPONENTS, component
 from ablate.documents import read_toml
 from ablate.errors import nearest
 from ablate.presets import preset, preset_file
+from ablate.runs.searching import Search, Tuning, plain
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
@@ -49,7 +50,9 @@ class Study:
     max_bytes: int | None = None
     text_field: str = ""  # of the corpus's rows, dots lead into what is nested; empty: "text", or a list of messages
     trainer: Mapping[str, Any] = field(default_factory=dict)  # fields of the preset's trainer to replace
-    learning_rates: Mapping[str, float] = field(default_factory=dict)  # variant -> its own tuned rate
+    learning_rates: Mapping[str, float] | Literal["tuned"] = field(default_factory=dict)  # variant -> its own rate
+    tuning: Tuning | None = None  # how rates are found where learning_rates is "tuned"
+    search: Search | None = None  # of settings, before the variants are compared at those found
     backends: Mapping[str, str] = field(default_factory=dict)  # slot -> what runs it, in every variant that can
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -79,9 +82,25 @@ class Study:
             raise ValueError(f"confidence is {self.confidence}; it must lie between 0.5 and 1, for example 0.95")
         if not 0 <= self.margin_nats < float("inf"):
             raise ValueError(f"margin_nats is {self.margin_nats}; it must be a finite number, 0 or more")
+        self._check_search()
         for name, most in MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"{name} is {getattr(self, name):.3g}; it must be at most {most:,}")
+
+    def _check_search(self) -> None:
+        """ValueError where tuning, search and the rest of the study contradict each other."""
+        tuned = self.learning_rates == "tuned"
+        if self.tuning is not None and not tuned:
+            raise ValueError(
+                'there is a table [tuning], and learning_rates is not "tuned"; set it, or take the table out'
+            )
+        if self.search is not None and self.learning_rates:
+            raise ValueError("there are both a table [search] and learning_rates; a study has one of them")
+        if (tuned or self.search is not None) and self.match == "seconds":
+            raise ValueError(
+                "match is seconds, and settings are to be tried first: their speeds would be measured anew for each, "
+                "and so give each another number of steps; match flops or tokens"
+            )
 
     def load_preset(self) -> Preset:
         """The preset, with the study's own corpus and trainer fields."""
@@ -119,6 +138,8 @@ def to_toml(study: Study) -> str:
         value = getattr(study, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if value is not None and value != default:
+            if isinstance(value, Tuning | Search):
+                value = plain(value)
             written[f.name] = dict(value) if isinstance(value, Mapping) else value
     return tomli_w.dumps(written)
 

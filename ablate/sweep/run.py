@@ -15,7 +15,7 @@ from ablate.data.windows import Windows
 from ablate.runs.events import Listener
 from ablate.runs.executors.local import Outcome, execute_all, measure_all
 from ablate.runs.job import Job, threads
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
+from ablate.runs.plan import Design, NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
@@ -61,21 +61,27 @@ class StudyRun:
 
 def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     """Run what of a study has no record yet. ValueError for whatever makes it impossible, before anything is spent."""
+    assert study.search is None, "a search is conducted by ablate.sweep.conduct"
+    assert study.learning_rates != "tuned", "rates are tuned by ablate.sweep.conduct"
     base = study.load_preset()
     asked, design = variants(study, base)
+    return run_variants(study, base, asked, design, options, display)
+
+
+def run_variants(
+    study: Study, base: Preset, asked: Sequence[NamedVariant], design: Design, options: Options, display: Display
+) -> StudyRun:
+    """Run what of these variants has no record yet; of the study everything else: budget, match, margin, text."""
     named = [replace(v, spec=v.spec.for_machine(this_machine())) for v in asked]
     check_trainable(base, named)
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
     n_parallel = min(parallel(costs, options.n_parallel), sum(len(v.seeds) for v in named))
-    fits = _check_memory(costs, n_parallel, dry_run=options.dry_run)
+    fits = check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
-    corpus = _prepare(base, display)
-    texts = _held_out_texts(named, corpus)
-    for text in (corpus.train, corpus.held_out, *texts.values()):
-        Windows(text, base.trainer.sequence_length)  # a text shorter than a sequence is told now
+    corpus, texts = prepare_texts(base, named, display)
     folder = options.out or default_folder(study, base, named, corpus.hash)
     make = partial(
         make_plan,
@@ -131,7 +137,7 @@ def parallel(costs: Mapping[str, ModelCost], asked: int | None) -> int:
     return max(1, min(cores // threads(largest), fitting))
 
 
-def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
+def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
     """Whether the largest variant can be trained here; ValueError if it is to be and cannot."""
     name, cost = max(costs.items(), key=lambda item: item[1].trained_parameters)
     needed = TRAINING_BYTES_PER_PARAMETER * cost.trained_parameters * n_parallel
@@ -153,6 +159,15 @@ def _available_bytes() -> int:
 
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def prepare_texts(base: Preset, named: Sequence[NamedVariant], display: Display) -> tuple[Corpus, dict[str, TokenFile]]:
+    """The corpus of these variants and their further held-out sets; a text shorter than a sequence is told now."""
+    corpus = _prepare(base, display)
+    texts = _held_out_texts(named, corpus)
+    for text in (corpus.train, corpus.held_out, *texts.values()):
+        Windows(text, base.trainer.sequence_length)
+    return corpus, texts
 
 
 def _prepare(base: Preset, display: Display) -> Corpus:

@@ -21,6 +21,7 @@ def variants(study: Study, base: Preset) -> tuple[list[NamedVariant], Design]:
 
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
+    assert not isinstance(study.learning_rates, str), "the rates are found before (ablate.sweep.tuned)"
     full = (Variant.full(base) | _on(study.calibration)).without(study.without, study.alternatives)
     n_seeds = base.n_seeds if study.n_seeds is None else study.n_seeds
     if study.design == "one":
@@ -115,6 +116,7 @@ def _named(variant: Variant, seeds: tuple[int, ...], full: Variant, study: Study
         name = " ".join(f"+{n}" for n in variant.on)
     spec = variant.resolve(base)
     spec = dataclasses.replace(spec, model=spec.model.with_backends(study.backends))
+    assert not isinstance(study.learning_rates, str)
     if name in study.learning_rates:
         rate = study.learning_rates[name]
         spec = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, learning_rate=rate))

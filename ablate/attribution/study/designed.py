@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from ablate.attribution.estimation.estimates import Observations
 from ablate.attribution.estimation.functionals import DEFAULT_ORDER
@@ -28,6 +29,16 @@ LAYOUTS = {
     "independent": "no two runs are pairs",
     "mixed": "only runs that share all their seeds are pairs",
 }
+
+
+class Named(Protocol):
+    """A variant with a name and a level for every component, planned or not yet."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def levels(self) -> Mapping[str, str]: ...
 
 
 def attribute_design(
@@ -69,7 +80,7 @@ def attribute_design(
     return replace(found, warnings=(*_lost(plan, statuses, found), *found.warnings)), ""
 
 
-def design_lattice(variants: Sequence[PlannedVariant]) -> Lattice:
+def design_lattice(variants: Sequence[Named]) -> Lattice:
     """The lattice of the components that are on in some variant and off in another, with the variants' names."""
     levels = [v.levels for v in variants]
     # A study that is older than a component does not know its level: it was off.
@@ -89,7 +100,7 @@ def _name(parts: Lattice, cell: int) -> str:
     return " ".join(f"+{name}" for name in on) if len(on) < len(off) else " ".join(f"-{name}" for name in off)
 
 
-def cell_of(parts: Lattice, variant: PlannedVariant) -> int:
+def cell_of(parts: Lattice, variant: Named) -> int:
     """The cell of the lattice that a variant is."""
     return parts.mask(n for n in parts.components if variant.levels.get(n) == ON)
 
