@@ -19,8 +19,10 @@ from ablate.report.tables.effects import attribution, effects, interactions, noi
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
+from ablate.report.tables.search import SearchSection, search, winner
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
@@ -43,6 +45,8 @@ class ReportContent:
     compute: InCompute
     at_size: Table
     calibration: Table
+    tuning: TuningSection | None
+    search: SearchSection | None
     attribution: Table
     ranks: Table
     interactions: Table
@@ -74,14 +78,23 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     store = Store(folder)
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
-    lines = curves(result)
+    lines, searched = curves(result), search(folder, result)
     compute = in_compute(result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
-        answer=tuple(filter(None, (diverged(result), compute.headline, *answer(result)))),
+        answer=tuple(
+            filter(
+                None,
+                (
+                    diverged(result),
+                    compute.headline,
+                    *((winner(searched, result) if searched else ()) or answer(result)),
+                ),
+            )
+        ),
         result=result,
         variants=variants(result),
         effects=effects(result),
@@ -96,6 +109,8 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         compute=compute,
         at_size=at_size(result, compute.gains, size),
         calibration=calibration(result, compute.cost),
+        tuning=tuning(folder, result),
+        search=searched,
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),

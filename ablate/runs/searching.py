@@ -1,4 +1,4 @@
-"""The tables `[tuning]` and `[search]` of a study file: which settings are tried, how often, and by what they are judged."""
+"""The tables `[tuning]` and `[search]` of a study file: which settings are tried, how often, judged by what."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class Search:
             raise ValueError(f"search.objectives is {list(self.objectives)}; give at least one, each once")
         if self.pruner != "none" and self.objectives != ("loss",):
             raise ValueError(
-                f"search.pruner is {self.pruner!r} and search.objectives {list(self.objectives)}; a trial can be pruned "
-                'by its loss alone: take objectives = ["loss"] or pruner = "none"'
+                f"search.pruner is {self.pruner!r} and search.objectives {list(self.objectives)}; a trial is "
+                'pruned by its loss alone: take objectives = ["loss"] or pruner = "none"'
             )
         if self.sampler == "nsga2" and self.pruner != "none":
             raise ValueError('search.pruner has no use with sampler "nsga2"; take pruner = "none"')
@@ -135,7 +135,8 @@ def check_storage(storage: str, table: str) -> None:
     """ValueError for an address that is none of a storage; it is not repeated, since a password may be in it."""
     if storage and not storage.startswith((*FILE_STORAGES, *SERVERS)):
         raise ValueError(
-            f"{table}.storage is no address of a storage; give sqlite:///FILE, journal:FILE or postgresql://HOST/DATABASE"
+            f"{table}.storage is no address of a storage; give sqlite:///FILE, journal:FILE or "
+            "postgresql://HOST/DATABASE"
         )
 
 

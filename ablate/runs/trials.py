@@ -1,8 +1,8 @@
 """The trials of a search: one sealed file a trial, written once, beside the records of its runs.
 
-A search has as many slots as it plans trials. A slot is filled once, with the parameters that were proposed for it; from
-then on the trial exists, whoever proposed it and whatever becomes of that process: its run has a record, or is still to
-be done and anybody may do it. So a worker that is killed loses no trial and none is made twice. Claims only keep two
+A search has as many slots as it plans trials. A slot is filled once, with the parameters proposed for it; from then on
+the trial exists, whoever proposed it and whatever becomes of that process: its run has a record, or is still to be done
+and anybody may do it. So a worker that is killed loses no trial and none is made twice. Claims only keep two
 workers from one run; they are locks that the system lets go of when a process ends.
 """
 

@@ -1,4 +1,4 @@
-"""A study at each variant's own learning rate: screening, the predicted optima, the design at them and at the shared rate.
+"""A study at each variant's own learning rate: screening, predicted optima, the design there and at the shared rate.
 
 The folder of the study holds the design at the variants' own rates, `tuning/` the screening and `shared/` the same
 design at the shared rate: three studies, each with its plan and records, so that every stage goes on where it stopped.

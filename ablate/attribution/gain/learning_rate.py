@@ -147,7 +147,8 @@ def surface_matrix(lattice: Lattice, cells: Sequence[int], log2_lr: Sequence[flo
 def predict_optima(surface: ResponseSurface, *, low: float = -REACH, high: float = REACH) -> LearningRates:
     """Minimum of the parabola of every feasible variant, with delta-method covariance.
 
-    low, high: octaves from the shared centre; an optimum beyond them is held there, and the variant named. Raises ValueError where a parabola has no minimum: the range was too narrow for the noise.
+    low, high: octaves from the shared centre; an optimum beyond them is held there, and the variant named. Raises
+    ValueError where a parabola has no minimum: the range was too narrow for the noise.
     """
     lattice = surface.lattice
     cells = np.array(lattice.cells, dtype=np.int64)

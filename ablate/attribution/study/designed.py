@@ -21,6 +21,12 @@ from ablate.runs.record import RunRecord, RunStatus
 
 # Designs whose variants all run with the same seeds against full: each can be compared with it directly too.
 AGAINST_REFERENCE = ("one", "leave-one-out")
+# Designs without a total to split, and why.
+UNSPLIT = {
+    "one": "",
+    "screening": "a screening finds learning rates, and compares nothing",
+    "search": "what a search found differs in settings too; each is set against the reference under Search",
+}
 MAX_NAMED = 4  # runs in one sentence
 ASSUMED = "interactions of more than"  # of the sentences that say what a model leaves out
 LAYOUTS = {
@@ -56,8 +62,8 @@ def attribute_design(
     reference. An effect that is defined on a variant that diverged has no interval; nor has one that lacks any run
     where every variant was to run with every seed.
     """
-    if plan.design.name == "one":
-        return None, ""
+    if plan.design.name in UNSPLIT:
+        return None, UNSPLIT[plan.design.name]
     if not records:
         return None, "no run has finished"
     parts = design_lattice(plan.variants)

@@ -111,8 +111,8 @@ def value_of(objective: Objective, trial: Trial, record: RunRecord) -> float:
     metric = METRICS[objective]
     if metric not in record.metrics:
         raise ValueError(
-            f"run {record.run_id} of trial {trial.slot} has no {metric} (it was resumed at its very end); search without "
-            f"the objective {objective}, or move its record away: the run is then made anew"
+            f"run {record.run_id} of trial {trial.slot} has no {metric} (it was resumed at its very end); search "
+            f"without the objective {objective}, or move its record away: the run is then made anew"
         )
     return record.metrics[metric]
 

@@ -56,7 +56,7 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned:
-    """What a screening says. `fitted` is None where no minimum was found; `used` is the part of the range it is from."""
+    """What a screening says. `fitted` is None where no minimum was found; `used` is the range it is from."""
 
     shared_rate: float
     used: tuple[float, float]  # octaves: up to where every screened variant finished
@@ -158,8 +158,8 @@ def _used_range(points: Mapping[str, Sequence[Point]]) -> tuple[tuple[float, flo
     if len(left) < FEWEST_RATES:
         names = listed(f"{name} at {short(p.learning_rate)}" for name, p in lost[:4])
         raise ValueError(
-            f"screening runs diverged ({names}), and fewer than {FEWEST_RATES} rates lie below all of them; give a lower "
-            "trainer.learning_rate, fewer tuning.octaves or more tuning.trials, and another folder with --out"
+            f"screening runs diverged ({names}), and fewer than {FEWEST_RATES} rates lie below all of them; give a "
+            "lower trainer.learning_rate, fewer tuning.octaves or more tuning.trials, and another folder with --out"
         )
     said = [
         f"{name} diverged at {short(p.learning_rate)}, so no variant's fit uses that rate or a higher one"

@@ -1,4 +1,4 @@
-"""A search from its study file to its trials' records, and then to the study that compares what was found, on fresh seeds."""
+"""A search from its study file to its trials' records, then to the study that compares what was found on fresh seeds."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _chosen(
                 name=f"{w.trial.variant} (trial {w.trial.number})")
         for w in front
     ]  # fmt: skip
-    return [asked[0], *chosen], Design(name="one")
+    return [asked[0], *chosen], Design(name="search")
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""A field of a preset by its path, as a search varies it: `trainer.learning_rate`, `optimizer.weight_decay`, `moe.top`."""
+"""A field of a preset by its path, as a search varies it: `trainer.learning_rate`, `moe.n_routed_experts`."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def grid(search: Search, found: Distributions) -> list[dict[str, Value]]:
         else:
             values = np.geomspace(low, high, given.points) if distribution.log else np.linspace(low, high, given.points)
         whole = isinstance(low, int)
-        axes.append(list(dict.fromkeys(int(round(v)) if whole else float(f"{v:.6g}") for v in values)))
+        axes.append(list(dict.fromkeys(round(float(v)) if whole else float(f"{v:.6g}") for v in values)))
     return [dict(zip(found, point, strict=True)) for point in itertools.product(*axes)]
 
 
