@@ -96,7 +96,8 @@ def _groups(found: SearchResult, confirmed: Mapping[str, float]) -> Table:
         values = objective(objectives[0], winner.values[0]) if winner else NONE
         again = confirmed.get(group) if objectives[0] == "loss" else None
         ended = (str(counts[state]) for state in ("complete", "pruned", "diverged", "failed"))
-        rows.append([group, str(sum(counts.values())), *ended, settings(winner.trial.parameters) if winner else NONE, values, number(again)])  # fmt: skip
+        chosen = settings(winner.trial.parameters) if winner else NONE
+        rows.append([group, str(sum(counts.values())), *ended, chosen, values, number(again)])
     columns: Columns = [text("Variant"), "Trials", "Complete", "Pruned", "Diverged", "Failed", text("Best settings"),
                         f"Their {objectives[0]} in the search", "Loss on fresh seeds"]  # fmt: skip
     note = (
@@ -136,8 +137,8 @@ def _confirmed(found: SearchResult, result: StudyResult) -> Table:
     columns: Columns = [text("What was found"), "Loss, nats/token", "Minus the reference", "Interval", text("Verdict"),
                         "Seeds"]  # fmt: skip
     note = (
-        f"Fresh seeds, {percent(result.plan.interval_confidence)} intervals; below zero it is better than the reference "
-        "at the preset's settings. The difference is that of the variant and of its settings together."
+        f"Fresh seeds, {percent(result.plan.interval_confidence)} intervals; below zero it is better than the "
+        "reference at the preset's settings. The difference is that of the variant and of its settings together."
     )
     return make("The winners on fresh seeds", columns, rows, note)
 

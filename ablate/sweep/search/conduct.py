@@ -1,4 +1,4 @@
-"""A search from its study file to its trials' records, then to the study that compares what was found on fresh seeds."""
+"""A search from its study file to its trials' records, then to the study of what was found on fresh seeds."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def frozen(found: TrialResult, plan: SearchPlan, known: Distributions, **user_at
               "failed": TrialState.FAIL, "open": TrialState.RUNNING}  # fmt: skip
     return create_trial(
         state=states[found.state],
-        values=found.values if found.state == "complete" else None,
+        values=_values(found, plan),
         params={name: found.trial.parameters[name] for name in known},
         distributions=dict(known),
         user_attrs=user_attrs,
@@ -182,9 +182,16 @@ def frozen(found: TrialResult, plan: SearchPlan, known: Distributions, **user_at
     )
 
 
+def _values(found: TrialResult, plan: SearchPlan) -> list[float] | None:
+    """Of a complete trial; of a pruned one the loss that it was pruned for, as Optuna itself notes it."""
+    if found.state == "pruned":
+        return list(intermediate_values(found, plan).values())[-1:]
+    return list(found.values) if found.state == "complete" else None
+
+
 def intermediate_values(found: TrialResult, plan: SearchPlan) -> dict[int, float]:
     """Losses by share of the budget in thousandths; of a search by several objectives Optuna takes none."""
-    if len(plan.objectives) > 1 or plan.pruner == "none":
+    if len(plan.objectives) > 1 or plan.pruner == "none" or found.state == "diverged":
         return {}
     return {round(PER_MILLE * share): loss for share, loss in found.losses.items()}
 
