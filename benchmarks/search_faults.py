@@ -3,7 +3,7 @@
     python benchmarks/search_faults.py --trials 40 --kills 10 --workers 3 --campaigns 3 --out results/search-faults
 
 Workers are processes that conduct the same study file in the same folder, with one storage (a PostgreSQL on loopback
-Workers are processes that conduct the same study file in the same folder, with one storage (a PostgreSQL on loopback
+that this starts, or --storage). Runs are played (`played_runs.py`), all else is the program. SIGKILL hits a random
 worker after a random time; it is started again. Afterwards are counted, against the plan: slots without a trial, trials
 without a record (lost), slots or runs of the storage that occur twice (duplicated), trials whose file changed after it
 was first seen, records that no trial names, trials of the storage that are still running or have another value.

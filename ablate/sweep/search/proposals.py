@@ -207,7 +207,7 @@ def _memory(plan: SearchPlan, sampler: Any) -> optuna.Study:
     return optuna.create_study(directions=directions(plan), sampler=sampler)
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801: it is a context
+class quiet(warnings.catch_warnings):
     """Optuna without its announcements: of studies that it makes, and of what it calls experimental."""
 
     def __enter__(self) -> Any:
