@@ -30,8 +30,9 @@ from ablate.runs import study as studies
 from ablate.runs.plan import Plan
 from ablate.runs.study import read_study
 from ablate.spec.decoding import decode
+from ablate.sweep.conduct import conduct
 from ablate.sweep.console import ConsoleDisplay
-from ablate.sweep.run import Options, run_study
+from ablate.sweep.run import Options
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -142,7 +143,7 @@ def sweep(
     asked = study if isinstance(study, studies.Study) else read_study(Path(study))
     options = Options(out=None if out is None else Path(out), n_parallel=jobs, dry_run=dry_run)
     with _no_main():
-        done = run_study(asked, options, ConsoleDisplay())
+        done = conduct(asked, options, ConsoleDisplay())
     if done.outcome is None:
         return done.plan
     if done.outcome.interrupted:

@@ -104,12 +104,12 @@ def _show_price(done: Any, display: Any, *, per_hour: float | None, noise: Path 
 
 
 def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **options: Any) -> None:
+    from ablate.sweep.conduct import conduct
     from ablate.sweep.console import ConsoleDisplay
-    from ablate.sweep.rounds import run_to_end
     from ablate.sweep.run import Options
 
     display = ConsoleDisplay()
-    done = run_to_end(study, Options(**options), display)
+    done = conduct(study, Options(**options), display)
     if done.outcome is None:
         priced = _show_price(done, display, **(pricing or {"per_hour": None, "noise": None}))
         if json:

@@ -25,8 +25,10 @@ from ablate.report.tables.looks import any_time, looks_made, of_history, plans_m
 from ablate.report.tables.metrics import other_metrics, routing
 from ablate.report.tables.primary import asked, primary_sentence, primary_table
 from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, variants
+from ablate.report.tables.search import SearchSection, search, winner
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.runs.history import Entry, History
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
@@ -61,6 +63,8 @@ class ReportContent:
     plans: Table
     any_time: Table
     history: tuple[Entry, ...]
+    tuning: TuningSection | None
+    search: SearchSection | None
     attribution: Table
     ranks: Table
     interactions: Table
@@ -92,7 +96,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     store = Store(folder)
     result = compare(_plan(store), list(store), store.failures())
     _require_an_end(result, folder)
-    lines, entries = curves(result), History(folder).entries()
+    lines, entries, searched = curves(result), History(folder).entries(), search(folder, result)
     compute = in_compute(result)
     stated = primary(result, compute.gains)
     sizes_of = study_ladders(result, compute.gains)
@@ -110,7 +114,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
                     *primary_sentence(stated, result, compute.why),
                     ladder_sentence(sizes_of, result),
                     "" if sizes_of else compute.headline,
-                    *answer(result),
+                    *((winner(searched, result) if searched else ()) or answer(result)),
                 ),
             )
         ),
@@ -138,6 +142,8 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         ladder_trends=trend_table(sizes_of, result),
         at_size=at_size(result, compute.gains, size),
         calibration=calibration(result, compute.cost),
+        tuning=tuning(folder, result),
+        search=searched,
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=tuple(speed_notes(result)),

@@ -18,6 +18,7 @@ from ablate.presets import preset_with
 from ablate.runs.factors import ALTERNATIVE, PRESET, Factor, read_factors
 from ablate.runs.precision import parse_precision
 from ablate.runs.primary import PRIMARY, Primary
+from ablate.runs.searching import Search, Tuning, plain
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.nodes import MODEL_SLOTS
 from ablate.spec.run import Preset
@@ -65,7 +66,9 @@ class Study:
     max_bytes: int | None = None
     text_field: str = ""  # of the corpus's rows, dots lead into what is nested; empty: "text", or a list of messages
     trainer: Mapping[str, Any] = field(default_factory=dict)  # fields of the preset's trainer to replace
-    learning_rates: Mapping[str, float] = field(default_factory=dict)  # variant -> its own tuned rate
+    learning_rates: Mapping[str, float] | Literal["tuned"] = field(default_factory=dict)  # variant -> its own rate
+    tuning: Tuning | None = None  # how rates are found where learning_rates is "tuned"
+    search: Search | None = None  # of settings, before the variants are compared at those found
     backends: Mapping[str, str] = field(default_factory=dict)  # slot -> what runs it, in every variant that can
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -107,9 +110,25 @@ class Study:
             )
         self._take_margin()
         self._take_preset()
+        self._check_search()
         for name, most in MOST.items():
             if (getattr(self, name) or 0) > most:
                 raise ValueError(f"{name} is {getattr(self, name):.3g}; it must be at most {most:,}")
+
+    def _check_search(self) -> None:
+        """ValueError where tuning, search and the rest of the study contradict each other."""
+        tuned = self.learning_rates == "tuned"
+        if self.tuning is not None and not tuned:
+            raise ValueError(
+                'there is a table [tuning], and learning_rates is not "tuned"; set it, or take the table out'
+            )
+        if self.search is not None and self.learning_rates:
+            raise ValueError("there are both a table [search] and learning_rates; a study has one of them")
+        if (tuned or self.search is not None) and self.match == "seconds":
+            raise ValueError(
+                "match is seconds, and settings are to be tried first: their speeds would be measured anew for each, "
+                "and so give each another number of steps; match flops or tokens"
+            )
 
     def _check_seeds(self) -> None:
         """ValueError where two fields say how many seeds there are, or one has no meaning beside the others."""
@@ -220,6 +239,8 @@ def to_toml(study: Study) -> str:
         value = getattr(study, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if value is not None and value != default:
+            if isinstance(value, Tuning | Search):
+                value = plain(value)
             written[f.name] = dict(value) if isinstance(value, Mapping) else value
     return tomli_w.dumps(written)
 

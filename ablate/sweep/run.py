@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,16 @@ from ablate.runs.executors.local import LocalExecutor, measure_all
 from ablate.runs.executors.protocol import Executor
 from ablate.runs.executors.slurm import SlurmExecutor
 from ablate.runs.job import Job, threads
-from ablate.runs.plan import NamedVariant, Plan, check_trainable, make_plan
+from ablate.runs.plan import Design, NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
-from ablate.spec.run import DataSpec, RunSpec
+from ablate.spec.run import DataSpec, Preset, RunSpec
 from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
-from ablate.sweep.seeds import this_round
+from ablate.sweep.seeds import Round, this_round
 from ablate.sweep.texts import Texts, other_corpora, prepare_texts
 from ablate.sweep.variants import variants
 
@@ -70,8 +70,21 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
 
     ValueError for whatever makes it impossible, before anything is spent.
     """
+    assert study.search is None, "a search is conducted by ablate.sweep.conduct"
+    assert study.learning_rates != "tuned", "rates are tuned by ablate.sweep.conduct"
     base = study.load_preset()
     asked, design = variants(study, base)
+    return run_variants(study, base, asked, design, options, display, by_rounds=True)
+
+
+def run_variants(
+    study: Study, base: Preset, asked: Sequence[NamedVariant], design: Design, options: Options, display: Display,
+    *, by_rounds: bool = False,
+) -> StudyRun:  # fmt: skip
+    """Run what of these variants has no record yet; of the study everything else: budget, match, margin, text.
+
+    `by_rounds`: the seeds are those of the round that the study is in; else all that the variants have.
+    """
     cluster = read_cluster(options.cluster) if options.cluster else None
     machine = cluster.machine(this_machine()) if cluster else this_machine()
     whole = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
@@ -85,16 +98,18 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
     n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in whole))
-    fits = cluster is None and _check_memory(costs, n_parallel, dry_run=options.dry_run)
+    fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)
     corpus = texts[whole[0].name].corpus
     folder = options.out or default_folder(study, base, whole, corpus.hash)
-    now = this_round(study, base, whole, folder)
-    display.say(now.reason)
-    asked, design = variants(study, base, now)
-    named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
+    now, named = Round(n_seeds=max(len(v.seeds) for v in whole), origin="given", reason="as laid out"), whole
+    if by_rounds:
+        now = this_round(study, base, whole, folder)
+        display.say(now.reason)
+        asked, design = variants(study, base, now)
+        named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
     make = partial(
         make_plan,
         study,
@@ -162,7 +177,7 @@ def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster
     return max(1, min(cores // threads(largest), fitting))
 
 
-def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
+def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
     """Whether the largest variant can be trained here; ValueError if it is to be and cannot."""
     name, cost = max(costs.items(), key=lambda item: item[1].trained_parameters)
     needed = TRAINING_BYTES_PER_PARAMETER * cost.trained_parameters * n_parallel

@@ -40,6 +40,7 @@ def variants(study: Study, base: Preset, now: Round | None = None) -> tuple[list
     of two levels are laid out among the components by a design that can: the lattice, whole or in part.
     ValueError where there is nothing to compare, a variant is impossible, or the design cannot be made.
     """
+    assert not isinstance(study.learning_rates, str), "the rates are found before (ablate.sweep.tuned)"
     factors = study.crossed
     players = [f for f in factors if study.design in LATTICES and _is_player(f)]
     named: list[NamedVariant] = []
@@ -195,6 +196,7 @@ def _named(
         name = at.label if study.design == "one" and not study.disable and not study.enable else f"{name} at {at.label}"
     spec = variant.resolve(study.load_preset(at.settings))
     spec = dataclasses.replace(spec, model=spec.model.with_backends(study.backends))
+    assert not isinstance(study.learning_rates, str)
     if name in study.learning_rates:
         rate = study.learning_rates[name]
         spec = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, learning_rate=rate))

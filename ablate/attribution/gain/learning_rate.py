@@ -74,16 +74,26 @@ def screening_design(
     cells: how many variants to screen, default K + 2; every component's slope needs at least K + 1. The three rates of
     a variant should share a seed: the level of the variant then absorbs it.
     """
-    wanted = len(lattice.components) + 2 if cells is None else cells
-    if not len(lattice.components) + 1 <= wanted <= len(lattice.cells):
-        raise ValueError(
-            f"{wanted} variants cannot be screened: it takes at least {len(lattice.components) + 1} to see every "
-            f"component's slope, and there are {len(lattice.cells)} feasible variants"
-        )
     if not half_range > 0:
         raise ValueError(f"the half range is in octaves and must be positive, got {half_range}")
-    chosen = _d_optimal(model_matrix(lattice, 1), wanted, rng)
-    return tuple((lattice.cells[i], rate) for i in chosen for rate in (-half_range, 0.0, half_range))
+    chosen = screened_cells(lattice, lattice.cells, cells=cells, rng=rng)
+    return tuple((cell, rate) for cell in chosen for rate in (-half_range, 0.0, half_range))
+
+
+def screened_cells(
+    lattice: Lattice, among: Sequence[int], *, cells: int | None = None, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """The D-optimal cells to screen among those given: K + 2 by default, or as many as there are if these are fewer."""
+    fewest = len(lattice.components) + 1
+    wanted = min(fewest + 1, len(among)) if cells is None else cells
+    if not fewest <= wanted <= len(among):
+        raise ValueError(
+            f"{wanted} variants cannot be screened: it takes at least {fewest} to see every component's slope, and "
+            f"there are {len(among)} variants"
+        )
+    if wanted == len(among):
+        return tuple(among)
+    return tuple(among[i] for i in _d_optimal(model_matrix(lattice, 1, among), wanted, rng))
 
 
 def fit_surface(
@@ -134,10 +144,11 @@ def surface_matrix(lattice: Lattice, cells: Sequence[int], log2_lr: Sequence[flo
     return np.hstack([level, rate * slope, rate**2 * curvature])
 
 
-def predict_optima(surface: ResponseSurface) -> LearningRates:
+def predict_optima(surface: ResponseSurface, *, low: float = -REACH, high: float = REACH) -> LearningRates:
     """Minimum of the parabola of every feasible variant, with delta-method covariance.
 
-    Raises ValueError where a parabola has no minimum: the range was too narrow for the noise.
+    low, high: octaves from the shared centre; an optimum beyond them is held there, and the variant named. Raises
+    ValueError where a parabola has no minimum: the range was too narrow for the noise.
     """
     lattice = surface.lattice
     cells = np.array(lattice.cells, dtype=np.int64)
@@ -151,9 +162,9 @@ def predict_optima(surface: ResponseSurface) -> LearningRates:
         )
     best = -slope / (2.0 * curvature)
     jacobian = np.hstack([-of_slope / (2.0 * curvature)[:, None], -(best / curvature)[:, None] * of_curvature])
-    beyond = np.flatnonzero(np.abs(best) > REACH)
+    beyond = np.flatnonzero((best < low) | (best > high))
     return LearningRates(
-        log2_lr=np.clip(best, -REACH, REACH),
+        log2_lr=np.clip(best, low, high),
         covariance=jacobian @ surface.covariance @ jacobian.T,
         curvature=curvature,
         clipped=tuple(lattice.label(int(cells[i])) for i in beyond),

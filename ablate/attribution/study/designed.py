@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from ablate.attribution.estimation.estimates import Observations
 from ablate.attribution.estimation.functionals import DEFAULT_ORDER
@@ -22,6 +23,12 @@ from ablate.runs.record import RunRecord, RunStatus
 
 # Designs whose variants all run with the same seeds against full: each can be compared with it directly too.
 AGAINST_REFERENCE = ("one", "leave-one-out", FACTORIAL)
+# Designs without a total to split, and why.
+UNSPLIT = {
+    "one": "",
+    "screening": "a screening finds learning rates, and compares nothing",
+    "search": "what a search found differs in settings too; each is set against the reference under Search",
+}
 MAX_NAMED = 4  # runs in one sentence
 ASSUMED = "interactions of more than"  # of the sentences that say what a model leaves out
 LAYOUTS = {
@@ -30,6 +37,19 @@ LAYOUTS = {
     "independent": "no two runs are pairs",
     "mixed": "only runs that share all their seeds are pairs",
 }
+
+
+class Named(Protocol):
+    """A variant with a name, a level for every component, and the factors at their second level; planned or not yet."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def levels(self) -> Mapping[str, str]: ...
+
+    @property
+    def upper(self) -> tuple[str, ...]: ...
 
 
 def attribute_design(
@@ -47,8 +67,8 @@ def attribute_design(
     reference. An effect that is defined on a variant that diverged has no interval; nor has one that lacks any run
     where every variant was to run with every seed.
     """
-    if plan.design.name == "one" and not plan.factors:
-        return None, ""
+    if plan.design.name in UNSPLIT and not (plan.design.name == "one" and plan.factors):
+        return None, UNSPLIT[plan.design.name]
     if not records:
         return None, "no run has finished"
     if why := _not_two_levels(plan):
@@ -82,7 +102,7 @@ def _not_two_levels(plan: Plan) -> str:
     return ""
 
 
-def design_lattice(variants: Sequence[PlannedVariant], factors: Sequence[FactorFacts] = ()) -> Lattice:
+def design_lattice(variants: Sequence[Named], factors: Sequence[FactorFacts] = ()) -> Lattice:
     """The lattice of the components that are on in some variant and off in another, with the variants' names.
 
     A factor of two levels is one more of them, on at its second level; what it sets goes with it.
@@ -108,7 +128,7 @@ def _name(parts: Lattice, cell: int) -> str:
     return " ".join(f"+{name}" for name in on) if len(on) < len(off) else " ".join(f"-{name}" for name in off)
 
 
-def cell_of(parts: Lattice, variant: PlannedVariant) -> int:
+def cell_of(parts: Lattice, variant: Named) -> int:
     """The cell of the lattice that a variant is."""
     return parts.mask(n for n in parts.components if variant.levels.get(n) == ON or n in variant.upper)
 

@@ -16,6 +16,7 @@ from ablate.report.curves import Curve, Gap
 from ablate.report.figures.canvas import NARROW, WIDE, Panel, draw
 from ablate.report.figures.effects import forest, gap_line, rows
 from ablate.report.figures.factors import ladder_line, response_line
+from ablate.report.figures.settings import front, responses, settings
 from ablate.report.figures.variants import AGAINST, cost_marks, loss_lines, relative_costs
 from ablate.report.names import label
 from ablate.report.tables.ladder import COMPUTE
@@ -30,6 +31,8 @@ def all_figures(content: ReportContent) -> dict[str, tuple[Panel, ...]]:
     result = content.result
     found = {"effects": _forest(result), "gaps": _gaps(content.gaps, result), "cost": _cost(result)}
     found |= {"responses": _responses(result), "ladder": _ladder(content.ladders)}
+    found |= {"tuning": responses(content.tuning)}
+    found |= {"front": front(content.search), "settings": settings(content.search)}
     lines = {line.variant: line for line in content.curves if line.points}
     return found | {against: tuple(_losses(lines, result, against)) for against in AGAINST}
 
