@@ -12,23 +12,35 @@ from ablate.randomness import uniform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What a teacher is given: text to continue, or, with `asks`, a request that a model tuned to chat answers."""
+
+    text: str
+    asks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """What a teacher wrote behind a prompt. `n_forward_tokens`: read or written, prompt included, for the FLOPs."""
 
     text: str
     n_forward_tokens: int
     nats_per_token: float | None = None  # its own loss on what it wrote; None if it does not tell
+    ended: bool = False  # the teacher ended the text itself; else the limit on tokens cut it, or it is not known
 
 
 class Teacher(Protocol):
-    """Anything that continues text."""
+    """Anything that continues text. `answers`: whether it was tuned to chat and is given prompts that ask."""
+
+    @property
+    def answers(self) -> bool: ...
 
     @property
     def flops_per_token(self) -> float | None:
         """Forward FLOPs, or None if its size is not known."""
 
     def complete(
-        self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float, seed: int
     ) -> list[Completion]: ...
 
     def describe(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -26,10 +26,11 @@ HELD_OUT_SHARE = 0.1  # of the documents that prompts came from
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherDocument:
-    """One text that a teacher wrote, and the name of the training document whose prompt it continues."""
+    """One text that a teacher wrote, and the training document and the kind of prompt that it was written from."""
 
     document: str
     text: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,12 @@ class Manifest:
     text_hash: str  # sha256 of the uncompressed text
     made_on: str  # date, ISO 8601
     made_with: Mapping[str, str]
+    # What texts written before the kinds of prompts do not say.
+    n_prompts_by_kind: Mapping[str, int] = field(default_factory=dict)
+    n_kept_by_kind: Mapping[str, int] = field(default_factory=dict)
+    n_prompts_left_out: int = 0  # since held-out text has 13 of their words in a row too
+    n_opening_bytes: int = 0  # kept: what the texts begin with, which the training documents gave
+    writing_s: float | None = None
     format: int = FORMAT
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
