@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from ablate.components.distill.text import (
     check_out,
     check_split,
     compress,
+    held_out_hash,
     write_text,
 )
 from ablate.data.corpus import Corpus, held_out_documents, load_tokenizer, train_documents
@@ -24,7 +26,7 @@ from ablate.data.tokenizer import encode_texts
 from ablate.teachers.filters import Filters, Sieve
 from ablate.teachers.prompts import ASKED, KINDS, Start, prompts
 from ablate.teachers.saved import SavedTeacher
-from ablate.teachers.teacher import Completion, Teacher
+from ablate.teachers.teacher import Completion, Scorer, Teacher
 
 MAX_PROMPTS, MIN_PROMPTS = 128, 16  # of a round, whose answers are kept together
 EXPECTED_SHARE = 0.8  # of the tokens that are written, kept
@@ -41,8 +43,8 @@ class Recipe:
     n_tokens: int = 250_000  # kept, in the corpus's vocabulary; a little more is written
     kinds: tuple[str, ...] = KINDS
     prompt_tokens: int = 64  # of whole lines, at most, in the corpus's vocabulary
-    max_tokens: int = 400  # a text, in the teacher's vocabulary
-    temperature: float = 0.8
+    max_tokens: int = 320  # a text, in the teacher's vocabulary
+    temperature: float = 0.6
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ def write_teacher_text(
     filters: Filters,
     out: Path,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write a teacher's text into the new folder `out` and return its manifest.
 
@@ -78,7 +81,12 @@ def write_teacher_text(
             progress(min(n_kept, recipe.n_tokens), recipe.n_tokens)
     check_split(f"the text for {out}, which is not kept", {document.document for document in writer.documents})
     compressed, text_hash = compress(writer.documents)
-    manifest = writer.manifest(text_hash)
+    bits_per_byte = None
+    if isinstance(teacher, Scorer):
+        if say:
+            say("the text is whole; the teacher reads the corpus's held-out text, for its own bits per byte")
+        bits_per_byte = _bits_per_byte(teacher, corpus)
+    manifest = writer.manifest(text_hash, bits_per_byte)
     write_text(out, compressed, manifest)
     shutil.rmtree(parts, ignore_errors=True)
     return manifest
@@ -150,7 +158,7 @@ class _Writer:
             self.n_opening_bytes += len(start.opening.encode())
             self.n_tokens += sum(map(len, encode_texts(self.tokenizer, [text])))
 
-    def manifest(self, text_hash: str) -> Manifest:
+    def manifest(self, text_hash: str, held_out_bits_per_byte: float | None) -> Manifest:
         recipe, corpus, flops = self.recipe, self.corpus, self.teacher.flops_per_token
         return Manifest(
             teacher=self.teacher.describe(),
@@ -175,10 +183,18 @@ class _Writer:
             flops_per_token=flops,
             writing_flops=None if flops is None else flops * self.n_forward_tokens,
             writing_s=self.teacher.seconds,
+            held_out_bits_per_byte=held_out_bits_per_byte,
+            held_out_hash=held_out_hash(corpus),
             text_hash=text_hash,
             made_on=datetime.now(UTC).date().isoformat(),
             made_with={name: version(name) for name in ("dsv3-ablate", "torch", "tokenizers", "numpy")},
         )
+
+
+def _bits_per_byte(teacher: Scorer, corpus: Corpus) -> float:
+    """Of the teacher on all held-out text of the corpus, whose bytes have the bits of its own tokens."""
+    texts = [document.text for document in held_out_documents(corpus)]
+    return sum(teacher.nats(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 def whole_lines(text: str) -> str:

@@ -16,6 +16,7 @@ from ablate.teachers.teacher import Completion, Prompt, draws
 BATCH = 32  # of transformers' own generate
 DECODED_BATCH = 128
 GOING_SHARE = 0.8  # of a batch's rows: below it those that have ended leave
+WINDOW = 512  # tokens of held-out text that are read together
 TOP_K = 64  # tokens that are drawn from; a small model's tail is where its text breaks
 
 
@@ -68,6 +69,26 @@ class HuggingFaceTeacher:
                 else:
                     found += self._decoded(self.decoder, batch, max_tokens, temperature, seed)
         return found
+
+    def nats(self, texts: Sequence[str]) -> list[float]:
+        """Of each text, read in windows of `WINDOW` tokens that begin with none of what came before.
+
+        A window's first token is predicted from the token that ends a text.
+        """
+        found = []
+        with torch.inference_mode():
+            for text in texts:
+                ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+                found.append(sum(self._window_nats([self.ends[0], *window]) for window in windows))
+        return found
+
+    def _window_nats(self, ids: list[int]) -> float:
+        if self.decoder is None:
+            logits_TC = self.model(torch.tensor([ids[:-1]])).logits[0].float()
+        else:
+            logits_TC = self.decoder.read_all(ids[:-1])
+        return float(torch.nn.functional.cross_entropy(logits_TC, torch.tensor(ids[1:]), reduction="sum"))
 
     def _rendered(self, prompt: Prompt) -> str:
         if not prompt.asks:

@@ -66,10 +66,7 @@ class Decoder:
         lengths = torch.tensor([len(ids) for ids in prompts])
         n = int(lengths.max())
         ids_BT = torch.tensor([[*ids, *[0] * (n - len(ids))] for ids in prompts])
-        shape = (len(prompts) * self.n_kv, -(-(n + 1) // STEP) * STEP, self.head_dim)
-        self.keys = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
-        self.values = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
-        self.n_read_B = lengths
+        self._begin(lengths)
         # What stands behind a prompt's end is read too, and no position before it sees that.
         x_BD = []
         for first in range(0, len(prompts), READ_ROWS):
@@ -77,6 +74,19 @@ class Decoder:
             x_BTD = self._trunk(part, torch.arange(n).expand(len(part), n), None, first)
             x_BD.append(x_BTD[torch.arange(len(part)), lengths[first : first + READ_ROWS] - 1])
         return self._logits(torch.cat(x_BD))
+
+    def read_all(self, ids: Sequence[int]) -> Tensor:
+        """Begin one row; logits (T, C) behind each of its tokens, float32."""
+        self._begin(torch.tensor([len(ids)]))
+        return self._logits(self._trunk(torch.tensor([ids]), torch.arange(len(ids))[None], None)[0])
+
+    def _begin(self, length_B: Tensor) -> None:
+        """An empty cache for rows that will have read so much."""
+        positions = -(-(int(length_B.max()) + 1) // STEP) * STEP
+        shape = (len(length_B) * self.n_kv, positions, self.head_dim)
+        self.keys = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
+        self.values = [torch.zeros(shape, dtype=self.dtype) for _ in self.layers]
+        self.n_read_B = length_B
 
     def step(self, token_B: Tensor) -> Tensor:
         """Logits (B, C) behind one more token of every row, float32."""

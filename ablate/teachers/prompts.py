@@ -32,8 +32,9 @@ ASKED = ("explain", "exercise")
 KINDS = (*CONTINUED, *ASKED, "lines")
 MIN_TOPIC, MAX_TOPIC = 24, 320  # characters of a docstring's first paragraph or a sentence
 MAX_HEAD = 240  # characters
+FENCE = "```python\n"  # what code begins with in the text of a model that was tuned to chat
 HEADING = re.compile(r"^(?:#{1,6} +(.{4,80}?)#*|(.{4,80})\n(?:=+|-+|~+))$", re.MULTILINE)
-SENTENCE = re.compile(r"[^\s].{%d,%d}?[.!?](?=\s|$)" % (MIN_TOPIC, MAX_TOPIC), re.DOTALL)
+SENTENCE = re.compile(rf"[^\s].{{{MIN_TOPIC},{MAX_TOPIC}}}?[.!?](?=\s|$)", re.DOTALL)
 
 EXPLAIN_CODE = (
     "Explain to a student what {what} in Python does and how it works, with a short example of code that uses it. "
@@ -51,7 +52,8 @@ EXERCISE = "Write an exercise for a textbook, and then its solution, step by ste
 class Start:
     """One text to be written: the training document it comes from, what the teacher is given, and of what kind.
 
-    `opening`: what the text begins with, being also the end of the prompt; a request has none.
+    `opening`: what the text begins with, being the whole prompt; a request has none. It ends before a line's end, so
+    that the teacher itself chooses the token that holds that end and the next line's indentation.
     """
 
     document: str
@@ -118,7 +120,7 @@ def _python(document: Document) -> Iterator[Start]:
     module = module.removesuffix(".__init__")
     given = _maker(document)
     if topic := _topic(tree):
-        yield given("module", 0, f'"""{topic}\n\n')
+        yield given("module", 0, f'{FENCE}"""{topic}')
         yield from _requests(given, 0, f"the module `{module}`", topic, EXPLAIN_CODE, EXERCISE_CODE)
     for title in HEADING.findall(ast.get_docstring(tree) or ""):
         yield from _requests(
@@ -141,10 +143,10 @@ def _definition(
         return
     topic = _topic(node)
     if not isinstance(node, ast.ClassDef):
-        yield given("head", place, f"{head}\n")
+        yield given("head", place, f"{FENCE}{head}")
     if topic:
         quoted = textwrap.indent(f'"""{topic}"""', "    ")
-        yield given("docstring", place, f"{head}\n{quoted}\n")
+        yield given("docstring", place, f"{FENCE}{head}\n{quoted}")
         kind = "class" if isinstance(node, ast.ClassDef) else "function"
         what = f"the {kind} `{node.name}` of the module `{module}`"
         yield from _requests(given, place, what, topic, EXPLAIN_CODE, EXERCISE_CODE)
@@ -160,7 +162,7 @@ def _prose(document: Document) -> Iterator[Start]:
     given = _maker(document)
     for found in HEADING.finditer(document.text):
         title = (found[1] or found[2]).strip()
-        yield given("sentence", found.start(), f"{found[0]}\n\n")
+        yield given("sentence", found.start(), found[0])
         yield from _requests(given, found.start(), "", title, EXPLAIN, EXERCISE)
     place = 0
     for paragraph in re.split(r"(\n\s*\n)", document.text):
@@ -190,7 +192,7 @@ def _requests(
 
 
 def _lines(text: str, offset: int, tokenizer: Tokenizer, n_tokens: int) -> str:
-    """Up to `n_tokens` tokens of whole lines from the one in which the offset lies, where the lines are short enough."""
+    """Up to `n_tokens` tokens of whole lines from the one in which the offset lies; of a line, where it is long."""
     start = text.rfind("\n", 0, offset) + 1
     # More characters than so many tokens have in any vocabulary; the rest of a long document need not be encoded.
     piece = text[start : start + 16 * n_tokens]

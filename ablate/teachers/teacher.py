@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,14 @@ class Teacher(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: plain data, nothing secret."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A teacher that also says how likely a text is to it."""
+
+    def nats(self, texts: Sequence[str]) -> list[float]:
+        """Loss on each text, in nats over all its tokens."""
 
 
 def draws(seed: int, prompt: str, n: int) -> np.ndarray:
