@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ablate.commands.options import Source, TextField, number, print_json, say
+from ablate.commands.options import Source, TextField, default_preset, number, print_json, say
 
 app = typer.Typer()
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: prepare one, or look at it.")
@@ -45,7 +45,9 @@ def data_inspect(
 
 @app.command()
 def distill(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the text.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder of the text; default: where `run --data` finds it.")
+    ] = None,
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "stdlib",
     teacher: Annotated[
         str,
@@ -55,8 +57,9 @@ def distill(
     ] = "",
     model: Annotated[str, typer.Option(help="Of an endpoint.")] = "",
     key_variable: Annotated[str, typer.Option(help="Environment variable with an endpoint's key.")] = "",
+    preset: Annotated[str, typer.Option(help="Whose vocabulary counts the tokens; default: that of `run`.")] = "",
     tokens: Annotated[str, typer.Option(help="To keep.")] = "250k",
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 0.6,
     seed: Annotated[int, typer.Option(help="Of prompts and sampling.")] = 0,
 ) -> None:
     """Let a teacher write text from prompts of a corpus, for the component `distill`."""
@@ -64,6 +67,7 @@ def distill(
     from ablate.sweep.distill import distill as write
 
     request = Request(
+        preset=preset or default_preset(),
         out=out,
         source=data,
         teacher=teacher,
@@ -73,5 +77,4 @@ def distill(
         temperature=temperature,
         seed=seed,
     )
-    write(request, say)
-    typer.echo(out)
+    typer.echo(write(request, say).folder)

@@ -44,7 +44,8 @@ class Component:
     affects: tuple[str, ...] = ()
     axis: str = ""  # of the ranks, of which there must be several; "": it means something on one rank
     tied_to_corpus: bool = False  # its settings hold for the preset's own corpus and for no other
-    held_out_texts: Callable[[Any], list[str]] | None = None  # from the settings: a second set to evaluate on
+    serves_corpus: Callable[[Any, str], bool] | None = None  # whether settings hold for a source of text all the same
+    held_out_texts: Callable[[Spec, Any], list[str]] | None = None  # beside a corpus: a second set to evaluate on
 
     @property
     def slots(self) -> tuple[str, ...]:

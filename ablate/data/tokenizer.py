@@ -21,6 +21,17 @@ PIECE_CHARACTERS = 256 * 1024
 BATCH_CHARACTERS = 2 * 1024**2
 
 
+class SmallVocabulary(ValueError):
+    """The texts support `reached` tokens, fewer than were asked for."""
+
+    def __init__(self, asked: int, reached: int) -> None:
+        super().__init__(
+            f"vocab_size is {asked}, but this corpus supports only {reached} tokens "
+            f"(no pair that is left occurs twice); give at most {reached}, or more text"
+        )
+        self.reached = reached
+
+
 def check_vocab_size(vocab_size: int) -> None:
     """Raise ValueError for a vocabulary without room for every byte."""
     if vocab_size < MIN_VOCABULARY:
@@ -53,10 +64,7 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> str:
     tokenizer.train_from_iterator(itertools.islice(_pieces(texts), 0, None, stride), trainer)
     reached = tokenizer.get_vocab_size()
     if reached != vocab_size:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but this corpus supports only {reached} tokens "
-            f"(no pair that is left occurs twice); give at most {reached}, or more text"
-        )
+        raise SmallVocabulary(vocab_size, reached)
     return tokenizer.to_str()
 
 

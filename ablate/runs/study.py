@@ -250,7 +250,8 @@ def unavailable(data: str, name: str) -> tuple[str, ...]:
     base = Study(question="", preset=name).load_preset()
     if not data or data == base.data.source:
         return ()
-    return tuple(c.name for c in COMPONENTS if c.tied_to_corpus and c.name in base.recipe)
+    tied = [c for c in COMPONENTS if c.tied_to_corpus and c.name in base.recipe]
+    return tuple(c.name for c in tied if not (c.serves_corpus and c.serves_corpus(base.settings[c.name], data)))
 
 
 def question(

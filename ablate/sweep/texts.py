@@ -77,6 +77,6 @@ def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, 
     found = {}
     for c in COMPONENTS:
         if c.held_out_texts is not None and any(v.levels[c.name] == ON for v in named):
-            texts = c.held_out_texts(named[0].spec.preset.settings[c.name])
+            texts = c.held_out_texts(named[0].spec, corpus)
             found[c.name] = encode_documents(corpus, texts, name=f"{c.name} held-out")
     return found

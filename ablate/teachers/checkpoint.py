@@ -14,7 +14,7 @@ from ablate.data.corpus import Corpus, load_tokenizer
 from ablate.data.tokenizer import END_OF_TEXT_ID, vocabulary_bytes
 from ablate.model.weights import read_weights
 from ablate.teachers.load import load_model
-from ablate.teachers.teacher import Completion, draws
+from ablate.teachers.teacher import Completion, Prompt, draws
 
 BATCH = 128
 PROMPT_STEP = 16
@@ -36,6 +36,8 @@ class CheckpointTeacher:
     `metrics` of its run's record go into the manifest, so that a text says how good its teacher was.
     `use_cache` false computes every token from the whole context: the reference for what the cache gives.
     """
+
+    answers = False
 
     def __init__(
         self, folder: str, corpus: Corpus, *, metrics: Mapping[str, float] | None = None, use_cache: bool = True
@@ -72,16 +74,19 @@ class CheckpointTeacher:
             "metrics": self.metrics,
         }
 
-    def complete(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> list[Completion]:
-        encoded = [_shortened(self.tokenizer.encode(p, add_special_tokens=False).ids, self.context) for p in prompts]
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float, seed: int
+    ) -> list[Completion]:
+        texts = [prompt.text for prompt in prompts]
+        encoded = [_shortened(self.tokenizer.encode(p, add_special_tokens=False).ids, self.context) for p in texts]
         if not all(encoded):
             raise ValueError("a prompt is empty; a teacher continues text, so give it some")
         written: dict[int, Completion] = {}
         for rows in _batches(encoded):
             ids_BT = torch.tensor([encoded[row] for row in rows])
-            draw_BN = torch.from_numpy(np.stack([draws(seed, prompts[row], max_tokens) for row in rows]))
+            draw_BN = torch.from_numpy(np.stack([draws(seed, texts[row], max_tokens) for row in rows]))
             written |= zip(rows, self._sample(ids_BT, draw_BN, temperature), strict=True)
-        return [written[row] for row in range(len(prompts))]
+        return [written[row] for row in range(len(texts))]
 
     @torch.no_grad()
     def _sample(self, ids_BT: Tensor, draw_BN: Tensor, temperature: float) -> list[Completion]:
@@ -120,7 +125,14 @@ class CheckpointTeacher:
             n = tokens.index(END_OF_TEXT_ID) + 1 if END_OF_TEXT_ID in tokens else len(tokens)
             # A text cut at max_tokens may end inside a character, whose bytes are then left out.
             text = b"".join(self.token_bytes[token] for token in tokens[:n]).decode(errors="ignore")
-            found.append(Completion(text=text, n_forward_tokens=reads[n - 1], nats_per_token=sum(nats[:n]) / n))
+            found.append(
+                Completion(
+                    text=text,
+                    n_forward_tokens=reads[n - 1],
+                    nats_per_token=sum(nats[:n]) / n,
+                    ended=tokens[n - 1] == END_OF_TEXT_ID,
+                )
+            )
         return found
 
 

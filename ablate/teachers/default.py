@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from ablate.spec.run import Preset, RunSpec
 
 
 def default_preset() -> Preset:
-    """Its sizes; the vocabulary is that of the corpus to prepare."""
+    """Its sizes; `default_run` replaces the vocabulary by that of the corpus."""
     return preset_file(Path(str(resources.files("ablate.teachers"))) / "default.toml")
 
 
-def default_run(corpus_hash: str, *, seed: int = 0) -> RunSpec:
-    """The run whose weights are the teacher: every component off, on the corpus of that hash."""
+def default_run(corpus_hash: str, *, vocab_size: int, seed: int = 0) -> RunSpec:
+    """The run whose weights are the teacher: every component off, on the corpus of that hash and vocabulary."""
     preset = default_preset()
+    preset = replace(preset, model=replace(preset.model, vocab_size=vocab_size))
     spec = Variant.none().resolve(preset).for_machine(this_machine())
     return spec.run(corpus_hash=corpus_hash, seed=seed, n_steps=preset.n_tokens // spec.trainer.tokens_per_step)

@@ -15,7 +15,7 @@ import httpx2
 import openai
 from pydantic_core import from_json
 
-from ablate.teachers.teacher import Completion
+from ablate.teachers.teacher import Completion, Prompt
 
 MAX_ANSWER_BYTES = 8 * 1024**2
 MAX_TOKENS = 10**7  # of a request; a larger count is none
@@ -69,12 +69,18 @@ class EndpointTeacher:
             "n_parameters": self.n_parameters,
         }
 
-    def complete(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> list[Completion]:
+    @property
+    def answers(self) -> bool:
+        return self.style == "chat"
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float, seed: int
+    ) -> list[Completion]:
         """ValueError, without the key, if a prompt stays without a text; then no further one is asked."""
         options = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         return asyncio.run(self._complete_all(prompts, options))
 
-    async def _complete_all(self, prompts: Sequence[str], options: Mapping[str, Any]) -> list[Completion]:
+    async def _complete_all(self, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> list[Completion]:
         free = asyncio.Semaphore(self.n_parallel)
         async with self._client() as client:
             try:
@@ -117,12 +123,13 @@ class EndpointTeacher:
         request.headers = httpx2.Headers(headers | ({"authorization": f"Bearer {key}"} if key else {}))
 
     async def _complete(
-        self, client: openai.AsyncOpenAI, free: asyncio.Semaphore, prompt: str, options: Mapping[str, Any]
+        self, client: openai.AsyncOpenAI, free: asyncio.Semaphore, prompt: Prompt, options: Mapping[str, Any]
     ) -> Completion:
-        body: dict[str, Any] = {**options, "prompt": prompt}
+        body: dict[str, Any] = {**options, "prompt": prompt.text}
         path = "/completions"
         if self.style == "chat":
-            body = {**options, "messages": [{"role": "user", "content": INSTRUCTION + prompt}]}
+            asked = prompt.text if prompt.asks else INSTRUCTION + prompt.text
+            body = {**options, "messages": [{"role": "user", "content": asked}]}
             path = "/chat/completions"
         async with free:
             try:

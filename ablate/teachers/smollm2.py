@@ -27,8 +27,10 @@ def load_smollm2() -> HuggingFaceTeacher:
         import accelerate  # noqa: F401 - transformers asks for both as it reads such a file
         import gguf  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise ValueError(f"the teacher {NAME} needs {error.name}, which is absent: {INSTALL}") from None
+    logging.disable_progress_bar()
     place: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     n_parameters = sum(p.numel() for p in model.parameters())

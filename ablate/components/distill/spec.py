@@ -7,13 +7,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ablate.components.component import setting
-from ablate.components.distill.text import held_out_texts, read_manifest, writing_flops_per_byte
+from ablate.components.distill.text import (
+    Manifest,
+    check_held_out,
+    held_out_texts,
+    read_manifest,
+    text_for,
+    writing_flops_per_byte,
+)
 from ablate.model.weights import read_weights
+from ablate.quantities import scaled
 from ablate.spec.ranges import Count, NotNegative, Positive, Share, ShareAboveNone, checked
 from ablate.spec.run import LoadModel, RunSpec, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ablate.data.corpus import Corpus
 
 
 @checked("text")
@@ -78,14 +88,25 @@ class TeacherText:
         return self.share * bytes_per_token * writing_flops_per_byte(self.text)
 
     def facts(self) -> dict[str, Any]:
-
         manifest = read_manifest(self.text)
         written = f"{manifest.n_tokens:,} tokens at temperature {self.temperature}"
         return {
             "teacher_text": f"{self.share:.0%} of the sequences, from {written}",
+            "teacher_has_seen": _has_seen(manifest),
             "teacher_writing_flops": manifest.writing_flops,
             "teacher_charged": self.charge_teacher,
         }
+
+
+def _has_seen(manifest: Manifest) -> str:
+    """What a teacher had learnt from that the model does not read, and what that took."""
+    teacher = manifest.teacher
+    name = teacher.get("model") or teacher.get("name") or teacher.get("kind", "unknown")
+    flops, tokens = teacher.get("training_flops"), teacher.get("training_tokens")
+    if flops is None or tokens is None:
+        return f"by {name}, which had seen text that is not known here, in a training whose FLOPs are not known"
+    seen = "this corpus's training text alone" if teacher.get("kind") == "checkpoint" else "text from elsewhere"
+    return f"by {name}, trained on {scaled(tokens)} tokens of {seen} with {scaled(flops, 'FLOP')}, charged to no run"
 
 
 @checked("text")
@@ -144,8 +165,9 @@ class Settings:
     """What a preset says of distillation. `teacher`: the checkpoint of the alternative `logits`; none by default."""
 
     share: ShareAboveNone  # of the training sequences
-    text: str
-    temperature: NotNegative
+    text: str  # where the corpus is another one, the text that was written for that stands in
+    temperature: NotNegative | None = None  # at which it was written; None: at any
+    self_taught: str = ""  # the text of the alternative of that name
     charge_teacher: bool = False
     teacher: str | None = None
     logits_weight: ShareAboveNone = 0.5
@@ -155,31 +177,45 @@ class Settings:
 
 def on(spec: Spec) -> Spec:
     settings: Settings = setting(spec, "distill")
-    manifest = read_manifest(settings.text)
-    if manifest.corpus_source != spec.data.source:
+    text = text_for(settings.text, spec.data.source)
+    written_at = read_manifest(text).temperature
+    if settings.temperature is not None and text == settings.text and settings.temperature != written_at:
         raise ValueError(
-            f"the teacher text {settings.text} continues documents of {manifest.corpus_source}, and this corpus is "
-            f"{spec.data.source}; write one for it with `dsv3-ablate distill` and name it in distill.text, "
-            "or leave distill off"
+            f"distill.temperature is {settings.temperature}, but the teacher text {text} was written at "
+            f"{written_at}; write another with `dsv3-ablate distill`, or give that temperature"
         )
-    if manifest.temperature != settings.temperature:
-        raise ValueError(
-            f"distill.temperature is {settings.temperature}, but the teacher text {settings.text} was written at "
-            f"{manifest.temperature}; write another with `dsv3-ablate distill`, or give that temperature"
-        )
+    return _with_text(spec, settings, text)
+
+
+def off(spec: Spec, alternative: str) -> Spec:
+    if alternative == "self-taught":
+        return _self_taught(spec)
+    text = _soft_targets(spec) if alternative == "logits" else RawText()
+    return replace(spec, data=replace(spec.data, text=text))
+
+
+def _with_text(spec: Spec, settings: Settings, text: str) -> Spec:
+    manifest = read_manifest(text)
     node = TeacherText(
         share=settings.share,
-        temperature=settings.temperature,
-        text=settings.text,
+        temperature=manifest.temperature,
+        text=text,
         text_hash=manifest.text_hash,
         charge_teacher=settings.charge_teacher,
     )
     return replace(spec, data=replace(spec.data, text=node))
 
 
-def off(spec: Spec, alternative: str) -> Spec:
-    text = _soft_targets(spec) if alternative == "logits" else RawText()
-    return replace(spec, data=replace(spec.data, text=text))
+def _self_taught(spec: Spec) -> Spec:
+    settings: Settings = setting(spec, "distill")
+    if not settings.self_taught or read_manifest(settings.self_taught).corpus_source != spec.data.source:
+        raise ValueError(
+            "distill=self-taught needs a text by a teacher that was trained on this corpus alone, and "
+            f"distill.self_taught names {settings.self_taught or 'none'}, which is not; write one with "
+            f"`dsv3-ablate distill --data {spec.data.source} --out DIR` and name it there, or choose another "
+            "alternative"
+        )
+    return _with_text(spec, settings, settings.self_taught)
 
 
 def _soft_targets(spec: Spec) -> TeacherLogits:
@@ -206,6 +242,21 @@ def _soft_targets(spec: Spec) -> TeacherLogits:
     )
 
 
-def further_held_out(settings: Settings) -> list[str]:
-    """The teacher's held-out text, on which every variant of a study is evaluated beside the corpus's own."""
-    return held_out_texts(settings.text)
+def serves_corpus(settings: Settings, source: str) -> bool:
+    """Whether there is a text for a source of documents."""
+    try:
+        text_for(settings.text, source)
+    except ValueError:
+        return False
+    return True
+
+
+def further_held_out(spec: Spec, corpus: Corpus) -> list[str]:
+    """The teacher's held-out text, on which every variant of a study is evaluated beside the corpus's own.
+
+    ValueError if it may overlap with that.
+    """
+    settings: Settings = setting(spec, "distill")
+    text = text_for(settings.text, spec.data.source)
+    check_held_out(text, corpus)
+    return held_out_texts(text)

@@ -9,15 +9,17 @@ import json
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ablate.data.corpus import Corpus, held_out_documents
 from ablate.files import MANIFEST, commit_folder, new_folder, read_sealed
 from ablate.randomness import fraction
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
+from ablate.spec.machine import cache_folder
 
 FORMAT = 1
 TEXT = "text.jsonl.gz"
@@ -26,10 +28,11 @@ HELD_OUT_SHARE = 0.1  # of the documents that prompts came from
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherDocument:
-    """One text that a teacher wrote, and the name of the training document whose prompt it continues."""
+    """One text that a teacher wrote, and the training document and the kind of prompt that it was written from."""
 
     document: str
     text: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,14 @@ class Manifest:
     text_hash: str  # sha256 of the uncompressed text
     made_on: str  # date, ISO 8601
     made_with: Mapping[str, str]
+    # What texts written before the kinds of prompts do not say.
+    n_prompts_by_kind: Mapping[str, int] = field(default_factory=dict)
+    n_kept_by_kind: Mapping[str, int] = field(default_factory=dict)
+    n_prompts_left_out: int = 0  # since held-out text has 13 of their words in a row too
+    n_opening_bytes: int = 0  # kept: what the texts begin with, which the training documents gave
+    writing_s: float | None = None
+    held_out_bits_per_byte: float | None = None  # of the teacher on the corpus's held-out text
+    held_out_hash: str = ""  # sha256 of the held-out text that the filters saw
     format: int = FORMAT
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -73,6 +84,47 @@ def _shipped() -> Path:
 def folder_of(text: str) -> Path:
     """Folder of a teacher's text: a ready-made one by name, another by path."""
     return _shipped() / text if text in ready_made() else Path(text)
+
+
+def written_for(source: str) -> Path:
+    """Where `dsv3-ablate distill` puts the text for a source of documents if no other folder is named."""
+    place = str(Path(source).resolve()) if Path(source).exists() else source
+    return cache_folder() / "teacher-texts" / hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def text_for(text: str, source: str) -> str:
+    """`text` if it continues documents of `source`, else what was written for that source; ValueError without one."""
+    continues = read_manifest(text).corpus_source
+    if continues == source:
+        return text
+    known = written_for(source)
+    if (known / MANIFEST).is_file():
+        return str(known)
+    raise ValueError(
+        f"the teacher text {text} continues documents of {continues}, and this corpus is {source}; write one for it "
+        f"with `dsv3-ablate distill --data {source} --teacher smollm2-135m`, which is then found, or leave distill off"
+    )
+
+
+def check_held_out(text: str, corpus: Corpus) -> None:
+    """ValueError if a text was filtered against other held-out text than the corpus has now.
+
+    A ready-made one is taken beside every release of Python (see README.md).
+    """
+    expected = read_manifest(text).held_out_hash
+    if text not in ready_made() and expected and expected != held_out_hash(corpus):
+        raise ValueError(
+            f"the corpus {corpus.source} has other held-out text than when the teacher text {text} was written, so "
+            "the two may overlap; remove that folder and write the text again with `dsv3-ablate distill`"
+        )
+
+
+def held_out_hash(corpus: Corpus) -> str:
+    """sha256 of the corpus's held-out documents, whatever its vocabulary."""
+    digest = hashlib.sha256()
+    for document in held_out_documents(corpus):
+        digest.update(f"{document.name}\n{len(document.text)}\n{document.text}".encode())
+    return digest.hexdigest()
 
 
 def read_manifest(text: str) -> Manifest:
