@@ -255,7 +255,7 @@ def damaged_checkpoint(this: Try) -> None:
 
 def damaged_note(this: Try) -> None:
     shutil.copytree(this.ground.stopped, this.out)
-    path = pick(this, "failures/*.json")
+    path = pick(this, "runs/*/attempts/*/failure.json")
     damage_file(this, path)
     this.expect(this.call("report", str(this.out)), path)
     if this.thorough:

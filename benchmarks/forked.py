@@ -25,8 +25,10 @@ from typing import Any
 
 import ablate.cli
 import ablate.report
+import ablate.runs.conduct as conduct
 import ablate.runs.execute as execute
 import ablate.runs.executors.local as local
+import ablate.runs.executors.worker as worker
 import ablate.sweep.run as sweep
 
 WRITES = ("fsync", "link", "replace", "rename", "mkdir")
@@ -117,8 +119,9 @@ def _detach(log: Path, cache: Path) -> None:
 def _make_cheap() -> None:
     changes: Sequence[tuple[Any, str, Any]] = (
         (local, "_context", lambda: multiprocessing.get_context("fork")),
-        (local, "SILENT_S", 3.0),
-        (local, "START_FACTOR", 2),
+        (conduct, "SILENT_S", 3.0),
+        (conduct, "START_FACTOR", 2),
+        (worker, "REUSED_S", 0.0),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
         (execute, "CHECKPOINT_EVERY_S", 0.0),
     )

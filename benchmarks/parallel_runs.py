@@ -9,6 +9,7 @@ and evaluation included.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
@@ -19,7 +20,6 @@ from typing import Any
 from ablate.components.variants import Variant
 from ablate.data.prepare import prepare
 from ablate.presets import preset
-from ablate.runs.executors.local import execute_all
 from ablate.runs.job import Job
 from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
@@ -67,10 +67,17 @@ def _run(name: str, n_steps: int, n_runs: int, n_parallel: int, n_threads: int) 
         store = Store(Path(folder))
         store.create()
         start = time.perf_counter()
-        outcome = execute_all(jobs, store, n_parallel=n_parallel, listener=lambda event: None)
+        with multiprocessing.get_context("spawn").Pool(n_parallel) as pool:
+            statuses = pool.starmap(_execute, [(job, store) for job in jobs], chunksize=1)
         seconds = time.perf_counter() - start
-    assert set(outcome.status.values()) == {"finished"}
+    assert set(statuses) == {"finished"}
     return sum(run.n_tokens for run in runs), seconds
+
+
+def _execute(job: Job, store: Store) -> str:
+    from ablate.runs.execute import execute
+
+    return execute(job, store, lambda *_: None).status
 
 
 def _arguments() -> Any:

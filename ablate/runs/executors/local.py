@@ -9,6 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class LocalExecutor:
         self.store, self.n_parallel = store, n_parallel
         self.waiting: deque[tuple[Job, str]] = deque()
         self.workers: list[_Worker] = []
+        self.files: dict[str, Path] = {}  # job files of runs that are next
         self.context = _context()
 
     def submit(self, jobs: Sequence[Job], key: str) -> None:
@@ -79,7 +81,7 @@ class LocalExecutor:
         while self.waiting and (idle or len(self.workers) < self.n_parallel):
             job, key = self.waiting.popleft()
             worker = idle.pop() if idle else self._start()
-            path = write_job(job, self.store.run_folder(job.run_id))
+            path = self._file(job)
             try:
                 worker.connection.send((str(path), key))
             except OSError:  # it has ended meanwhile; who waits for news learns it
@@ -88,6 +90,12 @@ class LocalExecutor:
                 worker.connection.close()
             else:
                 worker.run = job.run_id
+
+        for job, _ in list(islice(self.waiting, self.n_parallel)):
+            self.files[job.run_id] = self._file(job)  # while the others run, so that none waits for the disk
+
+    def _file(self, job: Job) -> Path:
+        return self.files.pop(job.run_id, None) or write_job(job, self.store.run_folder(job.run_id))
 
     def _start(self) -> _Worker:
         mine, theirs = self.context.Pipe()

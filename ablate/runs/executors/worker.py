@@ -22,8 +22,8 @@ from ablate.runs.store import Store
 # torch is imported inside, so that the parent, which only names these functions, never loads it
 OUT_OF_MEMORY = "out of memory"
 
-# A forked process costs as much as the memory that it copies, tens of milliseconds. One that has worked less than this
-# takes another run: real runs are always alone in theirs.
+# A forked process costs as much as the memory that it copies, tens of milliseconds. One that has used less of a
+# processor than this takes another run: real runs are always alone in theirs.
 REUSED_S = 1.0
 
 
@@ -33,7 +33,7 @@ def serve(connection: Any) -> None:
     After each but the last, True says that another one is taken. Ends at a signal, or when the parent is gone, with a
     checkpoint of the run that goes on.
     """
-    parent, begun = os.getppid(), time.monotonic()
+    parent = os.getppid()
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
@@ -43,7 +43,7 @@ def serve(connection: Any) -> None:
         while given := _handed_over(connection, must_stop):
             generators = _forget_the_last(generators)
             work(Path(given[0]), given[1], must_stop)
-            if must_stop() or time.monotonic() - begun >= REUSED_S:
+            if must_stop() or time.process_time() >= REUSED_S:
                 return
             with suppress(OSError):
                 connection.send(True)

@@ -1,0 +1,198 @@
+"""Slurm: cluster files and job scripts for whatever names there are, and, where Slurm is installed, a real one."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ablate.runs.conduct import execute_all
+from ablate.runs.executors import slurm, submission
+from ablate.runs.executors.cluster_file import FORMS, Cluster, read_cluster
+from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.executors.slurm import SlurmExecutor, script
+from ablate.runs.executors.submission import Submission, Task, queued, write_submission
+from ablate.runs.job import Job
+from ablate.runs.store import Store
+from ablate.spec.decoding import decode
+from ablate.spec.machine import Machine
+
+pytest.importorskip("submitit")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NASTY = [
+    "$(touch canary)",
+    "`touch canary`",
+    "; touch canary",
+    "\n#SBATCH --wrap='touch canary'\n",
+    "'",
+    '"',
+    "a b",
+    "%j",
+]
+NASTY += [
+    "\\",
+    "é",
+    "\u2028",
+    "..",
+    "-x",
+    "a\0b",
+    "$IFS",
+    "|touch canary",
+    "&& touch canary",
+    "\rtouch canary",
+    "x" * 70,
+]
+
+
+@pytest.fixture
+def job(make_job: Callable[..., Job]) -> Job:
+    return make_job()
+
+
+def test_a_script_is_the_template_the_fields_and_one_path(job: Job, tmp_path: Path) -> None:
+    cluster = Cluster(partition="main", time="4:00:00", modules=("cuda/12.8",), setup=("ulimit -n 4096",), qos="low")
+    text = script(cluster, tmp_path / "dsv3-a.json", [job, job], n_parallel=1)
+    assert "#SBATCH --array=0-1%1" in text
+    for flag in ("partition=main", "time=4:00:00", "qos=low", "signal=USR1@120", "requeue", "nodes=1"):
+        assert f"#SBATCH --{flag}" in text
+    started = next(line for line in text.splitlines() if line.startswith("srun "))
+    assert started.endswith(f"-u -m {slurm.TASK} {tmp_path / 'dsv3-a.json'}")
+    assert text.index("module load cuda/12.8") < text.index("ulimit") < text.index("srun ")
+    assert text.endswith("\n".join(slurm.AFTER))
+    boxed = script(Cluster(container=("apptainer", "exec", "my image.sif")), tmp_path / "a.json", [job])
+    assert "apptainer exec 'my image.sif'" in boxed
+
+
+def test_no_name_runs_anything(job: Job, tmp_path: Path) -> None:
+    """Fuzzed fields and paths are refused, or quoted so that bash reads the script and starts only its task."""
+    draw, n_written = random.Random(7), 0
+    (tmp_path / "bin").mkdir()
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text("#!/bin/sh\nexit 0\n")
+    srun.chmod(0o755)
+    environment = {"PATH": f"{srun.parent}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    for i in range(120):
+        value = draw.choice(NASTY) + draw.choice(["", "a", draw.choice(NASTY)])
+        name = draw.choice([*FORMS, "container", "path"])
+        fields: dict[str, Any] = {name: (value,) if name in ("modules", "container") else value}
+        place = tmp_path / (value.replace("/", "_") if name == "path" else "x") / "dsv3-a.json"
+        try:
+            text = script(Cluster(**({} if name == "path" else fields)), place, [job])
+        except ValueError:
+            continue
+        n_written += 1
+        if i % 4 == 0:
+            subprocess.run(["bash"], input=text, text=True, cwd=tmp_path, env=environment, check=False)
+    assert n_written > 10
+    assert not list(tmp_path.rglob("canary"))
+
+
+def test_a_cluster_file_is_read_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clusters").mkdir()
+    file = tmp_path / "clusters" / "mine.toml"
+    file.write_text('partition = "gpu"\ngpus_per_node = 8\ngpu = "NVIDIA H200"\ncapability = "9.0"\n')
+    cluster = read_cluster("mine")
+    assert cluster.machine(Machine(kind="cpu", torch_version=(2, 13))).architecture == "sm_90"
+    assert (cluster.nodes(1), cluster.nodes(8), cluster.nodes(16)) == (1, 1, 2)
+    with pytest.raises(ValueError, match="12 ranks do not fill machines of 8"):
+        cluster.nodes(12)
+    for text, said in (
+        ('partitoin = "gpu"', "did you mean 'partition'"),
+        ('time = "soon"', "time is 'soon'; it takes minutes"),
+        ("signal_s = 0", "must be between 1 and"),
+        ('gpu = "NVIDIA H200"', "belong together"),
+        ('setup = ["export WANDB_API_KEY=0123456789"]', "looks like a secret, not shown here"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said) as refused:
+            read_cluster("mine")
+        assert "0123456789" not in str(refused.value)
+    assert decode(Cluster, {"setup": ["export WANDB_API_KEY=$(cat ~/.key)"]}, "").setup
+    with pytest.raises(ValueError, match="did you mean 'mine'"):
+        read_cluster("mien")
+    with pytest.raises(ValueError, match="--cluster is"):
+        read_cluster("../mine")
+
+
+def test_the_queue_is_matched_with_the_submissions_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    write_submission(store, Submission(name="dsv3-aa", key="k-0", cluster="c", runs=("r0", "r1", "r2")))
+    lines = [
+        "dsv3-aa|0|7|RUNNING",
+        "dsv3-aa|1|7|PENDING",
+        "dsv3-bb|0|8|RUNNING",
+        "dsv3-aa|2|7|NODE_FAIL",
+        "x|N/A|9|RUNNING",
+    ]
+    monkeypatch.setattr(submission, "ask", lambda command: "\n".join(lines))
+    tasks = queued(store)
+    assert tasks == [
+        Task("r0", "k-0", "7_0", "RUNNING"),
+        Task("r1", "k-0", "7_1", "PENDING"),
+        Task("r2", "k-0", "7_2", "NODE_FAIL"),
+    ]
+    assert [(t.runs, t.active) for t in tasks] == [(True, True), (False, True), (False, False)]
+    monkeypatch.setattr(submission, "ask", lambda command: None)
+    assert queued(store) is None
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import loopback as module
+
+        if reason := module.missing():
+            pytest.skip(f"no Slurm on loopback: {reason}")
+        base = Path(f"/var/tmp/dsv3-test-slurm-{os.getpid()}")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        with module.Loopback(base=base, nodes=2, cpus=1) as slurm_here:
+            yield slurm_here
+
+
+@pytest.mark.slow
+def test_a_real_slurm_ends_a_disturbed_study_with_the_same_bits(
+    loopback: ModuleType, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal before the time limit and a cancelled job; what is queued is not submitted twice."""
+    jobs = [make_job(n_steps=300, seed=seed) for seed in range(2)]
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    for store in (here, there):
+        store.create()
+    execute_all(jobs, here, LocalExecutor(here, 1), listener=lambda event: None)
+    executor = SlurmExecutor(there, Cluster(partition="main", time="60", cpus_per_task=1, poll_s=0.5), "loopback")
+    executor.submit(jobs, "first-0")
+    wait_for(lambda: len(list(there.folder.glob("runs/*/attempts/*/program.json"))) == 2)
+    (one, other) = (task.job for task in queued(there) or [])
+    subprocess.run(["scancel", "--signal=USR1", one], check=True)
+    subprocess.run(["scancel", other], check=True)
+    wait_for(lambda: {t.state for t in queued(there) or []} & {"CANCELLED"} and requeued(one))
+    outcome = execute_all(jobs, there, SlurmExecutor(there, executor.cluster, "loopback"), listener=lambda event: None)
+    assert set(outcome.status.values()) == {"finished"}
+    assert len(list((there.folder / "slurm").glob("*.json"))) == 2, "what was queued already was submitted again"
+    hashes = [{r.run_id: (r.final_parameters_hash, r.curve) for r in store} for store in (here, there)]
+    assert hashes[0] == hashes[1]
+    assert all(len(record.attempts) == 2 for record in there)
+
+
+def requeued(job: str) -> bool:
+    command = ["scontrol", "-o", "show", "job", job]
+    return "Restarts=1" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def wait_for(holds: Callable[[], Any], seconds: float = 200.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.3)
