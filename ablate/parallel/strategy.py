@@ -33,10 +33,11 @@ class RanksStrategy(ModelParallelStrategy):
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
 
-    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """All forward and backward passes of an optimizer step."""
         module: Any = self.lightning_module
         module.run_step()
+        return closure_loss
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """As it is: what a module keeps of a step is summed over the ranks already, router by router."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,11 +12,11 @@ import torch.distributed as dist
 from ablate.model.stage import Stage, part, stages
 from ablate.model.transformer import Part, Transformer
 from ablate.parallel.executor import Pipeline
+from ablate.parallel.layout import layers_of, schedule_of
 from ablate.parallel.mesh import Mesh, make_mesh
-from ablate.schedules.action import Schedule
-from ablate.schedules.tables import table
-from ablate.spec.run import RunSpec, TrainerSpec
+from ablate.spec.run import RunSpec
 
+T = TypeVar("T")
 WATCHDOG = timedelta(minutes=5)  # without news of another rank: then the run ends
 
 
@@ -38,28 +39,11 @@ class Team:
         """Whether this rank writes what the run leaves."""
         return self.mesh.rank == 0
 
-
-def schedule_of(trainer: TrainerSpec) -> Schedule:
-    """The table of an optimizer step; on one pipeline rank plain accumulation.
-
-    ValueError where the micro-batches cannot be shared, or the schedule cannot be for these numbers.
-    """
-    ranks, n = trainer.ranks, trainer.n_micro_batches
-    if n % ranks.data:
-        raise ValueError(
-            f"{n} micro-batches of a step cannot be shared evenly by {ranks.data} data ranks; "
-            "change trainer.batch_size, trainer.micro_batch_size or the ranks"
-        )
-    if trainer.pipeline is None:
-        return table("1f1b", 1, n // ranks.data)
-    return trainer.pipeline.schedule(ranks.pipeline, n // ranks.data)
-
-
-def layers_of(run: RunSpec, schedule: Schedule) -> tuple[range, ...]:
-    """The layers of each stage."""
-    if run.trainer.pipeline is None:
-        return (range(run.model.n_layers),)
-    return run.trainer.pipeline.layers(run.model.n_layers, schedule.n_stages)
+    def from_first(self, value: T) -> T:
+        """What the first rank has; every rank calls it."""
+        shared = [value]
+        dist.broadcast_object_list(shared)
+        return shared[0]
 
 
 def assemble(run: RunSpec) -> Team:
@@ -69,4 +53,4 @@ def assemble(run: RunSpec) -> Team:
     schedule, mesh = schedule_of(run.trainer), make_mesh(run.trainer.ranks)
     with torch.device("meta"):
         names = tuple(name for name, _ in Transformer(run.model).named_parameters())
-    return Team(mesh, Pipeline(schedule, mesh), stages(layers_of(run, schedule)), names)
+    return Team(mesh, Pipeline(schedule, mesh), stages(layers_of(run.model, run.trainer)), names)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablate.documents import read_document
+from ablate.parallel.layout import check_ranks
 from ablate.runs.study import Match, Study
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, run_id
 from ablate.spec.run import Preset, RunSpec, Spec
@@ -256,6 +257,8 @@ def check_trainable(base: Preset, named: Sequence[NamedVariant]) -> None:
             f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "
             f"which is {trainer.batch_size}"
         )
+    for variant in named:
+        check_ranks(variant.spec.model, variant.spec.trainer)
 
 
 def decode_plan(data: Any) -> Plan:

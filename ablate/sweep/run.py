@@ -26,6 +26,7 @@ from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
 from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.sweep.equality import check_equality
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
 from ablate.sweep.variants import variants
 
@@ -109,6 +110,8 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     display.show_plan(plan, n_parallel, folder)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None)
+    if base.trainer.ranks.world > 1:
+        check_equality(named, display.say)
     jobs = _jobs(plan, runs, corpus, texts, options.wandb_project, group=folder.absolute().name)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
@@ -199,7 +202,12 @@ def _held_out_texts(named: Sequence[NamedVariant], corpus: Corpus) -> dict[str, 
 def _measure(
     study: Study, named: list[NamedVariant], corpus: Corpus, n_parallel: int, display: Display
 ) -> dict[str, float]:
-    """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate."""
+    """Seconds of a step of each variant: carefully where steps are bought with seconds, else for an estimate.
+
+    Of runs on several ranks nothing is measured, and nothing is estimated.
+    """
+    if named[0].spec.trainer.ranks.world > 1:
+        return {}
     display.say("measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
@@ -222,6 +230,7 @@ def _jobs(
         Job(
             run=runs[identity],
             run_id=identity,
+            ranks=runs[identity].trainer.ranks.world,
             variant=v.levels,
             corpus=corpus,
             held_out_texts=texts,

@@ -251,7 +251,8 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._measured, self._figures = time.monotonic(), (trainer.global_step, None, 0.0)
-        pl_module.model.embedding.register_forward_hook(lambda *_: self._say())
+        if pl_module.model.embedding is not None:  # else another rank tells
+            pl_module.model.embedding.register_forward_hook(lambda *_: self._say())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now, step = time.monotonic(), trainer.global_step

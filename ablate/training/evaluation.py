@@ -119,7 +119,7 @@ class Tally:
         return whole
 
     def named(self, name: str, held_out: HeldOut) -> dict[str, float]:
-        """The metrics of a set of windows, which it has all seen; of another than the first, names begin with its own."""
+        """The metrics of a set of windows, all of which it has seen; those of a further set begin with its name."""
         target_WT = held_out.windows_WT1[:, 1:]
         nats, n_bytes = self.nats, int(held_out.token_bytes_C[target_WT].sum())
         metrics = {"nats_per_token": nats / target_WT.numel(), "bits_per_byte": nats / math.log(2) / n_bytes}

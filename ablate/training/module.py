@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablate.data.batches import Batch
 from ablate.model.loss import training_loss
-from ablate.model.transformer import Transformer, initialise
+from ablate.model.transformer import Transformer, initialise, parameter_hashes
 from ablate.randomness import torch_generator
 from ablate.spec.run import RunSpec
 from ablate.training.evaluation import HeldOut, evaluate
@@ -82,7 +82,7 @@ class TrainingModule(LightningModule):
         return found.total
 
     def _learned(self, targets_BT: Tensor, micro: int) -> Tensor:
-        """The main head's targets of a step's micro-batch; those that a control masks are -100, which the loss leaves out."""
+        """The main head's targets of a micro-batch; those that a control masks are -100, which the loss leaves out."""
         control = self.run.trainer.control
         if control.extra_flops_share:
             flops = self.run.model.cost(targets_BT.shape[1]).training_flops_per_token * targets_BT.numel()
@@ -97,6 +97,10 @@ class TrainingModule(LightningModule):
     def evaluate(self, held_out: Mapping[str, HeldOut], batch_size: int) -> dict[str, float]:
         """The metrics of `training.evaluation.evaluate`."""
         return evaluate(self.model, held_out, batch_size=batch_size)
+
+    def hashes(self) -> dict[str, str]:
+        """`parameter_hashes` of the model."""
+        return parameter_hashes(self.model)
 
     def whole_state(self) -> dict[str, Tensor]:
         """The model's state, in its order."""

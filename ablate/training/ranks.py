@@ -52,7 +52,7 @@ class RanksModule(TrainingModule):
         first = self.mine.start
 
         def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, Tensor | None]:
-            batch = self.batches[first + micro]
+            batch, last = self.batches[first + micro], self.team.stages[stage].last
             with precision.train_step_context():  # and not round backward passes, whose products it would round
                 made = stage_loss(
                     self.model,
@@ -61,7 +61,7 @@ class RanksModule(TrainingModule):
                     self.run.text,
                     batch,
                     decaying=decaying,
-                    targets_BT=self._learned(batch["window_BT1"][:, 1:], first + micro),
+                    targets_BT=self._learned(batch["window_BT1"][:, 1:], first + micro) if last else None,
                 )
             self.loads.add(made.routing)
             if made.main is not None:
@@ -138,6 +138,13 @@ class RanksModule(TrainingModule):
             return self.holders.first(parameter)
         module = parameter.rpartition(".")[0]  # of a buffer: as its module's parameters
         return any(n.startswith(f"{module}.") and self.holders.first(n) for n in self.holders.parameters)
+
+    def hashes(self) -> dict[str, str]:
+        """Of every parameter of the whole model, on all ranks."""
+        every: list[dict[str, str]] = [{} for _ in range(self.team.mesh.ranks.world)]
+        dist.all_gather_object(every, super().hashes())
+        found = {name: text for part in every for name, text in part.items()}
+        return {name: found[name] for name in self.team.names}
 
     def whole_state(self) -> dict[str, Tensor]:
         """The whole model's state on rank 0, in its order; nothing elsewhere."""
