@@ -81,7 +81,9 @@ def run_study(study: Study, options: Options, display: Display) -> StudyRun:
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(base.trainer.sequence_length) for v in named}
-    n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in named))
+    n_parallel = min(
+        parallel(costs, options.n_parallel, cluster, base.trainer.ranks.world), sum(len(v.seeds) for v in named)
+    )
     fits = cluster is None and _check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
@@ -135,7 +137,9 @@ def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[s
     return lambda step_s: (plan.with_speeds(step_s), runs)
 
 
-def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster | None = None) -> int:
+def parallel(
+    costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster | None = None, n_ranks: int = 1
+) -> int:
     """Runs at a time: as many as there are cores for their threads, and memory; one on a GPU; a cluster says itself."""
     if asked is not None:
         if asked < 1:
@@ -148,7 +152,7 @@ def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     largest = max(cost.trained_parameters for cost in costs.values())
     fitting = _available_bytes() // (TRAINING_BYTES_PER_PARAMETER * largest)
-    return max(1, min(cores // threads(largest), fitting))
+    return max(1, min(cores // (threads(largest) * n_ranks), fitting))
 
 
 def _check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
