@@ -49,6 +49,10 @@ def run(
     data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
+    ranks: Annotated[
+        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2,data=2.")
+    ] = "",
+    batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
         list[str] | None,
@@ -65,9 +69,17 @@ def run(
     json: Json = False,
 ) -> None:
     """Compare the full recipe with the full recipe without a component, and report."""
+    from dataclasses import asdict
+
     from ablate.runs.study import Study, question, unavailable
+    from ablate.spec.ranks import read_ranks
 
     alternatives, preset = pairs(alternative or []), preset or default_preset()
+    changes = {
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "ranks": asdict(read_ranks(ranks)) if ranks else None,
+    }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(
         question=question(disable or [], enable or [], alternatives, left_out),
@@ -85,7 +97,7 @@ def run(
         margin_nats=margin,
         data=data,
         text_field=text_field,
-        trainer={} if learning_rate is None else {"learning_rate": learning_rate},
+        trainer={name: value for name, value in changes.items() if value is not None},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
     run_and_report(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)

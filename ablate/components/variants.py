@@ -20,6 +20,18 @@ def on_ranks(preset: Preset, ranks: Ranks) -> Preset:
     return replace(preset, trainer=replace(preset.trainer, ranks=ranks), recipe=recipe)
 
 
+def fitting_micro_batch(batch_size: int, largest: int, ranks: Ranks) -> int:
+    """The largest micro-batch, up to `largest`, that gives every data rank as many as every schedule here can do with.
+
+    That is an even number of at least twice the pipeline ranks; `largest` where the batch is too small for that.
+    """
+    for size in range(largest, 0, -1):
+        n, rest = divmod(batch_size, size * ranks.data)
+        if not rest and (ranks.pipeline == 1 or (n % 2 == 0 and n >= 2 * ranks.pipeline)):
+            return size
+    return largest
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A level for every component, in the order of the registry, and for the controls that a study has.

@@ -40,18 +40,21 @@ class Batches(LightningDataModule):
     def batch(self, windows_BT1: np.ndarray) -> Batch:
         return {"window_BT1": torch.from_numpy(windows_BT1)}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         return DataLoader(_Steps(self, start=self.trainer.global_step), batch_size=None)
 
 
-class _Steps(IterableDataset[Batch]):
+class _Steps(IterableDataset[Any]):
     def __init__(self, batches: Batches, start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         run, size = self.batches.run, self.batches.run.trainer.micro_batch_size
         for step in range(self.start, run.n_steps):
             windows = self.batches.read(step)
-            for first in range(0, len(windows), size):
-                yield self.batches.batch(windows[first : first + size])
+            micro_batches = (self.batches.batch(windows[i : i + size]) for i in range(0, len(windows), size))
+            if run.trainer.ranks.world > 1:
+                yield list(micro_batches)  # a schedule takes a whole step's
+            else:
+                yield from micro_batches

@@ -16,9 +16,10 @@ from ablate.model.stage import part, stage_loss, stages
 from ablate.model.transformer import Transformer, initialise
 from ablate.parallel.executor import Pipeline
 from ablate.parallel.gradients import Holders
-from ablate.parallel.mesh import Mesh
+from ablate.parallel.mesh import Mesh, make_mesh
 from ablate.randomness import torch_generator
 from ablate.schedules.action import Schedule
+from ablate.schedules.tables import table
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import PipelineNode
 from ablate.spec.ranks import Ranks
@@ -37,14 +38,20 @@ class Case:
     variant: str
     model: ModelSpec
     text: TextNode
-    pipeline: PipelineNode
+    pipeline: PipelineNode | None  # None: one pipeline rank
     ranks: Ranks
     n_micro_batches: int  # of a data rank
     length: int
 
     @property
     def table(self) -> Schedule:
+        if self.pipeline is None:
+            return table("1f1b", 1, self.n_micro_batches)
         return self.pipeline.schedule(self.ranks.pipeline, self.n_micro_batches)
+
+    def layers(self, n_layers: int) -> tuple[range, ...]:
+        """Of each stage."""
+        return (range(n_layers),) if self.pipeline is None else self.pipeline.layers(n_layers, self.table.n_stages)
 
     @property
     def in_float64(self) -> ModelSpec:
@@ -83,6 +90,12 @@ class Equality:
 
     def facts(self) -> dict[str, Any]:
         return asdict(self) | {"holds": self.holds}
+
+
+def compare_all(cases: Sequence[Case]) -> list[Equality]:
+    """Cases of the same ranks, one after another, on the ranks of a world that has been started."""
+    mesh = make_mesh(cases[0].ranks)
+    return [compare(case, mesh) for case in cases]
 
 
 def compare(case: Case, mesh: Mesh) -> Equality:
@@ -153,7 +166,7 @@ class _Result:
 
 def _on_ranks(case: Case, spec: ModelSpec, mesh: Mesh, batches: Sequence[Mapping[str, Any]], weight: float) -> _Result:
     pipeline = Pipeline(case.table, mesh)
-    divided = stages(case.pipeline.layers(spec.n_layers, pipeline.schedule.n_stages))
+    divided = stages(case.layers(spec.n_layers))
     model = Transformer(spec, part(divided[s] for s in pipeline.stages))
     initialise(model, spec.init, 0)
     names = {module: name for name, module in model.named_modules()}

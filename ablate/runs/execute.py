@@ -17,8 +17,8 @@ import torch
 from ablate.data.corpus import token_bytes
 from ablate.data.windows import Windows, order_hash
 from ablate.files import replace_file, to_json
-from ablate.model.transformer import parameter_hashes
 from ablate.model.weights import write_weights
+from ablate.parallel.team import Team, assemble
 from ablate.runs import environment
 from ablate.runs.adoption import adopt
 from ablate.runs.attempts import ended, held
@@ -32,6 +32,7 @@ from ablate.training.callbacks import Branches, Clock, Curve, Diverged, Keeper, 
 from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoints, state_hash, step_of
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
+from ablate.training.ranks import RanksModule
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 CHECKPOINT_EVERY_S = 30.0
@@ -51,23 +52,27 @@ def execute(
     if known := store.read(job.run_id):
         return known
     attempt = attempt or store.new_attempt(job.run_id)
+    team = assemble(job.run) if job.run.trainer.ranks.world > 1 else None
+    if team is not None and not team.leads:  # the first rank writes what all have made
+        return _attempt(job, store, attempt, tell, stop, team)
     with held(attempt):
-        record = _attempt(job, store, attempt, tell, stop)
+        record = _attempt(job, store, attempt, tell, stop, team)
         if not store.commit(record):
             record = store.read(job.run_id) or record
     drop_checkpoints(ended(attempt.parent))
     return record
 
 
-def _attempt(job: Job, store: Store, attempt: Path, tell: Tell, stop: Callable[[], bool]) -> RunRecord:
+def _attempt(
+    job: Job, store: Store, attempt: Path, tell: Tell, stop: Callable[[], bool], team: Team | None
+) -> RunRecord:
     """The record of this attempt, before it is committed; its weights are beside it."""
-    program = environment.program()
-    resume = adopt(attempt.parent, attempt, program)
-    replace_file(attempt / PROGRAM, to_json(program))
-    session = Session(job, attempt, tell, stop)
+    if team is None or team.leads:
+        replace_file(attempt / PROGRAM, to_json(environment.program()))
+    session = Session(job, attempt, tell, stop, team)
     start = time.monotonic()
     try:
-        session.fit(resume)
+        session.fit(session.adopted())
         record = session.record("finished", time.monotonic() - start)
         if job.keep_weights:
             session.save_weights(store.run_folder(job.run_id) / "weights")
@@ -79,11 +84,12 @@ def _attempt(job: Job, store: Store, attempt: Path, tell: Tell, stop: Callable[[
 class Session:
     """One attempt at a run: the Lightning objects, and what they leave."""
 
-    def __init__(self, job: Job, attempt: Path, tell: Tell, stop: Callable[[], bool]) -> None:
+    def __init__(self, job: Job, attempt: Path, tell: Tell, stop: Callable[[], bool], team: Team | None = None) -> None:
+        """`team`: the ranks that make it together, each with a session of its own."""
         run = job.run
         torch.set_num_threads(job.n_threads)
-        self.job, self.attempt = job, attempt
-        self.module = TrainingModule(run)
+        self.job, self.attempt, self.team = job, attempt, team
+        self.module = self._module(run)
         self.data = run.text.datamodule(run, job.corpus, load_model)
         parts = slot_callbacks(run)
         self.held_out, self.stop = _held_out(job), stop
@@ -95,10 +101,19 @@ class Session:
         self.logger = _logger(job, attempt)
         self.initial: dict[str, str] = {}
 
+    def _module(self, run: RunSpec) -> TrainingModule:
+        return TrainingModule(run) if self.team is None else RanksModule(run, self.team)
+
+    def adopted(self, branch: str = "") -> Path | None:
+        """The checkpoint to go on from, the same on all ranks; `branch`: its name, or "" for the trunk."""
+        if self.team is None or self.team.leads:
+            found = adopt(self.attempt.parent, self.attempt, environment.program(), branch)
+        return found if self.team is None else self.team.from_first(found if self.team.leads else None)
+
     def fit(self, resume: Path | None) -> None:
         """Train the trunk, from a checkpoint if there is one, and each branch where it leaves the trunk."""
         self.module.configure_model()
-        self.initial = parameter_hashes(self.module.model)
+        self.initial = self.module.hashes()
         at = step_of(resume) if resume else 0
         for branch in self.job.run.branch_runs:
             start = branch.decay_start
@@ -114,25 +129,27 @@ class Session:
 
     def _train(self, until: int, resume: Path | None) -> None:
         trainer = trainer_for(
-            self.job.run, self.callbacks, folder=self.attempt, logger=self.logger, until=until
-        )  # fmt: skip
+            self.job.run, self.callbacks, folder=self.attempt, logger=self.logger, until=until, team=self.team
+        )
         trainer.fit(self.module, datamodule=self.data, ckpt_path=str(resume) if resume else None)
 
     def _branch(self, branch: RunSpec, start: Path) -> dict[str, float]:
         """The figures of the model that a branch ends as, from its own newest checkpoint or from `start`."""
         name = f"branch-{branch.n_steps}-"
-        resume = adopt(self.attempt.parent, self.attempt, environment.program(), name) or start
-        module, parts = TrainingModule(branch), slot_callbacks(branch)
+        resume = self.adopted(name) or start
+        module, parts = self._module(branch), slot_callbacks(branch)
         curve = Curve(branch, self.held_out, parts)
         keeper = Keeper(self.attempt, CHECKPOINT_EVERY_S, curve, self.stop, branch=name)
-        trainer = trainer_for(branch, [*parts, curve, keeper, self.progress], folder=self.attempt)
+        trainer = trainer_for(branch, [*parts, curve, keeper, self.progress], folder=self.attempt, team=self.team)
         data = branch.text.datamodule(branch, self.job.corpus, load_model)
         trainer.fit(module, datamodule=data, ckpt_path=str(resume))
         return curve.points[-1]
 
     def save_weights(self, folder: Path) -> None:
         """The final weights, for export and for teachers."""
-        write_weights(folder, self.module.model.state_dict(), self.job.run)
+        state = self.module.whole_state()
+        if self.team is None or self.team.leads:
+            write_weights(folder, state, self.job.run)
 
     def record(self, status: Any, seconds: float, fault: Diverged | None = None) -> RunRecord:
         job, run = self.job, self.job.run
@@ -163,7 +180,7 @@ class Session:
                 sequence_length=run.trainer.sequence_length,
             ),
             initial_parameters=self.initial,
-            final_parameters_hash=state_hash(iter(self.module.model.state_dict().items())),
+            final_parameters_hash=state_hash(iter(self.module.whole_state().items())),
             backends=_backends(run),
             evidence=_evidence(run),
             environment=dict(environment.describe()) | {"n_threads": torch.get_num_threads()},

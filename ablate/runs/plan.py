@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ablate.documents import read_document
+from ablate.parallel.layout import check_ranks
 from ablate.runs.asked import Asked, ask
 from ablate.runs.factors import FactorFacts
 from ablate.runs.primary import Primary
@@ -330,6 +331,7 @@ def check_trainable(named: Sequence[NamedVariant]) -> None:
                 f"trainer.micro_batch_size is {trainer.micro_batch_size}; it must divide trainer.batch_size, "
                 f"which is {trainer.batch_size}"
             )
+        check_ranks(variant.spec.model, trainer)
 
 
 def decode_plan(data: Any) -> Plan:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from ablate.components.codec import decode_spec
 from ablate.components.controls import CONTROLS
 from ablate.components.registry import COMPONENTS, component
+from ablate.components.variants import fitting_micro_batch, on_ranks
 from ablate.documents import read_toml
 from ablate.errors import nearest
 from ablate.presets import preset_with
@@ -202,7 +203,10 @@ class Study:
         if self.text_field:
             data = dataclasses.replace(data, text_field=self.text_field)
         trainer = decode_spec(type(found.trainer), dataclasses.asdict(found.trainer) | dict(self.trainer), "trainer")
-        return dataclasses.replace(found, data=data, trainer=trainer)
+        if trainer.ranks.world > 1 and "micro_batch_size" not in self.trainer:
+            size = fitting_micro_batch(trainer.batch_size, trainer.micro_batch_size, trainer.ranks)
+            trainer = dataclasses.replace(trainer, micro_batch_size=size)
+        return on_ranks(dataclasses.replace(found, data=data, trainer=trainer), trainer.ranks)
 
 
 def read_study(path: Path) -> Study:

@@ -23,6 +23,7 @@ from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import has_gpu, this_machine
 from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.sweep.equality import check_equality
 from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
 from ablate.sweep.seeds import Round, this_round
@@ -97,7 +98,8 @@ def run_variants(
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
-    n_parallel = min(parallel(costs, options.n_parallel, cluster), sum(len(v.seeds) for v in whole))
+    n_ranks = base.trainer.ranks.world
+    n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
     fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
@@ -136,6 +138,8 @@ def run_variants(
     display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
+    if n_ranks > 1:
+        check_equality(named, display.say)
     jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
@@ -161,7 +165,9 @@ def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[s
     return lambda step_s: (plan.with_speeds(step_s), runs)
 
 
-def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster | None = None) -> int:
+def parallel(
+    costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster | None = None, n_ranks: int = 1
+) -> int:
     """Runs at a time: as many as there are cores for their threads, and memory; one on a GPU; a cluster says itself."""
     if asked is not None:
         if asked < 1:
@@ -174,7 +180,7 @@ def parallel(costs: Mapping[str, ModelCost], asked: int | None, cluster: Cluster
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     largest = max(cost.trained_parameters for cost in costs.values())
     fitting = _available_bytes() // (TRAINING_BYTES_PER_PARAMETER * largest)
-    return max(1, min(cores // threads(largest), fitting))
+    return max(1, min(cores // (threads(largest) * n_ranks), fitting))
 
 
 def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bool) -> bool:
@@ -204,7 +210,9 @@ def _available_bytes() -> int:
 def _measure(
     named: list[NamedVariant], texts: Mapping[str, Texts], n_parallel: int, display: Display
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds of a step of each variant, with which steps are bought."""
+    """Seconds of a step of each variant, with which steps are bought; of runs on several ranks nothing is measured."""
+    if named[0].spec.trainer.ranks.world > 1:
+        return {}
     display.say("a budget in seconds: measuring the speed of each variant on this machine")
     jobs = {}
     for v in named:
@@ -226,6 +234,7 @@ def _jobs(
         Job(
             run=runs[identity],
             run_id=identity,
+            ranks=runs[identity].trainer.ranks.world,
             variant=v.levels,
             corpus=texts[v.name].corpus,
             held_out_texts=texts[v.name].held_out,

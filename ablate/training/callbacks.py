@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 
 from ablate.spec.run import RunSpec
 from ablate.training.checkpoint import checkpoint_path, prune, random_state, restore_random_state
-from ablate.training.evaluation import HeldOut, batch_windows, evaluate
+from ablate.training.evaluation import HeldOut, batch_windows
 from ablate.training.schedule import learning_rate_factor
 
 CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
@@ -98,7 +98,7 @@ class Curve(Callback):
         self.losses = []
         held_out = self.held_out if step == self.run.n_steps else self.held_out_before
         with trainer.precision_plugin.forward_context():
-            metrics = evaluate(pl_module.model, held_out, batch_size=batch_windows(self.run))
+            metrics = pl_module.evaluate(held_out, batch_windows(self.run))
         if not math.isfinite(metrics["nats_per_token"]):
             raise Diverged(step, self.last_finite_loss)
         for callback in self.measuring:
@@ -203,11 +203,13 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
-        stop = self.stop()
-        if stop or trainer.global_step in self.at or time.monotonic() - self._last >= self.every_s:
+        agreed = trainer.strategy.reduce_boolean_decision  # what one rank wants all do, at one step
+        stop = agreed(self.stop(), all=False)
+        if agreed(trainer.global_step in self.at or time.monotonic() - self._last >= self.every_s, all=False) or stop:
             self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step, self.branch))
-            prune(self.attempt, self.branch)
+            if trainer.is_global_zero:
+                prune(self.attempt, self.branch)
             self._last = time.monotonic()
         if stop:
             raise Interrupted
@@ -249,7 +251,8 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._measured, self._figures = time.monotonic(), (trainer.global_step, None, 0.0)
-        pl_module.model.embedding.register_forward_hook(lambda *_: self._say())
+        if pl_module.model.embedding is not None:  # else another rank tells
+            pl_module.model.embedding.register_forward_hook(lambda *_: self._say())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         now, step = time.monotonic(), trainer.global_step

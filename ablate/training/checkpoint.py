@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ablate.files import MANIFEST, commit_folder, damage, new_folder, read_seale
 from ablate.model.weights import load_tensors, save_tensors
 
 TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
+RANK_TENSORS = "tensors-{:05d}.safetensors"  # of further ranks
 N_KEPT = 2
 N_DIGITS = 12  # of a step in a checkpoint's name, which then sorts by it
 
@@ -29,6 +32,10 @@ class FolderCheckpoint(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write(Path(path), checkpoint)
+
+    def save_together(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """A checkpoint of which every rank has a part: of the model's state and of the optimizer's."""
+        write_together(path, checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read(Path(path))
@@ -47,6 +54,38 @@ def write(folder: Path, checkpoint: dict[str, Any]) -> None:
         commit_folder(place, folder, {"place": _place(folder)})
 
 
+def write_together(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """The same checkpoint from all ranks: each writes its tensors to a file of its own, the first the manifest, last.
+
+    What is written does not know the ranks: it reads as one process had written it.
+    """
+    rank, tensors = dist.get_rank(), dict[str, Tensor]()
+    state = flatten(checkpoint, "", tensors)
+    with new_folder(folder.parent, f"the checkpoint {folder}") if rank == 0 else nullcontext() as made:
+        shared = [made]
+        dist.broadcast_object_list(shared)
+        place = shared[0]
+        assert place is not None
+        name = TENSORS if rank == 0 else RANK_TENSORS.format(rank)
+        save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / name)
+        parts: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+        dist.gather_object((state["state_dict"], state["optimizer_states"]), parts)  # and all have written theirs
+        if parts is not None:
+            state["state_dict"] = {name: item for named, _ in parts for name, item in named.items()}
+            for i, optimizer in enumerate(state["optimizer_states"]):
+                items = [item for _, states in parts for item in _items(states[i]["state"])]
+                optimizer["state"] = {"!": "dict", "items": items}
+            (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
+            commit_folder(place, folder, {"place": _place(folder)})
+    dist.barrier()
+
+
+def _items(flat: dict[str, Any]) -> list[Any]:
+    """The items of a flattened dictionary whose keys are numbers; one without items has no mark."""
+    found: list[Any] = flat.get("items", [])
+    return found
+
+
 def _place(folder: Path) -> list[str]:
     """Run and step that a checkpoint belongs to: elsewhere it is another's. Attempts may hand theirs on."""
     return [folder.absolute().parent.parent.parent.name, folder.name]
@@ -59,7 +98,10 @@ def read(folder: Path) -> dict[str, Any]:
     place = (read_sealed(folder / MANIFEST) or {}).get("place")
     if place != _place(folder):
         raise ValueError(f"the checkpoint {folder} is not that of its name (it was written as {place})")
-    return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), load_tensors(folder / TENSORS))
+    tensors = {
+        name: t for file in sorted(folder.glob("tensors*.safetensors")) for name, t in load_tensors(file).items()
+    }
+    return unflatten(json.loads((folder / STATE).read_text(encoding="utf-8")), tensors)
 
 
 def newest_valid(attempts: Path, program: Mapping[str, Any], branch: str = "") -> Path | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ablate.data.windows import Windows, spread_indices
-from ablate.model.transformer import Transformer
+from ablate.model.transformer import Prediction, Transformer
 from ablate.spec.run import RunSpec
 
 BATCH_WINDOWS = 32  # in smaller batches a small model's time goes into calls instead of products
@@ -67,34 +67,66 @@ def evaluate(model: Transformer, held_out: Mapping[str, HeldOut], *, batch_size:
     model.eval()
     metrics: dict[str, float] = {}
     for name, windows in held_out.items():
-        prefix = "" if name == "held_out" else f"{name}_"
-        metrics |= {prefix + key: value for key, value in _evaluate(model, windows, batch_size).items()}
+        metrics |= _evaluate(model, windows, batch_size).named(name, windows)
     model.train(was_training)
     return metrics
 
 
-def _evaluate(model: Transformer, held_out: HeldOut, batch_size: int) -> dict[str, float]:
-    device = model.head.weight.device
-    nats, n_bytes, accepted, drafted = 0.0, 0, 0, 0
-    loads: dict[Any, Tensor] = {}
+def _evaluate(model: Transformer, held_out: HeldOut, batch_size: int) -> Tally:
+    device, tally = model.head.weight.device, Tally()
     for window_BT1 in held_out.windows_WT1.split(batch_size):
-        n_bytes += int(held_out.token_bytes_C[window_BT1[:, 1:]].sum())
         window_BT1 = window_BT1.to(device)
         prediction = model.predict(window_BT1[:, :-1])
-        logits_BTC = model.head(prediction.hidden_BTD).float()
-        nats += float(F.cross_entropy(logits_BTC.flatten(0, 1), window_BT1[:, 1:].flatten(), reduction="sum"))
-        for routing in prediction.routing:
-            counts_E = routing.counts_BE.sum(0)
-            loads[routing.router] = loads[routing.router] + counts_E if routing.router in loads else counts_E
+        tally.count(prediction.routing, {})
+        tally.add(model.head, prediction, window_BT1)
+    return tally
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over windows: nats, drafted tokens, and the loads of experts by router, or by its name where it has one."""
+
+    nats: float = 0.0
+    accepted: int = 0
+    drafted: int = 0
+    loads: dict[Any, Tensor] = field(default_factory=dict)
+
+    def add(self, head: Any, prediction: Prediction, window_BT1: Tensor) -> None:
+        """What the main head says of a batch of windows, and how far the first further module agrees with it."""
+        logits_BTC = head(prediction.hidden_BTD).float()
+        self.nats += float(F.cross_entropy(logits_BTC.flatten(0, 1), window_BT1[:, 1:].flatten(), reduction="sum"))
         if prediction.future.hidden_BTD:
-            draft_BT = model.head(prediction.future.hidden_BTD[0]).argmax(-1)
-            accepted += int((draft_BT == logits_BTC[:, 1:].argmax(-1)).sum())
-            drafted += draft_BT.numel()
-    n_tokens = held_out.windows_WT1[:, 1:].numel()
-    metrics = {"nats_per_token": nats / n_tokens, "bits_per_byte": nats / math.log(2) / n_bytes}
-    if drafted:
-        metrics["draft_acceptance"] = accepted / drafted
-    return metrics | load_metrics(list(loads.values()))
+            draft_BT = head(prediction.future.hidden_BTD[0]).argmax(-1)
+            self.accepted += int((draft_BT == logits_BTC[:, 1:].argmax(-1)).sum())
+            self.drafted += draft_BT.numel()
+
+    def count(self, routing: Iterable[Any], names: Mapping[Any, str]) -> None:
+        """The tokens that each expert of a batch got."""
+        for each in routing:
+            router, counts_E = names.get(each.router, each.router), each.counts_BE.sum(0)
+            self.loads[router] = self.loads[router] + counts_E if router in self.loads else counts_E
+
+    @classmethod
+    def sum(cls, parts: Iterable[Tally]) -> Tally:
+        """Of several ranks, each of which has seen some windows or some layers."""
+        whole = cls()
+        for part in parts:
+            whole.nats += part.nats
+            whole.accepted += part.accepted
+            whole.drafted += part.drafted
+            for router, load_E in part.loads.items():
+                whole.loads[router] = whole.loads[router] + load_E if router in whole.loads else load_E
+        return whole
+
+    def named(self, name: str, held_out: HeldOut) -> dict[str, float]:
+        """The metrics of a set of windows, all of which it has seen; those of a further set begin with its name."""
+        target_WT = held_out.windows_WT1[:, 1:]
+        nats, n_bytes = self.nats, int(held_out.token_bytes_C[target_WT].sum())
+        metrics = {"nats_per_token": nats / target_WT.numel(), "bits_per_byte": nats / math.log(2) / n_bytes}
+        if self.drafted:
+            metrics["draft_acceptance"] = self.accepted / self.drafted
+        prefix = "" if name == "held_out" else f"{name}_"
+        return {prefix + key: value for key, value in (metrics | load_metrics(list(self.loads.values()))).items()}
 
 
 def load_metrics(loads_E: list[Tensor]) -> dict[str, float]:

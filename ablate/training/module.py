@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from ablate.data.batches import Batch
 from ablate.model.loss import training_loss
-from ablate.model.transformer import Transformer, initialise
+from ablate.model.transformer import Transformer, initialise, parameter_hashes
 from ablate.randomness import torch_generator
 from ablate.spec.run import RunSpec
+from ablate.training.evaluation import HeldOut, evaluate
 from ablate.training.loads import ExpertLoads
 from ablate.training.schedule import learning_rate_factor
 
@@ -72,25 +74,37 @@ class TrainingModule(LightningModule):
             self.run.text,
             batch,
             decaying=self.global_step >= self.run.decay_start,
-            targets_BT=self._learned(batch["window_BT1"][:, 1:], batch_idx),
+            targets_BT=self._learned(batch["window_BT1"][:, 1:], batch_idx % self.n_micro_batches),
             earlier_loads=self.loads.counts,
         )
         self.routing = found.routing
         self._keep(found.main, batch_idx)
         return found.total
 
-    def _learned(self, targets_BT: Tensor, batch_idx: int) -> Tensor:
-        """The main head's targets; those that a control masks are -100, which the loss leaves out."""
+    def _learned(self, targets_BT: Tensor, micro: int) -> Tensor:
+        """The main head's targets of a micro-batch; those that a control masks are -100, which the loss leaves out."""
         control = self.run.trainer.control
         if control.extra_flops_share:
             flops = self.run.model.cost(targets_BT.shape[1]).training_flops_per_token * targets_BT.numel()
             burn(flops * control.extra_flops_share, targets_BT.device)
         if not control.masked_target_share:
             return targets_BT
-        place = f"step {self.global_step}, micro-batch {batch_idx % self.n_micro_batches}"
+        place = f"step {self.global_step}, micro-batch {micro}"
         generator = torch_generator(f"masked targets, seed {self.run.seed}, {place}")
         masked_BT = torch.rand(targets_BT.shape, generator=generator) < control.masked_target_share
         return targets_BT.masked_fill(masked_BT.to(targets_BT.device), -100)
+
+    def evaluate(self, held_out: Mapping[str, HeldOut], batch_size: int) -> dict[str, float]:
+        """The metrics of `training.evaluation.evaluate`."""
+        return evaluate(self.model, held_out, batch_size=batch_size)
+
+    def hashes(self) -> dict[str, str]:
+        """`parameter_hashes` of the model."""
+        return parameter_hashes(self.model)
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The model's state, in its order."""
+        return dict(self.model.state_dict())
 
     def _keep(self, main: Tensor, batch_idx: int) -> None:
         share = main / self.n_micro_batches

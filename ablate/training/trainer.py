@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import sys
 import warnings
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from ablate.parallel.strategy import RanksStrategy
+from ablate.parallel.team import Team
 from ablate.spec.run import RunSpec
 from ablate.training.checkpoint import FolderCheckpoint
 
@@ -29,21 +32,27 @@ def slot_callbacks(run: RunSpec) -> list[Callback]:
 
 
 def trainer_for(
-    run: RunSpec, callbacks: Sequence[Callback], *, folder: Path, logger: Any = None, until: int | None = None
+    run: RunSpec,
+    callbacks: Sequence[Callback],
+    *,
+    folder: Path,
+    logger: Any = None,
+    until: int | None = None,
+    team: Team | None = None,
 ) -> Trainer:
     """The Trainer of a run on this machine's device, up to its end or the step `until`.
 
-    Lightning's own files go to `folder`.
+    Lightning's own files go to `folder`. `team`: the ranks that train it together.
     """
     _quiet()
     kind = device()
     return Trainer(
         accelerator=kind,
-        devices=1,
+        **_processes(team),
         max_steps=run.n_steps if until is None else until,
         max_epochs=-1,
         gradient_clip_val=run.trainer.gradient_clip,
-        accumulate_grad_batches=run.trainer.batch_size // run.trainer.micro_batch_size,
+        accumulate_grad_batches=1 if team else run.trainer.n_micro_batches,
         plugins=[run.model.linear.precision(run.trainer.dtype, kind), FolderCheckpoint()],
         callbacks=list(callbacks),
         logger=logger or False,
@@ -53,6 +62,14 @@ def trainer_for(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+
+
+def _processes(team: Team | None) -> dict[str, Any]:
+    """Devices and Strategy. The processes of a team were started before, equally many on each machine."""
+    if team is None:
+        return {"devices": 1}
+    world, here = team.mesh.ranks.world, int(os.environ.get("LOCAL_WORLD_SIZE", team.mesh.ranks.world))
+    return {"devices": here, "num_nodes": world // here, "strategy": RanksStrategy(team)}
 
 
 def _quiet() -> None:

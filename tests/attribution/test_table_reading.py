@@ -79,7 +79,7 @@ def parquet():
         table().encode("utf-8-sig"),
         table(sep="\t").encode("utf-16"),
         "|rope|seed|val_loss|\n|:--|---|---|\n|" + table("✓", "", sep="|").split("\n", 1)[1].replace("\n", "|\n|")[:-1],
-        gzip.compress(table().encode()),
+        gzip.compress(table().encode(), mtime=0),
         bz2.compress(table().encode()),
         lzma.compress(table().encode()),
         frame().to_csv().encode(),
@@ -96,7 +96,7 @@ def test_formats(tmp_path, content):
 
 
 def test_standard_input(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(table().encode()))))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(table().encode(), mtime=0))))
     assert_paired(attribute("-"))
 
 
@@ -404,7 +404,7 @@ def test_studies_of_optuna_go_straight_in(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        (gzip.compress(table().encode())[:40], {}, "cannot read .*; give a whole, readable file"),
+        (gzip.compress(table().encode(), mtime=0)[:40], {}, "cannot read .*; give a whole, readable file"),
         (parquet()[:100], {}, "cannot read .*; write the Parquet file again"),
         (b"SQLite format 3\0" + bytes(90), {}, "cannot read .*; give a whole SQLite file"),
         (b"PK\x03\x04", {}, "save the sheet as CSV"),

@@ -164,8 +164,8 @@ REFUSED = {
     "columns.csv": (b"body,id\nb,1\n", 'columns.csv has no column "text"'),
     "latin.csv": (b"text\n\xe9\n", "latin.csv is not UTF-8"),
     "plain.jsonl.gz": (b'{"text": "a"}\n', "cannot be read"),
-    "torn.jsonl.gz": (gzip.compress(LINES.encode())[:-9], "cannot be read"),
-    "flipped.jsonl.gz": (gzip.compress(b'{"text": "a"}\n')[:10] + b"\xff" * 20, "cannot be read"),
+    "torn.jsonl.gz": (gzip.compress(LINES.encode(), mtime=0)[:-9], "cannot be read"),
+    "flipped.jsonl.gz": (gzip.compress(b'{"text": "a"}\n', mtime=0)[:10] + b"\xff" * 20, "cannot be read"),
 }
 
 

@@ -62,6 +62,11 @@ class AuxiliaryLoss:
     balance_loss_weight: Positive
     n_sequences: Count = 1  # of a micro-batch; 1 for the other scopes
 
+    @property
+    def over_step(self) -> bool:
+        """Whether a micro-batch's loss depends on those before it in the optimizer step."""
+        return self.scope == "batch"
+
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
         return {}
 

@@ -1,0 +1,93 @@
+"""What a study on several ranks does first: shows that its schedules change neither losses nor gradients."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
+
+from ablate.components.component import ON
+from ablate.components.registry import COMPONENTS
+from ablate.components.variants import Variant, on_ranks
+from ablate.presets import preset
+from ablate.runs.plan import NamedVariant
+
+if TYPE_CHECKING:
+    from ablate.parallel.equality import Case, Equality
+
+LENGTH = 16  # tokens of a sequence
+
+
+def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None]) -> None:
+    """Compare each of a study's variants, at the size of the preset nano, on its ranks with one process.
+
+    In float64, where nothing may differ but the order of sums. ValueError if something does: the study does not run.
+    """
+    say("checking that the ranks compute what one process computes (float64, a small model of each variant)")
+    # In a process of its own, which loads torch, while this one stays able to fork.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(equalities, cases(named)).result()
+    for each in found:
+        say(sentence(each))
+    if wrong := [f"{each.schedule} in {each.variant}" for each in found if not each.holds]:
+        raise ValueError(
+            f"on these ranks {', '.join(wrong)} does not compute what one process computes; nothing was run: "
+            "report it with the lines above, or leave --ranks out"
+        )
+
+
+def cases(named: Sequence[NamedVariant]) -> list[Case]:
+    """A case for each variant of a study, on its ranks, with as few micro-batches as its schedule takes."""
+    from ablate.parallel.equality import Case
+
+    found = []
+    for variant in named:
+        small = on_ranks(preset("nano"), variant.spec.trainer.ranks)
+        # What the text is concerns no rank; logits of a teacher would need one.
+        levels = {name: level for name, level in variant.levels.items() if not _of_text(name)}
+        spec = Variant.of(levels).resolve(small)
+        ranks = spec.trainer.ranks
+        found.append(
+            Case(
+                schedule=schedule_name(variant),
+                variant=variant.name,
+                model=spec.model,
+                text=spec.data.text,
+                pipeline=spec.trainer.pipeline,
+                ranks=ranks,
+                n_micro_batches=2 * ranks.pipeline + (2 if ranks.pipeline > 1 else 0),
+                length=LENGTH,
+            )
+        )
+    return found
+
+
+def _of_text(name: str) -> bool:
+    return any(c.name == name and "text" in c.slots for c in COMPONENTS)
+
+
+def schedule_name(variant: NamedVariant) -> str:
+    """What the variant's pipeline does: the level of the component that owns its slot."""
+    owner = next(c for c in COMPONENTS if "pipeline" in c.owns)
+    level = variant.levels[owner.name]
+    return owner.name if level == ON else level
+
+
+def equalities(cases: Sequence[Case]) -> list[Equality]:
+    """All cases in one start of their ranks."""
+    from ablate.parallel.equality import compare_all
+    from ablate.parallel.launch import on_ranks as start
+
+    return start(cases[0].ranks.world, compare_all, list(cases))
+
+
+def sentence(found: Equality) -> str:
+    """A case in one line."""
+    told = "equal" if found.holds else "NOT EQUAL"
+    losses = "bit for bit" if found.losses_exact and found.counts_exact else "DIFFERENT"
+    return (
+        f"{found.schedule} in {found.variant} on {found.ranks}: {told}; losses and expert counts {losses}, "
+        f"{found.n_gradients_exact} of {found.n_gradients} gradients bit for bit, the others within "
+        f"{found.gradient_error:.0e}; live chunks {', '.join(map(str, found.peak_live_chunks))}"
+    )

@@ -1,0 +1,81 @@
+"""Equality table: every pipeline schedule on gloo ranks against one process, in float64; prints it and writes JSON.
+
+python benchmarks/equality.py --ranks pipeline=4 --out equality.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ablate.components.registry import component
+from ablate.components.variants import Variant, on_ranks
+from ablate.parallel.equality import Case, compare_all
+from ablate.parallel.launch import on_ranks as start
+from ablate.presets import preset
+from ablate.spec.ranks import Ranks, read_ranks
+
+VARIANTS = {
+    "full": {},
+    "-fp8": {"fp8": "bf16"},
+    "-mtp": {"mtp": "next-token"},
+    "mtp=parallel-heads": {"mtp": "parallel-heads"},
+    "aux-free=none": {"aux-free": "none"},
+    "-aux-free": {"aux-free": "sequence-aux"},
+    "-moe": {"moe": "dense", "aux-free": "sequence-aux"},
+    "none": {name: component(name).default_alternative for name in preset("nano").recipe},
+}
+
+
+def cases(ranks: Ranks) -> list[Case]:
+    """All schedules that these ranks can have, each with every variant."""
+    small, found = on_ranks(preset("nano"), ranks), []
+    names = ["dualpipe", *(a.name for a in component("dualpipe").alternatives)] if ranks.pipeline > 1 else ["1f1b"]
+    for name in names:
+        level = {} if ranks.pipeline == 1 else {"dualpipe": "on" if name == "dualpipe" else name}
+        n_micro_batches = ranks.pipeline * 2 if name == "interleaved" else ranks.pipeline * 2 + 2
+        for variant, levels in VARIANTS.items():
+            spec = (Variant.full(small) | {"distill": "raw"} | levels | level).resolve(small)
+            found.append(
+                Case(
+                    schedule=name,
+                    variant=variant,
+                    model=spec.model,
+                    text=spec.data.text,
+                    pipeline=spec.trainer.pipeline,
+                    ranks=ranks,
+                    n_micro_batches=n_micro_batches,
+                    length=16,
+                )
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", default="pipeline=2")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    ranks, begun = read_ranks(arguments.ranks), time.monotonic()
+    found = start(ranks.world, compare_all, cases(ranks))
+    print(
+        f"{'schedule':12} {'variant':20} {'equal':6} {'losses':7} {'counts':7} {'gradients':>10} {'error':>7} {'live'}"
+    )
+    for e in found:
+        exact = f"{e.n_gradients_exact}/{e.n_gradients}"
+        live = ",".join(map(str, e.peak_live_chunks))
+        words = ["yes" if each else "NO" for each in (e.holds, e.losses_exact, e.counts_exact)]
+        print(
+            f"{e.schedule:12} {e.variant:20} {words[0]:6} {words[1]:7} {words[2]:7} {exact:>10} {e.gradient_error:7.0e} {live}"
+        )
+    print(f"{sum(e.holds for e in found)} of {len(found)} equal, {time.monotonic() - begun:.0f} s with the start")
+    if arguments.out:
+        arguments.out.write_text(json.dumps([e.facts() for e in found], indent=1) + "\n", encoding="utf-8")
+    if not all(e.holds for e in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
