@@ -99,5 +99,7 @@ def test_the_report_has_responses_and_the_primary_metric(tmp_path: Path) -> None
     markdown = (where / "report.md").read_text()
     assert "## What was asked" in markdown
     assert table.title.replace("_", r"\_") in markdown
-    assert to_json(content)["question"] == "?"
+    document = json.loads(json.dumps(to_json(content), allow_nan=False))
+    assert document["responses"][0]["levels"][1]["difference"]["estimate"] == pytest.approx(0.008)
+    assert document["asked"]["hash"] == read_plan(Store(where).plan_file).asked.hash
     assert read_plan(Store(where).plan_file).factors[0].positions == (8.0, 16.0, 32.0)
