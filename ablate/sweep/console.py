@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ablate.quantities import budget, duration, number, percent, plural, scaled, short, whole
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Progress, Started, Stopping
+from ablate.runs.factors import PRESET
 from ablate.runs.plan import Plan, PlannedVariant
 
 HEADINGS = ("variant", "runs", "steps", "tokens", "FLOPs", "parameters", "activated", "lr", "time a run")
@@ -38,7 +39,9 @@ class ConsoleDisplay:
             row = dict(zip(HEADINGS, self._row(variant), strict=True))
             table.add_row(*(row[heading] for heading in shown))
         self.console.print(table)
-        held = f"{budget(plan.budget, plan.match)} a run, {plural(len(plan.seeds), 'seed')}"
+        sizes = any(factor.name == PRESET for factor in plan.factors)
+        amount = f"{plan.match} at each size" if sizes else f"{budget(plan.budget, plan.match)} a run"
+        held = f"{amount}, {plural(len(plan.seeds), 'seed')}"
         batch = f"{whole(plan.tokens_per_step)} tokens a step"
         self.console.print(f"Equal for all: {held}, data order and initial values by seed, {batch}.", markup=False)
         reference = plan.variants[0]

@@ -26,7 +26,7 @@ def default_folder(study: Study, base: Preset, named: Sequence[NamedVariant], co
     """A folder that the same command finds again, and another study does not."""
     parts = [[encode(v.spec.model), encode(v.spec.data.text), encode(v.spec.trainer)] for v in named]
     digest = hashlib.sha256(canonical([to_toml(study), corpus_hash, base.n_tokens, parts]).encode()).hexdigest()[:8]
-    names = "-".join(v.name for v in named[1:3]).replace(" ", "").replace("=", "-").strip("-+")
+    names = "-".join(v.name for v in named[1:3]).replace(" at ", "-").replace(" ", "").replace("=", "-").strip("-+")
     kept = "".join(c for c in names if c.isalnum() or c in "-_+")[:40]
     return RESULTS / f"{base.name}-{kept}-{digest}"
 
