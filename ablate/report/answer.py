@@ -30,6 +30,7 @@ from ablate.report.tables.effects import design_run_s, headline, pair_run_s
 from ablate.report.tables.speed import ratio
 
 MAX_NAMED = 4  # variants in one sentence
+MAX_LEFT = 8  # effects that are left open, in one: more than a recipe has components
 
 
 def answer(result: StudyResult) -> tuple[str, str, str]:
@@ -242,8 +243,8 @@ def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyRes
 
 
 def _not_resolved(left: list[str]) -> str:
-    if len(left) > MAX_NAMED:
-        left = [*left[:MAX_NAMED], f"{len(left) - MAX_NAMED} more, in the tables"]
+    if len(left) > MAX_LEFT:
+        left = [*left[:MAX_LEFT], f"{len(left) - MAX_LEFT} more, in the tables"]
     return f"Not resolved: {'; '.join(left)}." if left else "None of them is left open."
 
 

@@ -8,7 +8,10 @@ evidence, backends, `runs` by seed, `metrics` by name with mean, interval, media
 verdict is over); `gains` (per comparison, natural logarithms of the cost without over the cost with at `target_loss`:
 `tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`, `log_flops_per_s`, evidence of each
 channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
-or null); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`. A number
+or null); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
+(to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
+(effects over sizes with their trend); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
+`provenance`; `repeat`. A number
 that there is not is null.
 """
 
@@ -19,8 +22,10 @@ import math
 from typing import Any
 
 from ablate.attribution.gain.compute_gain import Gain
+from ablate.attribution.study.by_cell import CellEffect
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
 from ablate.attribution.study.gains import ComponentGain, SplitCost
+from ablate.attribution.study.ladder import Ladder
 from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
 from ablate.report.tables import looks
@@ -46,6 +51,12 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "effects": [_comparison(c) for c in result.comparisons],
         "split_cost": _split_cost(content.compute.cost, plan.interval_confidence) if content.compute.cost else None,
         "gains": [_gain(gain) for gain in content.compute.gains],
+        "asked": None if plan.asked is None else dataclasses.asdict(plan.asked),
+        "primary_metric": plan.primary_metric,
+        "factors": [dataclasses.asdict(factor) for factor in plan.factors],
+        "responses": [dataclasses.asdict(found) for found in result.responses],
+        "cells": {"unit": result.cells.unit, "effects": [_cell(effect) for effect in result.cells.effects]},
+        "ladders": [_ladder(found) for found in content.ladders],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
@@ -82,6 +93,28 @@ def _run(run: Run) -> dict[str, Any]:
 def _metric(metric: Metric) -> dict[str, Any]:
     plain = dataclasses.asdict(metric)
     return plain | {"n": metric.n, "values": {str(seed): value for seed, value in metric.values.items()}}
+
+
+def _cell(effect: CellEffect) -> dict[str, Any]:
+    levels = dict(effect.cell.levels)
+    return {"component": effect.component, "levels": levels, "flops": effect.flops, "verdict": effect.verdict,
+            "n": effect.n, **effect.number.to_json()}  # fmt: skip
+
+
+def _ladder(found: Ladder) -> dict[str, Any]:
+    """Without the covariance of its line, whose interval is there."""
+    trend = found.trend
+    line = None
+    if trend is not None:
+        line = {"slope_per_decade": trend.slope, "slope_interval": list(trend.slope_interval), "tau": trend.tau}
+    return {
+        "component": found.component,
+        "unit": found.unit,
+        "sizes": [dataclasses.asdict(size) for size in found.sizes],
+        "trend": line,
+        "prediction": None if found.prediction is None else dataclasses.asdict(found.prediction),
+        "reason": found.reason,
+    }
 
 
 def _comparison(c: Comparison) -> dict[str, Any]:

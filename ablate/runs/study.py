@@ -106,8 +106,8 @@ class Study:
             raise ValueError(f"primary_metric is {self.primary_metric!r}; {nearest(self.primary_metric, PRIMARY)}")
         if self.design not in COMPARED and self.primary_metric not in SPLIT:
             raise ValueError(
-                f"primary_metric is {self.primary_metric}, which is compared pair by pair, and the design {self.design} "
-                f"compares no pairs; choose the design leave-one-out, or one of {', '.join(SPLIT)}"
+                f"primary_metric is {self.primary_metric}, which is compared pair by pair, and the design "
+                f"{self.design} compares no pairs; choose the design leave-one-out, or one of {', '.join(SPLIT)}"
             )
         self._take_margin()
         self._take_preset()

@@ -40,11 +40,13 @@ def default_folder(study: Study, base: Preset, named: Sequence[NamedVariant], co
 
 def _question(study: Study, named: Sequence[NamedVariant]) -> str:
     """What is compared, as a part of a file's name."""
-    if study.design == "one":
+    parts = study.disable or study.enable
+    if study.design == "one" and not study.factors:
         named_so = f"{named[0].name}-vs-{named[1].name}"
     else:
-        parts = study.disable or study.enable
-        named_so = "-".join([study.design, "of", *parts] if parts else [study.design])
+        design = [study.design] if study.design != "one" else []
+        of = (["of"] if design else []) + list(parts) if parts else []
+        named_so = "-".join([*design, *of, *(["by"] if study.factors else []), *study.factors])
     kept = "".join(c if c.isalnum() or c in "+-_" else "-" for c in named_so)
     return "-".join(part for part in kept.split("-") if part)
 

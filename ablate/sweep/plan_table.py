@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ablate.quantities import NONE, budget, duration, percent, plural, scaled, short, whole
+from ablate.runs.factors import PRESET
 from ablate.runs.plan import Plan, PlannedVariant
 from ablate.sweep.estimate import Estimate
 
@@ -21,8 +22,10 @@ def render(plan: Plan, n_parallel: int, folder: Path, time: Estimate, width: int
     """The plan, for a terminal of this width: a narrow one has fewer columns, and no broken words."""
     n_seeds = len(plan.seeds)
     seeds = plural(n_seeds, "seed") + (", which give no interval" if n_seeds == 1 else "")
+    sizes = any(factor.name == PRESET for factor in plan.factors)
+    amount = f"{plan.match} at each size" if sizes else f"{budget(plan.budget, plan.match)} a run"
     said = [
-        f"Equal for all: {budget(plan.budget, plan.match)} a run, {seeds}, data order and initial values by seed, "
+        f"Equal for all: {amount}, {seeds}, data order and initial values by seed, "
         f"{whole(plan.tokens_per_step)} tokens a step."
     ]
     if n_seeds == 1:

@@ -17,7 +17,7 @@ from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two moments; activations come on top
-DAY_S = 86_400
+PETAFLOP = 1e15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +71,8 @@ def price(plan: Plan, *, n_parallel: int, per_hour: float | None, noise: Noise |
 def lines(found: Price, per_hour: float | None) -> Iterator[str]:
     """The price for people, a line for each part."""
     yield f"Cells: {plural(found.n_variants, 'variant')}; {plural(found.n_runs, 'run')} in all."
-    days = found.flops / 1e15 / DAY_S
-    yield f"Arithmetic: {scaled(found.flops, 'FLOP')} of training ({significant(days)} days at 1 PFLOP/s)."
+    rate = f" ({duration(found.flops / PETAFLOP)} at 1 PFLOP/s)" if found.flops > 60 * PETAFLOP else ""
+    yield f"Arithmetic: {scaled(found.flops, 'FLOP')} of training{rate}."
     if found.device_s is None or found.wall_s is None:
         yield "Hours: not known here; the largest variant does not fit this machine, or was not timed."
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_study as fake
@@ -20,6 +21,7 @@ from ablate.runs.plan import read_plan, resolved
 from ablate.runs.store import Store
 from ablate.runs.study import to_toml
 from ablate.spec.decoding import encode
+from ablate.sweep.folder import Claim
 
 FACTORS = {"moe.n_routed_experts": [8, 16, 32]}
 
@@ -99,5 +101,27 @@ def test_the_report_has_responses_and_the_primary_metric(tmp_path: Path) -> None
     markdown = (where / "report.md").read_text()
     assert "## What was asked" in markdown
     assert table.title.replace("_", r"\_") in markdown
-    assert to_json(content)["question"] == "?"
+    document = json.loads(json.dumps(to_json(content), allow_nan=False))
+    assert document["responses"][0]["levels"][1]["difference"]["estimate"] == pytest.approx(0.008)
+    assert document["asked"]["hash"] == read_plan(Store(where).plan_file).asked.hash
     assert read_plan(Store(where).plan_file).factors[0].positions == (8.0, 16.0, 32.0)
+
+
+def test_what_was_asked_first_stays_when_the_study_says_otherwise_later(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    corpus: Any = SimpleNamespace(hash="c0ffee", folder=tmp_path)
+    store = Store(tmp_path / "s")
+
+    def claim(margin: float) -> Claim:
+        asked = study(preset="nano", margin=margin, factors=FACTORS)
+        return Claim(store, asked, lambda step_s: planned(asked))
+
+    first = claim(0.005)
+    plan, _ = first.take(first.make({}), corpus)
+    assert plan.asked.time_s is not None
+    again = claim(0.05)
+    known = again.earlier()
+    assert known is not None
+    later, _ = again.take(known, corpus)
+    assert later.margin_nats == 0.05
+    assert later.asked == plan.asked == read_plan(store.plan_file).asked
