@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,20 +77,25 @@ def record(job: Job, losses: Losses) -> RunRecord:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corpus")
+
+
 @pytest.fixture
-def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
-    text = tmp_path / "text.txt"
+def conduct(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
+    text = corpus / "text.txt"
     text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(corpus / "cache"))
     return Conduct(text, monkeypatch)
 
 
 def noise(seed: int, on: int) -> float:
-    """Of one sign as often as of the other, alike in size."""
-    return 0.01 * math.sin(12.9 * seed + 78.2 * on)
+    return 0.005 * (-1) ** (seed + on) * (1 + 0.1 * (seed % 3))
 
 
 def nothing(seed: int, on: int) -> float:
+    """Pairs differ by about 0.01, to one side as often as to the other."""
     return 3 + noise(seed, on)
 
 
@@ -99,8 +104,12 @@ def clear(seed: int, on: int) -> float:
 
 
 def late(seed: int, on: int) -> float:
-    """An effect that five pairs do not show and ten do."""
-    return 3 - 0.02 * on + noise(seed, on)
+    """An effect that five pairs do not show and more do."""
+    return 3 - 0.01 * on + noise(seed, on)
+
+
+def chance(seed: int, on: int) -> float:
+    return 3 + random.Random(f"{seed} {on}").gauss(0, 0.01)
 
 
 def test_a_study_stops_at_the_look_that_decides_and_a_repeated_command_looks_at_nothing(
@@ -233,7 +242,7 @@ def test_a_staged_design_goes_on_only_where_its_first_stage_leaves_something_ope
     assert first.plan.n_runs == 28
     assert first.plan.interval_confidence == 0.975
     assert conduct(tmp_path / "clear", clear, **staged).plan == first.plan
-    second = conduct(tmp_path / "open", nothing, **staged)
+    second = conduct(tmp_path / "open", chance, **staged)
     assert second.plan.n_runs > 28
     entries = looks(History(tmp_path / "open").entries())
     assert [e.n_runs for e in entries] == [28, second.plan.n_runs]

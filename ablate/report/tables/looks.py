@@ -67,10 +67,8 @@ def of_history(result: StudyResult, entries: tuple[Entry, ...]) -> Iterator[str]
         yield (
             f"the number of seeds was changed after results could have been seen (to {listed(steps)}) and by no planned "
             "look: the intervals and verdicts assume that it was not, and may miss more often than they say"
-            + (
-                "; the table of intervals that hold however often one looked has those that do not"
-                * (not _designed(result))
-            )
+            + "; the table of intervals that hold however often one looked has others"
+            * bool(result.comparisons)
         )
     made = looks(entries)
     if result.plan.design.looks and made:
