@@ -44,7 +44,8 @@ def plans_made(entries: tuple[Entry, ...]) -> Table:
 
 def any_time(result: StudyResult, entries: tuple[Entry, ...]) -> Table:
     """The e-process interval of each comparison of pairs, where seeds were added after results could be seen."""
-    columns: Columns = [text("Component"), "With − without, nats/token", f"{percent(result.plan.confidence)} at any time", "E-value against 0", "Seeds"]  # fmt: skip
+    columns: Columns = [text("Component"), "With − without, nats/token", f"{percent(result.plan.confidence)} interval",
+                        "E-value against 0", "Seeds"]  # fmt: skip
     rows = []
     for c in result.comparisons if unplanned(entries) else ():
         if c.pairing_ok and c.loss.low is not None:
@@ -65,8 +66,8 @@ def of_history(result: StudyResult, entries: tuple[Entry, ...]) -> Iterator[str]
     if changed:
         steps = [f"{entry.n_seeds} when {plural(entry.n_records, 'result')} were there" for entry in changed]
         yield (
-            f"the number of seeds was changed after results could have been seen (to {listed(steps)}) and by no planned "
-            "look: the intervals and verdicts assume that it was not, and may miss more often than they say"
+            f"the number of seeds was changed after results could have been seen (to {listed(steps)}) and by no "
+            "planned look: the intervals and verdicts assume that it was not, and may miss more often than they say"
             + "; the table of intervals that hold however often one looked has others"
             * bool(result.comparisons)
         )
