@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
-import click
 import pytest
 import typer
 
 from ablate.cli import app
 
 
-def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    if isinstance(group, click.Group):
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if hasattr(group, "commands"):
         for name, command in group.commands.items():
             yield from commands(command, (*path, name))
     else:
@@ -28,7 +28,7 @@ COMMANDS = dict(commands(typer.main.get_command(app)))
 def test_the_help_has_an_example_that_the_command_takes(path: tuple[str, ...]) -> None:
     command = COMMANDS[path]
     assert command.help
-    example = re.fullmatch(r"Example: dsv3-ablate (.*?)(?:   \(.*\))?", command.epilog or "")
+    example = re.fullmatch(r"Example: dsv3-ablate (.*)", command.epilog or "")
     assert example, "an epilog with an example"
     words = shlex.split(example[1])
     assert tuple(words[: len(path)]) == path
@@ -37,5 +37,5 @@ def test_the_help_has_an_example_that_the_command_takes(path: tuple[str, ...]) -
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_every_option_says_what_it_is(path: tuple[str, ...]) -> None:
-    options = [p for p in COMMANDS[path].params if isinstance(p, click.Option) and not p.hidden and p.name != "help"]
+    options = [p for p in COMMANDS[path].params if p.param_type_name == "option" and not p.hidden and p.name != "help"]
     assert [p.name for p in options if not p.help] == []

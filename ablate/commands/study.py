@@ -33,7 +33,7 @@ from ablate.commands.options import (
 app = typer.Typer()
 
 
-@app.command(epilog="Example: dsv3-ablate run --disable mtp --preset nano   (a minute; without --preset, some minutes)")
+@app.command(epilog="Example: dsv3-ablate run --disable mtp --preset nano")
 def run(
     disable: Disable = None,
     enable: Enable = None,

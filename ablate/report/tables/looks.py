@@ -76,7 +76,8 @@ def of_history(result: StudyResult, entries: tuple[Entry, ...]) -> Iterator[str]
         n = list(result.plan.design.looks).index(_at(made[-1], result)) + 1
         yield (
             f"this is look {n} of {len(result.plan.design.looks)} that were planned, at "
-            f"{plural(_at(made[-1], result), _unit(result)[:-1])}: its intervals are of {percent(result.plan.interval_confidence)}, and one of "
+            f"{plural(_at(made[-1], result), _unit(result)[:-1])}: its intervals are of "
+            f"{percent(result.plan.interval_confidence)}, and one of "
             f"{percent(result.plan.confidence)} would be wrong here"
         )
 
