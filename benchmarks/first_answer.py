@@ -2,7 +2,7 @@
 
     python benchmarks/first_answer.py [--json FILE] [arguments of `dsv3-ablate run`]
 
-By default `run --disable mtp`, in a new folder. The parts follow each other and add up to the wall time: the start of the
+By default `run --disable mtp`, in a new folder. The parts follow each other and add up to the wall time: start of the
 interpreter, the import of the command, text and plan, the runs (from the first that starts to the last that ends) and
 the report. Within the runs, the records say what steps and evaluation took; runs go on side by side, so that these are
 seconds of processes and not of the wall. A time is of the machine and of what else it does: the load is said too.

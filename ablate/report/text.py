@@ -58,8 +58,6 @@ def _attributed(found: TextTable) -> Fitting:
 
 
 def _variants(content: ReportContent) -> Fitting:
-    from rich.text import Text
-
     heads = ("Variant", "nats/token", f"± ({confidence(content.result)})", "seeds", "tokens/s", "FLOP/token", "memory",
              "KV/token")  # fmt: skip
     table = _table("Variants", heads, map(_variant, content.result.variants))

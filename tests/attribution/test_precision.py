@@ -83,7 +83,7 @@ def test_a_precision_is_in_nats_or_in_compute(given: str, half_width: float, uni
 
 @pytest.mark.parametrize("given", ["", "narrow", "0", "-1", "3% of it", "1..2", "0.01 of compute", "200%", "nan"])
 def test_what_is_no_precision_is_refused_with_examples(given: str) -> None:
-    with pytest.raises(ValueError, match="0.01, 0.01nats or 3%"):
+    with pytest.raises(ValueError, match=r"0\.01, 0\.01nats or 3%"):
         parse_precision(given)
 
 
