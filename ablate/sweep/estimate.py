@@ -142,7 +142,7 @@ def _run_time(
 
 
 def _is_near(entry: Mapping[str, Any], flops_a_step: float) -> bool:
-    """Whether the FLOP/s of other runs say those of this one: small steps are mostly overhead, and large ones are not."""
+    """Whether the FLOP/s of other runs say those of this one: small steps are mostly overhead, large ones not."""
     return 1 / NEAR <= entry.get("flops_a_step", 0.0) / flops_a_step <= NEAR
 
 
