@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 GAP = 3  # characters between two columns: the padding of both and the line
 MIN_TEXT = 8  # characters that a column of words may be folded to
+MAX_WORD = 24  # characters of a name: a longer one is folded after all
 LEAST = 2  # columns that are always shown
 
 
@@ -42,7 +43,7 @@ class Fitting:
         """Characters that a column takes at least: its longest word, if it may be folded between words."""
         cells = [self.heads[column], *(str(row[column]) for row in self.rows)]
         longest = max((len(word) for cell in cells for word in cell.split()), default=0)
-        return max(longest, MIN_TEXT) if column < self.n_texts else longest
+        return min(max(longest, MIN_TEXT), MAX_WORD) if column < self.n_texts else longest
 
     def _table(self, n: int) -> Table:
         from rich import box
