@@ -91,7 +91,7 @@ def test_the_plan_breaks_no_word_on_a_narrow_terminal(
     said = capsys.readouterr().err
     assert ("parameters" in said) == (width > 90)
     row = next(line for line in said.splitlines() if line.startswith("full"))
-    assert ("GFLOP" in row) == True
+    assert "GFLOP" in row
     assert row.endswith(" s")
     assert "…" not in said
     assert "branches of 16 % more steps" in said.replace("\n", " ").replace("  ", " ")

@@ -11,7 +11,7 @@ from ablate.commands.options import Json, Out, print_json, say
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate bench step --preset nano")
 def bench(
     group: Annotated[
         Literal["kernels", "attention", "moe", "fp8", "loss", "norm", "step"],
@@ -35,7 +35,7 @@ def bench(
         typer.echo(render(document))
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate doctor --json")
 def doctor(json: Json = False) -> None:
     """What this machine can do."""
     from ablate.doctor import examine, render

@@ -12,7 +12,7 @@ from ablate.commands.options import Alternatives, Disable, Enable, Json, Out, de
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate components mtp")
 def components(name: Annotated[str | None, typer.Argument(metavar="[C]", help="Only this one.")] = None) -> None:
     """List the components, or explain one."""
     from ablate.components.listing import card, overview
@@ -20,7 +20,7 @@ def components(name: Annotated[str | None, typer.Argument(metavar="[C]", help="O
     typer.echo(card(name) if name else overview())
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate account --preset v3-671b --disable mla")
 def account(
     preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
     model: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="A model of your own.")] = None,
@@ -49,7 +49,7 @@ def account(
         typer.echo(render(figures))
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate export results/FOLDER/runs/ID --out weights")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run: results/STUDY/runs/ID.")],
     format: Annotated[Literal["hf"], typer.Option(help="hf: a folder for transformers.")] = "hf",

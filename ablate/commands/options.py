@@ -14,7 +14,10 @@ Enable = Annotated[
     list[str] | None, typer.Option("--enable", metavar="C", help="Turn a component on, starting from none.")
 ]
 Alternatives = Annotated[
-    list[str] | None, typer.Option("--alternative", metavar="C=NAME", help="What off means for a component.")
+    list[str] | None,
+    typer.Option(
+        "--alternative", metavar="C=NAME", help="What off means for a component. Default: its first alternative."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Match = Literal["flops", "tokens", "seconds"]
@@ -40,8 +43,11 @@ MaxSeeds = Annotated[
     int | None,
     typer.Option("--max-seeds", metavar="N", help="Most that --precision (default 100) or --until (20) may take."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the results.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder of the results. Default: under results/, named by the question."),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Runs at a time. Default: as many as cores and memory allow.")]
 Source = Annotated[
     str,
     typer.Argument(
@@ -52,7 +58,13 @@ TextField = Annotated[
     str,
     typer.Option("--text-field", metavar="F", help="Of rows, as in body or a.b; default: text, or messages."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the plan with its time and stop; trains nothing but a probe of speed under --match seconds.",
+    ),
+]
 Price = Annotated[float | None, typer.Option("--price", metavar="X", help="Of an hour of one device; with --dry-run.")]
 Noise = Annotated[
     Path | None,

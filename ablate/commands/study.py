@@ -33,20 +33,29 @@ from ablate.commands.options import (
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate run --disable mtp --preset nano")
 def run(
     disable: Disable = None,
     enable: Enable = None,
     alternative: Alternatives = None,
-    preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
+    preset: Annotated[
+        str, typer.Option(help="Sizes: a name, or a TOML file. Default: cpu, or h200-d512 on a GPU.")
+    ] = "",
     seeds: Seeds = None,
     precision: PrecisionOption = None,
     until: Until = None,
     max_seeds: MaxSeeds = None,
     match: Annotated[Match, typer.Option(help="What all variants have equal.")] = "flops",
-    budget: Annotated[str, typer.Option(metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60.")] = "",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60. Default: the preset's tokens."
+        ),
+    ] = "",
     margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
-    data: Annotated[str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME.')] = "",
+    data: Annotated[
+        str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME. Default: the preset\'s.')
+    ] = "",
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     ranks: Annotated[
@@ -137,10 +146,12 @@ def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **op
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate report results/FOLDER --format md")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
-    format: Annotated[Literal["html", "md", "json"] | None, typer.Option(help="Only this one.")] = None,
+    format: Annotated[
+        Literal["html", "md", "json"] | None, typer.Option(help="Only this one. Default: html and md.")
+    ] = None,
     at: At = "v3-671b",
 ) -> None:
     """Write the report of a study from its records: HTML and Markdown, or JSON on stdout."""

@@ -8,7 +8,22 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from ablate.commands.options import At, DryRun, Jobs, Json, Noise, Out, Price, Wandb, print_json, say
+from ablate.commands.options import (
+    At,
+    DryRun,
+    Jobs,
+    Json,
+    MaxSeeds,
+    Noise,
+    Out,
+    PrecisionOption,
+    Price,
+    Seeds,
+    Until,
+    Wandb,
+    print_json,
+    say,
+)
 from ablate.commands.study import run_and_report
 
 app = typer.Typer()
@@ -29,9 +44,13 @@ app.add_typer(sweeps, name="sweep", help="Run a study file: sweep FILE.toml. Wha
 Place = Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Folder of a study, or its study file.")]
 
 
-@sweeps.command(name="run", hidden=True)
+@sweeps.command(name="run", hidden=True, epilog="Example: dsv3-ablate sweep sweeps/leave-one-out.toml --until resolved")
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A study file.")],
+    seeds: Seeds = None,
+    precision: PrecisionOption = None,
+    until: Until = None,
+    max_seeds: MaxSeeds = None,
     out: Out = None,
     executor: Annotated[Literal["local", "slurm"], typer.Option(help="Where runs are executed.")] = "local",
     cluster: Annotated[str, typer.Option(metavar="NAME", help="clusters/NAME.toml, with --executor slurm.")] = "",
@@ -44,16 +63,16 @@ def run(
     json: Json = False,
 ) -> None:
     """Run what a study file asks for, as far as it has not been run, and report."""
-    from ablate.runs.study import read_study
+    from ablate.runs.study import read_study, with_seeds
 
     if (executor == "slurm") != bool(cluster):
         raise ValueError("--executor slurm and --cluster NAME belong together; give both, or none to run here")
-    study = read_study(file)
+    study = with_seeds(read_study(file), seeds, precision or "", until or "", max_seeds)
     options = {"out": out, "n_parallel": jobs, "dry_run": dry_run, "wandb_project": wandb, "cluster": cluster}
     run_and_report(study, json=json, at=at, pricing={"per_hour": price, "noise": noise}, **options)
 
 
-@sweeps.command()
+@sweeps.command(epilog="Example: dsv3-ablate sweep status results/FOLDER")
 def status(place: Place, json: Json = False) -> None:
     """How many runs of a study are done, go on, wait or failed."""
     from ablate.sweep.console import StatusDisplay
@@ -68,7 +87,7 @@ def status(place: Place, json: Json = False) -> None:
         StatusDisplay().show(found)
 
 
-@sweeps.command()
+@sweeps.command(epilog="Example: dsv3-ablate sweep watch results/FOLDER")
 def watch(place: Place, every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 5.0) -> None:
     """The same, live, until nothing is left to do or Ctrl-C; the runs do not mind."""
     from ablate.sweep.console import StatusDisplay
@@ -80,7 +99,7 @@ def watch(place: Place, every: Annotated[float, typer.Option(help="Seconds betwe
     StatusDisplay().follow(lambda: look(folder), every)
 
 
-@sweeps.command()
+@sweeps.command(epilog="Example: dsv3-ablate sweep cancel results/FOLDER")
 def cancel(place: Place) -> None:
     """End what a study has on a cluster: runs stop with a checkpoint, and `sweep FILE.toml` goes on from there."""
     from ablate.quantities import plural

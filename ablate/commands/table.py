@@ -12,7 +12,7 @@ from ablate.commands.options import Json, print_json
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate attribute results.csv --metric loss --lower-is-better")
 def attribute(
     table: Annotated[
         Path,

@@ -14,7 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Corpora: prepare one, or look
 app.add_typer(data_app, name="data")
 
 
-@data_app.command("prepare")
+@data_app.command("prepare", epilog="Example: dsv3-ablate data prepare my-texts/ --vocab-size 4096")
 def data_prepare(
     source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
@@ -28,7 +28,7 @@ def data_prepare(
     typer.echo(corpus.folder)
 
 
-@data_app.command("inspect")
+@data_app.command("inspect", epilog="Example: dsv3-ablate data inspect stdlib")
 def data_inspect(
     source: Source = "stdlib",
     vocab_size: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 1024,
@@ -43,7 +43,7 @@ def data_inspect(
     print_json(inspect(corpus))
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate distill --out text --tokens 50k")
 def distill(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New folder of the text; default: where `run --data` finds it.")

@@ -11,6 +11,7 @@ from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.quantities import number, scaled, signed, signed_between, whole
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
+from ablate.report.fitting import Fitting
 from ablate.report.names import confidence, emulated, label
 from ablate.report.tables.effects import further_runs, pair_run_s
 from ablate.report.tables.speed import kv_bytes, peak_memory, ratio
@@ -18,7 +19,6 @@ from ablate.report.tables.table import Table as TextTable
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
-    from rich.table import Table
     from rich.text import Text
 
 STYLES = {GAIN: "green", HARM: "red", NO_EFFECT: "cyan"}
@@ -47,38 +47,22 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
     return Group(*parts)
 
 
-def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str | Text]], n_texts: int = 1) -> Table:
-    """Columns of text first, then numbers, each narrow: rich folds the widest column first."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1),
-                  pad_edge=False)  # fmt: skip
-    for i, head in enumerate(heads):
-        if i < n_texts:
-            table.add_column(Text(head), overflow="fold", min_width=8)
-        else:
-            table.add_column(Text(head), justify="right", overflow="fold", min_width=5)
-    for row in rows:
-        # As Text, since a plain string may hold markup of rich.
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return table
+def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str | Text]], n_texts: int = 1) -> Fitting:
+    """Columns of text first, then numbers. On a narrow terminal the last ones are left out, before words are broken."""
+    return Fitting(title, heads, rows, n_texts)
 
 
-def _attributed(found: TextTable) -> Table:
+def _attributed(found: TextTable) -> Fitting:
     n_texts = sum(not column.numeric for column in found.columns)
     return _table(found.title, [column.label for column in found.columns], found.rows, n_texts)
 
 
-def _variants(content: ReportContent) -> Table:
-    from rich.text import Text
-
+def _variants(content: ReportContent) -> Fitting:
     heads = ("Variant", "nats/token", f"± ({confidence(content.result)})", "seeds", "tokens/s", "FLOP/token", "memory",
              "KV/token")  # fmt: skip
     table = _table("Variants", heads, map(_variant, content.result.variants))
     if any(map(emulated, content.result.variants)):
-        table.caption = Text("* emulated speed", style="dim")
+        table.caption = "* emulated speed"
     return table
 
 
@@ -96,7 +80,7 @@ def _variant(v: VariantResult) -> tuple[str, ...]:
     )
 
 
-def _effects(content: ReportContent) -> Table:
+def _effects(content: ReportContent) -> Fitting:
     heads = ("Component", content.effects.columns[1].label, "with − without", f"{confidence(content.result)} interval",
              "more runs", "speed")  # fmt: skip
     rows = map(_effect, content.result.comparisons)

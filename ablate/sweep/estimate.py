@@ -20,6 +20,7 @@ from ablate.spec.run import RunSpec
 
 KEPT = 20  # runs of one kind that are remembered
 SPREAD = 1.25  # runs of one kind differ by about this factor from day to day
+NEAR = 4.0  # times the FLOPs of a step, up to which runs of another kind say something
 SCALING = 2.0  # FLOP/s of one kind of run say those of another to about this factor
 # Training FLOP/s of one run where nothing was timed yet: from small models, whose steps are mostly overhead, to large.
 GUESSED_FLOPS_PER_S = {"cpu": (2e9, 6e10), "cuda": (1e11, 4e14)}
@@ -105,7 +106,8 @@ def remember(plan: Plan, runs: Mapping[str, RunSpec], store: Store, earlier: Col
         run = runs[record.run_id]
         n_steps = run.n_steps + run.n_branch_steps
         other_s, flops_per_s = max(seconds - step_s * n_steps, 0.0), flops[record.run_id] / seconds
-        entry = {"step_s": step_s, "other_s": other_s, "flops_per_s": flops_per_s}
+        a_step = flops[record.run_id] / n_steps
+        entry = {"step_s": step_s, "other_s": other_s, "flops_per_s": flops_per_s, "flops_a_step": a_step}
         known[_kind(run)] = [*known.get(_kind(run), []), entry][-KEPT:]
     try:
         write_sealed(_file(), known, "how long runs took")
@@ -130,12 +132,18 @@ def _run_time(
     if kind:
         return _spread([e["step_s"] * v.n_all_steps + e["other_s"] for e in kind], SPREAD, SAME)
     flops = _all_flops(v)
-    rates = [e["flops_per_s"] for entries in known.values() for e in entries]
+    near = [e for entries in known.values() for e in entries if _is_near(e, flops / v.n_all_steps)]
+    rates = [e["flops_per_s"] for e in near]
     if rates:
         return _spread([flops / rate for rate in rates], SCALING, OTHER)
     low, high = GUESSED_FLOPS_PER_S[this_machine().kind]
     ends = flops / high + START_S[0], flops / low + START_S[1]
     return RunTime(low=ends[0], middle=(ends[0] * ends[1]) ** 0.5, high=ends[1], origin=GUESS)
+
+
+def _is_near(entry: Mapping[str, Any], flops_a_step: float) -> bool:
+    """Whether the FLOP/s of other runs say those of this one: small steps are mostly overhead, large ones not."""
+    return 1 / NEAR <= entry.get("flops_a_step", 0.0) / flops_a_step <= NEAR
 
 
 def _spread(seconds: list[float], factor: float, origin: str) -> RunTime:
