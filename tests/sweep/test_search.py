@@ -121,6 +121,7 @@ def test_a_torn_journal_is_put_aside(played: Any, tmp_path: Path) -> None:
     assert any("journal.log" in said for said in played.conduct(study)) is False
 
 
+@pytest.mark.slow
 def test_a_locked_storage_stops_nothing(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablate.sweep.search.storage.LOCK_WAIT_S", 0.05)
     study = played.searching(trials=3)
@@ -134,6 +135,7 @@ def test_a_locked_storage_stops_nothing(played: Any, monkeypatch: pytest.MonkeyP
     assert not list((played.out / "search").glob("*.damaged*"))
 
 
+@pytest.mark.slow
 def test_identical_specifications_are_one_run(played: Any) -> None:
     two = {"trainer.learning_rate": Parameter(choices=(0.004, 0.006))}
     played.conduct(played.searching(parameters=two, sampler="random", trials=4, warm_start=False))
@@ -151,7 +153,7 @@ def test_a_search_over_the_whole_names_no_effect_of_a_component(played: Any) -> 
     )
     content = reports.build(played.out)
     assert content.result.comparisons == ()
-    assert content.answer[0].startswith("Best by loss of 8 trials: ")
+    assert content.answer[0].startswith("Best by loss of 6 trials: ")
     assert content.search is not None
     assert len(content.search.front.rows) >= 1
     assert len(content.search.confirmed.rows) == len(content.result.variants)
@@ -164,10 +166,8 @@ def test_every_sampler_spreads_its_points(played: Any, sampler: Any) -> None:
     rate = {"trainer.learning_rate": Parameter(low=1e-3, high=2e-2, log=True, points=4 if sampler == "grid" else None)}
     played.conduct(played.searching(parameters=rate, sampler=sampler, trials=4, warm_start=False))
     for group in (FULL, "-mtp"):
-        tried = {
-            one.trial.parameters["trainer.learning_rate"]
-            for one in read_search(TrialFolder(played.out / "search")).of(group)
-        }
+        found = read_search(TrialFolder(played.out / "search")).of(group)
+        tried = {one.trial.parameters["trainer.learning_rate"] for one in found}
         assert len(tried) == 4
 
 
@@ -288,6 +288,7 @@ def test_what_a_search_refuses(played: Any, fields: dict[str, Any], message: str
     assert not played.out.exists()
 
 
+@pytest.mark.slow
 def test_another_search_in_the_folder_is_refused(played: Any) -> None:
     played.conduct(played.searching(trials=3))
     with pytest.raises(ValueError, match="holds another search"):
