@@ -201,7 +201,8 @@ def test_pruning_never_looks_at_another_variant(played: Any, pruner: Any) -> Non
     own = [ended(str(i), "full", 5.0 + i / 10) for i in range(8)]
     plan = SearchPlan(
         question="?", preset="nano", match="flops", budget=1.0, seed=0, corpus_hash="", n_trials=9,
-        groups=("full", "-mtp"), variants=("full", "-mtp"), objectives=("loss",), sampler="tpe", pruner=pruner, table={},
+        groups=("full", "-mtp"), variants=("full", "-mtp"), objectives=("loss",), sampler="tpe", pruner=pruner,
+        table={},
     )  # fmt: skip
 
     def prunes(found: list[TrialResult], loss: float) -> bool:
