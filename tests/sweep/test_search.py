@@ -153,7 +153,7 @@ def test_a_search_over_the_whole_names_no_effect_of_a_component(played: Any) -> 
     )
     content = reports.build(played.out)
     assert content.result.comparisons == ()
-    assert content.answer[0].startswith("Best by loss of 6 trials: ")
+    assert content.answer[0].startswith("Best by loss of 8 trials: ")
     assert content.search is not None
     assert len(content.search.front.rows) >= 1
     assert len(content.search.confirmed.rows) == len(content.result.variants)
