@@ -102,7 +102,7 @@ def campaign(place: Path, storage: str, asked: Any, draw: random.Random) -> dict
     text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
     study.write_text(STUDY.format(text=text, trials=asked.trials // 2, storage=storage))
     environment = os.environ | {"XDG_CACHE_HOME": str(place.parent / "cache")}
-    folder, seen, kills = TrialFolder(out / "search"), dict[str, bytes](), 0
+    folder, seen, kills, after = TrialFolder(out / "search"), dict[str, bytes](), 0, 1
 
     def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, __file__, "--work", str(study), "--out", str(out)]
@@ -113,13 +113,14 @@ def campaign(place: Path, storage: str, asked: Any, draw: random.Random) -> dict
     while any(worker.poll() is None for worker in workers):
         time.sleep(draw.uniform(0.05, 2.0))
         seen = {path.name: path.read_bytes() for path in folder.trials.glob("*.trial.json")} | seen
-        begun = len(seen) > 0
+        # A kill while workers still start hits nothing: each waits for two more trials or records than the last one.
+        done = len(seen) + len(list(Store(out / "search").records.glob("*.json")))
         living = [i for i, worker in enumerate(workers) if worker.poll() is None]
-        if begun and living and kills < asked.kills:
+        if done >= after and living and kills < asked.kills:
             i = draw.choice(living)
             workers[i].send_signal(signal.SIGKILL)
             workers[i].wait()
-            workers[i], kills = start(), kills + 1
+            workers[i], kills, after = start(), kills + 1, done + 2
     found = check(folder, storage, seen, asked.trials)
     found["not rebuilt"] = int(not rebuilt(study, out, storage, environment, asked.trials))
     attempts = len(list((out / "search" / "runs").glob("*/attempts/*")))

@@ -12,6 +12,7 @@ from ablate.attribution.gain.learning_rate import (
     levels,
     missed_optimum_variance,
     predict_optima,
+    screened_cells,
     screening_design,
     tuned_effects,
 )
@@ -134,3 +135,29 @@ def search(counts: dict[int, int]) -> list[Trial]:
         for cell, n in counts.items()
         for k in range(n)
     ]
+
+
+def test_an_optimum_is_held_inside_the_screened_range() -> None:
+    trials = [
+        Trial(cell=cell, log2_lr=at, seed=0, loss=3 + 0.05 * (at - best) ** 2 + 1e-4 * (i % 2))
+        for cell, best in zip(PAIR.cells, (0.2, 2.0, -2.0, 0.4), strict=True)
+        for i, at in enumerate((-1.5, -0.5, 0.5, 1.5))
+    ]
+    found = predict_optima(fit_surface(PAIR, trials), low=-1.5, high=0.1)
+    assert found.log2_lr.max() == 0.1
+    assert found.log2_lr.min() >= -1.5
+    free = predict_optima(fit_surface(PAIR, trials))
+    beyond = [PAIR.label(cell) for cell, at in zip(PAIR.cells, free.log2_lr, strict=True) if not -1.5 <= at <= 0.1]
+    assert found.clipped == tuple(beyond)
+
+
+def test_a_few_variants_are_all_screened_and_of_many_enough() -> None:
+    rng = np.random.default_rng(0)
+    leave_one_out = PAIR.cells[1:]
+    assert screened_cells(PAIR, leave_one_out, rng=rng) == leave_one_out
+    chosen = screened_cells(SIX, SIX.cells, rng=rng)
+    assert len(set(chosen)) == len(SIX.components) + 2
+    on = np.hstack([np.ones((len(chosen), 1)), levels(SIX, chosen)])
+    assert np.linalg.matrix_rank(on) == len(SIX.components) + 1
+    with pytest.raises(ValueError, match="cannot be screened"):
+        screened_cells(SIX, (SIX.full,), rng=rng)

@@ -42,16 +42,22 @@ class Played:
         return len(list((self.out / folder / "runs").glob("*/attempts/*")))
 
 
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text and the cache beside it, prepared once."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
+    return text
+
+
 @pytest.fixture
-def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
+def played(tmp_path: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import played_runs
 
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_text.parent / "cache"))
     played_runs.play(monkeypatch, seconds=0.0)
     study = Study(
-        question="?", preset="nano", disable=("mtp",), without=("distill",), data=str(text), budget=2e8, n_seeds=3
+        question="?", preset="nano", disable=("mtp",), without=("distill",), data=str(small_text), budget=2e8, n_seeds=3
     )
     return Played(runs=played_runs, study=study, out=tmp_path / "out")

@@ -121,6 +121,7 @@ def test_a_torn_journal_is_put_aside(played: Any, tmp_path: Path) -> None:
     assert any("journal.log" in said for said in played.conduct(study)) is False
 
 
+@pytest.mark.slow
 def test_a_locked_storage_stops_nothing(played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ablate.sweep.search.storage.LOCK_WAIT_S", 0.05)
     study = played.searching(trials=3)
@@ -134,6 +135,7 @@ def test_a_locked_storage_stops_nothing(played: Any, monkeypatch: pytest.MonkeyP
     assert not list((played.out / "search").glob("*.damaged*"))
 
 
+@pytest.mark.slow
 def test_identical_specifications_are_one_run(played: Any) -> None:
     two = {"trainer.learning_rate": Parameter(choices=(0.004, 0.006))}
     played.conduct(played.searching(parameters=two, sampler="random", trials=4, warm_start=False))
@@ -164,10 +166,8 @@ def test_every_sampler_spreads_its_points(played: Any, sampler: Any) -> None:
     rate = {"trainer.learning_rate": Parameter(low=1e-3, high=2e-2, log=True, points=4 if sampler == "grid" else None)}
     played.conduct(played.searching(parameters=rate, sampler=sampler, trials=4, warm_start=False))
     for group in (FULL, "-mtp"):
-        tried = {
-            one.trial.parameters["trainer.learning_rate"]
-            for one in read_search(TrialFolder(played.out / "search")).of(group)
-        }
+        found = read_search(TrialFolder(played.out / "search")).of(group)
+        tried = {one.trial.parameters["trainer.learning_rate"] for one in found}
         assert len(tried) == 4
 
 
@@ -201,7 +201,8 @@ def test_pruning_never_looks_at_another_variant(played: Any, pruner: Any) -> Non
     own = [ended(str(i), "full", 5.0 + i / 10) for i in range(8)]
     plan = SearchPlan(
         question="?", preset="nano", match="flops", budget=1.0, seed=0, corpus_hash="", n_trials=9,
-        groups=("full", "-mtp"), variants=("full", "-mtp"), objectives=("loss",), sampler="tpe", pruner=pruner, table={},
+        groups=("full", "-mtp"), variants=("full", "-mtp"), objectives=("loss",), sampler="tpe", pruner=pruner,
+        table={},
     )  # fmt: skip
 
     def prunes(found: list[TrialResult], loss: float) -> bool:
@@ -288,6 +289,7 @@ def test_what_a_search_refuses(played: Any, fields: dict[str, Any], message: str
     assert not played.out.exists()
 
 
+@pytest.mark.slow
 def test_another_search_in_the_folder_is_refused(played: Any) -> None:
     played.conduct(played.searching(trials=3))
     with pytest.raises(ValueError, match="holds another search"):

@@ -76,6 +76,7 @@ def test_a_rate_that_diverges_somewhere_is_used_nowhere(played: Any) -> None:
     assert any("not run at the shared rate" in note for note in content.tuning.notes)
 
 
+@pytest.mark.slow
 def test_an_optimum_outside_the_range_is_held_at_its_end_and_said(played: Any) -> None:
     played.conduct(tuned(played, octaves=0.3, shared=False))
     content = reports.build(played.out)
