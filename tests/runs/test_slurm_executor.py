@@ -162,6 +162,7 @@ def loopback() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_slurm_ends_a_disturbed_study_with_the_same_bits(
     loopback: ModuleType, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
