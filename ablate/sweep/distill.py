@@ -60,8 +60,8 @@ def distill(request: Request, say: Say) -> Written:
 
     out = written_for(request.source) if request.out is None else request.out
     check_out(out)
-    corpus = _corpus(request, say)
     teacher = _foreign_teacher(request, say)
+    corpus = _corpus(request, say)
     kinds: tuple[str, ...] = KINDS
     if teacher is None:
         # A teacher that has seen this corpus alone continues what it has seen.

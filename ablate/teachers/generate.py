@@ -194,7 +194,7 @@ class _Writer:
 def _bits_per_byte(teacher: Scorer, corpus: Corpus) -> float:
     """Of the teacher on all held-out text of the corpus, whose bytes have the bits of its own tokens."""
     texts = [document.text for document in held_out_documents(corpus)]
-    return sum(teacher.nats(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
+    return sum(teacher.nats_of(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
 def whole_lines(text: str) -> str:

@@ -70,7 +70,7 @@ class HuggingFaceTeacher:
                     found += self._decoded(self.decoder, batch, max_tokens, temperature, seed)
         return found
 
-    def nats(self, texts: Sequence[str]) -> list[float]:
+    def nats_of(self, texts: Sequence[str]) -> list[float]:
         """Of each text, read in windows of `WINDOW` tokens that begin with none of what came before.
 
         A window's first token is predicted from the token that ends a text.

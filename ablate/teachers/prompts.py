@@ -122,10 +122,10 @@ def _python(document: Document) -> Iterator[Start]:
     if topic := _topic(tree):
         yield given("module", 0, f'{FENCE}"""{topic}')
         yield from _requests(given, 0, f"the module `{module}`", topic, EXPLAIN_CODE, EXERCISE_CODE)
-    for title in HEADING.findall(ast.get_docstring(tree) or ""):
-        yield from _requests(
-            given, 0, f"the module `{module}`", (title[0] or title[1]).strip(), EXPLAIN_CODE, EXERCISE_CODE
-        )
+    for heading in HEADING.finditer(ast.get_docstring(tree) or ""):
+        title = (heading[1] or heading[2]).strip()
+        place = max(document.text.find(heading[0]), 0)
+        yield from _requests(given, place, f"the module `{module}`", title, EXPLAIN_CODE, EXERCISE_CODE)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield from _definition(node, lines, starts[node.lineno - 1], module, given)

@@ -51,7 +51,7 @@ class Teacher(Protocol):
 class Scorer(Protocol):
     """A teacher that also says how likely a text is to it."""
 
-    def nats(self, texts: Sequence[str]) -> list[float]:
+    def nats_of(self, texts: Sequence[str]) -> list[float]:
         """Loss on each text, in nats over all its tokens."""
 
 

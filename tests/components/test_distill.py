@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ablate.components.codec import decode_run
 from ablate.components.component import ON
+from ablate.components.distill import COMPONENT
 from ablate.components.distill.batches import (
     SoftTargetBatches,
     TeacherTextBatches,
@@ -25,19 +26,21 @@ from ablate.components.distill.batches import (
     teacher_indices,
     teacher_slots,
 )
-from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText
+from ablate.components.distill.spec import RawText, Settings, TeacherLogits, TeacherText, further_held_out
 from ablate.components.distill.text import (
     HELD_OUT_SHARE,
     TEXT,
     Manifest,
     TeacherDocument,
     compress,
+    held_out_hash,
     held_out_texts,
     is_held_out,
     read_manifest,
     read_text,
     training_texts,
     write_text,
+    written_for,
 )
 from ablate.components.variants import Variant
 from ablate.data.corpus import Corpus
@@ -46,10 +49,10 @@ from ablate.model.transformer import build
 from ablate.model.weights import read_weights
 from ablate.presets import preset
 from ablate.runs.record import pairing_fault
-from ablate.spec.decoding import canonical, encode, run_id
+from ablate.runs.study import unavailable
+from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec, Spec
-from ablate.teachers.default import default_run
 from ablate.teachers.load import load_model
 
 NANO = preset("nano")
@@ -246,45 +249,9 @@ class TestText:
         assert replace(node, charge_teacher=True).charged_flops_per_token(4.0) == 2.0
 
 
-class TestReadyMade:
-    def test_it_is_small_whole_and_made_by_the_program(self) -> None:
-        from ablate.components.distill.text import folder_of
-
-        found = read_manifest("stdlib")
-        assert (folder_of("stdlib") / TEXT).stat().st_size < 2_000_000
-        documents = read_text("stdlib")
-        assert len(documents) == found.n_kept
-        assert sum(len(d.text.encode()) for d in documents) == found.n_bytes
-        assert found.n_prompts == found.n_kept + sum(found.dropped.values())
-        assert found.teacher["kind"] == "checkpoint"
-        assert found.writing_flops == pytest.approx(found.flops_per_token * found.n_forward_tokens)
-        assert training_texts(NANO.settings["distill"].text)
-        assert held_out_texts(NANO.settings["distill"].text)
-
-    def test_its_teacher_is_the_run_that_can_be_repeated(self) -> None:
-        found = read_manifest("stdlib")
-        then, again = found.teacher["spec"], default_run(found.corpus_hash)
-        # Written by version 1, whose specification had the norm and the optimizer in other fields.
-        sizes = ("dim", "n_layers", "vocab_size", "n_first_layers", "rope_theta")
-        assert [then["model"][name] for name in sizes] == [getattr(again.model, name) for name in sizes]
-        assert then["model"]["norm_eps"] == again.model.norm.eps
-        assert then["trainer"]["weight_decay"] == again.trainer.optimizer.weight_decay  # type: ignore[attr-defined]
-        trainer = encode(again.trainer)
-        assert {k: v for k, v in then["trainer"].items() if k in trainer} == {
-            k: v for k, v in trainer.items() if k in then["trainer"]
-        }
-        cost = again.model.cost(again.trainer.sequence_length)
-        assert found.teacher["parameters"] == cost.main.parameters
-        assert found.teacher["training_flops"] == again.n_tokens * cost.training_flops_per_token
-        digest = hashlib.sha256(canonical(found.teacher["spec"]).encode()).hexdigest()
-        assert digest[:16] == found.teacher["run_id"]
-
-
 class TestSwitch:
     def test_on_names_the_text_by_content(self, text: Path) -> None:
         spec = nano_with(settings(text))
-        from ablate.components.distill import COMPONENT
-
         node: Any = COMPONENT.on(spec).data.text
         assert node == replace(teacher_node(text, 0.3))
         assert COMPONENT.on(COMPONENT.on(spec)) == COMPONENT.on(spec)
@@ -299,17 +266,46 @@ class TestSwitch:
         ],
     )
     def test_on_refuses(self, text: Path, changes: dict[str, Any], sentence: str) -> None:
-        from ablate.components.distill import COMPONENT
-
         with pytest.raises(ValueError, match=sentence):
             COMPONENT.on(nano_with(settings(text, **changes)))
 
     def test_on_refuses_another_corpus(self, text: Path) -> None:
-        from ablate.components.distill import COMPONENT
-
         spec = nano_with(settings(text))
         with pytest.raises(ValueError, match="continues documents of stdlib, and this corpus is mine"):
             COMPONENT.on(replace(spec, data=replace(spec.data, source="mine")))
+
+    def test_self_taught_is_the_text_of_the_other_teacher(self, text: Path) -> None:
+        spec = (Variant.full(NANO) | {"distill": "self-taught"}).resolve(NANO)
+        node: Any = spec.data.text
+        assert (node.text, node.share) == ("stdlib-self-taught", NANO.settings["distill"].share)
+        with pytest.raises(ValueError, match=r"distill=self-taught needs a text .*distill.self_taught names none"):
+            COMPONENT.off(nano_with(settings(text)), "self-taught")
+        with_own = nano_with(settings(text, self_taught="stdlib-self-taught"))
+        with pytest.raises(ValueError, match=r"distill=self-taught needs a text"):
+            COMPONENT.off(replace(with_own, data=replace(with_own.data, source="mine")), "self-taught")
+
+    def test_the_text_written_for_another_corpus_stands_in(
+        self, corpus: Corpus, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found by its source, whatever temperature the preset names; and not beside other held-out text."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        chosen, source = settings(text, temperature=0.1), corpus.source
+        spec = nano_with(chosen)
+        spec = replace(spec, data=replace(spec.data, source=source))
+        assert unavailable(source, "nano") == ("distill",)
+        compressed, text_hash = compress(read_text(str(text)))
+        facts = {"corpus_source": source, "temperature": 0.6, "held_out_hash": held_out_hash(corpus)}
+        write_text(written_for(source), compressed, manifest(text_hash, **facts))
+        assert unavailable(source, "nano") == ()
+        monkeypatch.chdir(Path(source).parent)
+        assert written_for(Path(source).name) == written_for(source), "as whatever path the source is named"
+        node: Any = COMPONENT.on(spec).data.text
+        assert (node.text, node.temperature) == (str(written_for(source)), 0.6)
+        assert further_held_out(spec, corpus) == held_out_texts(str(text))
+        shutil.rmtree(written_for(source))
+        write_text(written_for(source), compressed, manifest(text_hash, **facts | {"held_out_hash": "0" * 64}))
+        with pytest.raises(ValueError, match=r"has other held-out text than when the teacher text .*may overlap"):
+            further_held_out(spec, corpus)
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
     def test_impossible_shares(self, text: Path, share: float) -> None:

@@ -21,7 +21,7 @@ import pytest
 from ablate.sweep.distill import Request, distill
 from ablate.teachers.endpoint import MAX_ANSWER_BYTES, EndpointTeacher
 from ablate.teachers.saved import SavedTeacher
-from ablate.teachers.teacher import Completion
+from ablate.teachers.teacher import Completion, Prompt
 
 KEY = "sk-secret+4711"
 SOON = {"Retry-After-Ms": "1"}
@@ -107,7 +107,9 @@ def teacher(server: Server, **options: Any) -> EndpointTeacher:
 
 
 def ask(server: Server, *texts: str, **options: Any) -> list[Completion]:
-    return teacher(server, **options).complete(texts or ("once",), max_tokens=9, temperature=0.8, seed=1)
+    return teacher(server, **options).complete(
+        [Prompt(text=t) for t in texts or ("once",)], max_tokens=9, temperature=0.8, seed=1
+    )
 
 
 def fault(server: Server, **options: Any) -> str:
@@ -281,7 +283,7 @@ class TestSecrets:
         server.answers = [completion(f"Authorization: Bearer {KEY}")]
         found = teacher(server)
         saved = SavedTeacher(found, tmp_path)
-        saved.complete(["once"], max_tokens=9, temperature=0.8, seed=1)
+        saved.complete([Prompt(text="once")], max_tokens=9, temperature=0.8, seed=1)
         (part,) = tmp_path.iterdir()
         assert saved.describe()["model"] == "some/model"
         assert KEY not in f"{found!r} {saved.describe()} {part.name} {part.read_text()}"
@@ -306,7 +308,7 @@ class TestSecrets:
         self, address: str, model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(ValueError, match=r"--model does not say|not shown since it may hold a") as caught:
-            distill(Request(out=tmp_path / "text", teacher=address, model=model), print)
+            distill(Request(preset="nano", out=tmp_path / "text", teacher=address, model=model), print)
         assert KEY not in str(caught.value) + "".join(capfd.readouterr())
 
     @pytest.mark.parametrize("given", [KEY, "SK_SECRET_4711", "EMPTY_VARIABLE", "a=b", "\0"])
@@ -314,7 +316,9 @@ class TestSecrets:
         self, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("EMPTY_VARIABLE", " ")
-        request = Request(out=tmp_path / "text", teacher="https://host/v1", model="m", key_variable=given)
+        request = Request(
+            preset="nano", out=tmp_path / "text", teacher="https://host/v1", model="m", key_variable=given
+        )
         with pytest.raises(ValueError, match="--key-variable names no environment variable that holds a key") as caught:
             distill(request, print)
         assert given not in str(caught.value) + "".join(capfd.readouterr())
@@ -330,4 +334,4 @@ def test_a_missing_client_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "ablate.teachers.endpoint")
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match=r"pip install 'dsv3-ablate\[endpoint\]'"):
-        distill(Request(out=tmp_path / "text", teacher="https://host/v1", model="m"), print)
+        distill(Request(preset="nano", out=tmp_path / "text", teacher="https://host/v1", model="m"), print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -24,11 +25,13 @@ from ablate.presets import preset
 from ablate.sweep.distill import progress_of
 from ablate.teachers.checkpoint import CheckpointTeacher, pick
 from ablate.teachers.filters import Filters, Sieve, repeated_share
-from ablate.teachers.generate import Recipe, prompts, whole_lines, write_teacher_text
-from ablate.teachers.huggingface import HuggingFaceTeacher, load_named
+from ablate.teachers.generate import Recipe, whole_lines, write_teacher_text
+from ablate.teachers.huggingface import TOP_K, HuggingFaceTeacher, load_named, pick_among_top
+from ablate.teachers.llama import Decoder, obstacle
+from ablate.teachers.prompts import KINDS, prompts
 from ablate.teachers.saved import SavedTeacher
 from ablate.teachers.smollm2 import load_smollm2
-from ablate.teachers.teacher import Completion, draws
+from ablate.teachers.teacher import Completion, Prompt, draws
 
 NANO = preset("nano")
 WORDS = [
@@ -61,14 +64,17 @@ class FakeTeacher:
     """Writes what a function makes of each prompt's number, and remembers the prompts."""
 
     flops_per_token: float | None = 10.0
+    answers = False
 
     def __init__(self, write: Callable[[int], str], nats: Callable[[int], float | None] = lambda _: None) -> None:
-        self.write, self.nats, self.seen = write, nats, list[str]()
+        self.write, self.nats, self.seen = write, nats, list[Prompt]()
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "fake"}
 
-    def complete(self, prompts: Sequence[str], *, max_tokens: int, temperature: float, seed: int) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float, seed: int
+    ) -> list[Completion]:
         first = len(self.seen)
         self.seen += prompts
         return [
@@ -127,7 +133,7 @@ class TestFilters:
 
 
 class TestWriting:
-    recipe = Recipe(n_tokens=2_000, prompt_tokens=12, max_tokens=100)
+    recipe = Recipe(n_tokens=2_000, prompt_tokens=12, max_tokens=100, temperature=0.8)
 
     def write(self, corpus: Corpus, out: Path, teacher: Any, **options: Any) -> Any:
         return write_teacher_text(
@@ -141,21 +147,23 @@ class TestWriting:
         held_out = [d.text for d in held_out_documents(corpus)]
         training = {d.name: d.text for d in train_documents(corpus)}
         assert len(teacher.seen) > 16
-        assert all(any(p in text for text in training.values()) for p in teacher.seen)
-        assert not any(p in text for text in held_out for p in teacher.seen if len(p.split()) > 4)
+        assert all(any(p.text in text for text in training.values()) for p in teacher.seen)
+        assert not any(p.text in text for text in held_out for p in teacher.seen if len(p.text.split()) > 4)
         assert {d.document for d in read_text(str(tmp_path / "text"))} <= set(training)
 
     def test_prompts_are_short_whole_lines_spread_over_the_text(self, corpus: Corpus) -> None:
         tokenizer, documents = load_tokenizer(corpus), train_documents(corpus)
-        found = prompts(documents, tokenizer, self.recipe, n_round=0, n=200)
-        assert found == prompts(documents, tokenizer, self.recipe, n_round=0, n=200)
-        assert found != prompts(documents, tokenizer, self.recipe, n_round=1, n=200)
+        options: dict[str, Any] = {"kinds": KINDS, "prompt_tokens": 12, "seed": 0, "n": 200}
+        found = prompts(documents, tokenizer, n_round=0, **options)
+        assert found == prompts(documents, tokenizer, n_round=0, **options)
+        assert found != prompts(documents, tokenizer, n_round=1, **options)
         assert len({p.document for p in found}) == len(documents)
         texts = {d.name: d.text for d in documents}
-        for prompt in found:
-            assert len(tokenizer.encode(prompt.text).ids) <= self.recipe.prompt_tokens
-            place = texts[prompt.document].index(prompt.text)
-            assert place == 0 or texts[prompt.document][place - 1] == "\n"
+        for start in found:
+            assert (start.kind, start.opening, start.prompt.asks) == ("lines", "", False), "there are no sentences"
+            assert len(tokenizer.encode(start.prompt.text).ids) <= self.recipe.prompt_tokens
+            place = texts[start.document].index(start.prompt.text)
+            assert place == 0 or texts[start.document][place - 1] == "\n"
 
     def test_manifest_counts_everything(self, corpus: Corpus, tmp_path: Path) -> None:
         def written(n: int) -> str:
@@ -181,8 +189,8 @@ class TestWriting:
 
     def test_an_interrupted_writing_goes_on_and_ends_with_the_same_text(self, corpus: Corpus, tmp_path: Path) -> None:
         class Breaking(FakeTeacher):
-            def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
-                if len(self.seen) >= 32:
+            def complete(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+                if len(self.seen) >= 16:
                     raise KeyboardInterrupt
                 return super().complete(prompts, **options)
 
@@ -199,25 +207,28 @@ class TestWriting:
             self.write(corpus, tmp_path / "text", first, recipe=recipe)
         for kept in (tmp_path / "text.parts").iterdir():
             assert kept.suffix == ".json"
-        assert self.write(corpus, tmp_path / "text", second, recipe=recipe) == expected
+        found = self.write(corpus, tmp_path / "text", second, recipe=recipe)
+        assert replace(found, writing_s=0.0) == replace(expected, writing_s=0.0)
         assert (first.seen, second.seen) == (whole.seen[: len(first.seen)], whole.seen[len(first.seen) :])
         assert first.seen
         assert second.seen
         assert {path.name for path in tmp_path.iterdir()} == {"whole", "text"}
 
+    two = (Prompt(text="a"), Prompt(text="b"))
+
     def test_a_torn_part_is_asked_for_again(self, tmp_path: Path) -> None:
         teacher = FakeTeacher(paragraph)
         saved = SavedTeacher(teacher, tmp_path)
         call = {"max_tokens": 9, "temperature": 1.0, "seed": 0}
-        first = saved.complete(["a", "b"], **call)
-        assert saved.complete(["a", "b"], **call) == first
+        first = saved.complete(self.two, **call)
+        assert saved.complete(self.two, **call) == first
         assert len(teacher.seen) == 2
         (part,) = tmp_path.iterdir()
         part.write_text(part.read_text()[:-9])
-        saved.complete(["a", "b"], **call)
+        saved.complete(self.two, **call)
         for other in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": 8}):
-            saved.complete(["a", "b"], **call | other)
-        saved.complete(["b", "a"], **call)
+            saved.complete(self.two, **call | other)
+        saved.complete(self.two[::-1], **call)
         assert len(teacher.seen) == 12
 
     def test_nothing_is_overwritten(self, corpus: Corpus, tmp_path: Path) -> None:
@@ -269,7 +280,9 @@ class TestCheckpointTeacher:
 
     def complete(self, weights: str, corpus: Corpus, seed: int = 0, *, use_cache: bool = True, **options: Any) -> Any:
         teacher = CheckpointTeacher(weights, corpus, use_cache=use_cache)
-        return teacher.complete(self.some, **{"max_tokens": 70, "temperature": 0.8, "seed": seed} | options)
+        return teacher.complete(
+            [Prompt(text=t) for t in self.some], **{"max_tokens": 70, "temperature": 0.8, "seed": seed} | options
+        )
 
     def test_a_seed_decides_the_text(self, weights: str, corpus: Corpus) -> None:
         first = self.complete(weights, corpus)
@@ -290,11 +303,11 @@ class TestCheckpointTeacher:
 
     def test_forward_tokens_are_those_read_and_written(self, weights: str, corpus: Corpus) -> None:
         teacher = CheckpointTeacher(weights, corpus)
-        (short,) = teacher.complete(["gate"], max_tokens=5, temperature=0, seed=0)
+        (short,) = teacher.complete([Prompt(text="gate")], max_tokens=5, temperature=0, seed=0)
         n_prompt = len(load_tokenizer(corpus).encode("gate").ids)
         assert short.n_forward_tokens == n_prompt + 4
         # From a full context of 32 on, 16 tokens are read again, of which the last is new.
-        (long,) = teacher.complete(["gate"], max_tokens=40, temperature=0, seed=0)
+        (long,) = teacher.complete([Prompt(text="gate")], max_tokens=40, temperature=0, seed=0)
         assert long.n_forward_tokens == n_prompt + 39 + 15
 
     def test_another_corpus_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
@@ -326,7 +339,9 @@ def tiny_llama(corpus: Corpus) -> HuggingFaceTeacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=5, **sizes)
-        return HuggingFaceTeacher(LlamaForCausalLM(config), tokenizer, {"kind": "tiny"})
+        teacher = HuggingFaceTeacher(LlamaForCausalLM(config), tokenizer, {"kind": "tiny"})
+    teacher.decoder = Decoder(teacher.model, torch.float32)  # whatever this processor is fast at
+    return teacher
 
 
 def test_progress_tells_speed_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,14 +357,15 @@ class TestHuggingFace:
     some = ("loss token\n", "gate", "warm cold bias head value key\nexpert token\n", "gate")
 
     def complete(self, teacher: HuggingFaceTeacher, prompts: Sequence[str], **options: Any) -> list[Completion]:
-        return teacher.complete(prompts, **{"max_tokens": 40, "temperature": 1.0, "seed": 0} | options)
+        given = [Prompt(text=text) for text in prompts]
+        return teacher.complete(given, **{"max_tokens": 40, "temperature": 1.0, "seed": 0} | options)
 
     def test_prompts_and_seed_decide_the_text(self, tiny_llama: HuggingFaceTeacher) -> None:
         before = torch.random.get_rng_state()
         first = self.complete(tiny_llama, self.some)
         torch.rand(7)
         assert first == self.complete(tiny_llama, self.some)
-        assert first[1].text != first[3].text
+        assert first[1] == first[3], "equal prompts have equal draws"
         assert [c.text for c in first] != [c.text for c in self.complete(tiny_llama, self.some, seed=1)]
         torch.random.set_rng_state(before)
         self.complete(tiny_llama, self.some)
@@ -374,6 +390,60 @@ class TestHuggingFace:
             assert completion.nats_per_token == pytest.approx(float(nats.mean()), rel=1e-4)
             assert completion.n_forward_tokens == len(whole) - 1
             assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+
+    def test_rows_of_any_length_are_read_and_written_as_by_the_library(self, tiny_llama: HuggingFaceTeacher) -> None:
+        """Next to a longer row, alone, and after others have left."""
+        ids = [tiny_llama.tokenizer.encode(text) for text in self.some[:3]]
+        decoder = Decoder(tiny_llama.model, torch.float32)
+        with torch.inference_mode():
+            logits_BC = decoder.read(ids)
+            for n in range(40):
+                expected = torch.stack([tiny_llama.model(torch.tensor([row])).logits[0, -1] for row in ids])
+                assert torch.allclose(logits_BC, expected, atol=1e-5)
+                if n == 20:
+                    decoder.keep(torch.tensor([2, 0]))
+                    ids, logits_BC = [ids[2], ids[0]], logits_BC[[2, 0]]
+                token_B = logits_BC.argmax(-1)
+                ids = [[*row, token] for row, token in zip(ids, token_B.tolist(), strict=True)]
+                logits_BC = decoder.step(token_B)
+
+    @pytest.mark.parametrize("decoded", [True, False])
+    def test_nats_of_a_text_are_the_librarys(self, tiny_llama: HuggingFaceTeacher, decoded: bool) -> None:
+        teacher = copy.copy(tiny_llama)
+        teacher.decoder = Decoder(tiny_llama.model, torch.float32) if decoded else None
+        text = paragraph(5)
+        ids = [tiny_llama.ends[0], *tiny_llama.tokenizer.encode(text)]
+        with torch.no_grad():
+            logp = tiny_llama.model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+        expected = -logp[torch.arange(len(ids) - 1), ids[1:]].sum()
+        assert teacher.nats_of([text]) == [pytest.approx(float(expected), rel=1e-4)]
+
+    def test_only_a_llama_is_decoded_here(self, tiny_llama: HuggingFaceTeacher) -> None:
+        config = copy.deepcopy(tiny_llama.model.config)
+        assert obstacle(config) == ""
+        for name, value in (("model_type", "gpt2"), ("attention_bias", True), ("hidden_act", "gelu")):
+            changed = copy.deepcopy(config)
+            setattr(changed, name, value)
+            assert obstacle(changed)
+
+    def test_a_request_goes_through_the_chat_template(self, tiny_llama: HuggingFaceTeacher) -> None:
+        assert not tiny_llama.answers
+        teacher = copy.copy(tiny_llama)
+        teacher.tokenizer = copy.deepcopy(tiny_llama.tokenizer)
+        teacher.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [answer]"
+        assert teacher.answers
+        assert teacher._rendered(Prompt(text="why?", asks=True)) == "[user] why? [answer]"
+        assert teacher._rendered(Prompt(text="because")) == "because"
+
+    def test_the_likeliest_tokens_are_drawn_by_their_probability(self) -> None:
+        logits = torch.full((20_000, 200), -9.0)
+        logits[:, :4] = torch.tensor([0.1, 0.4, 0.3, 0.2]).log()
+        draw = torch.from_numpy(draws(0, "any prompt", 20_000))
+        picked = pick_among_top(logits, 1.0, draw)
+        share = picked.bincount(minlength=200) / 20_000
+        assert torch.allclose(share[:4], torch.tensor([0.1, 0.4, 0.3, 0.2]), atol=0.02)
+        assert len(set(picked.tolist())) <= TOP_K
+        assert (pick_among_top(logits, 0.0, draw) == 1).all()
 
     def test_transformers_missing_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "transformers", None)
