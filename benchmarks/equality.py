@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
-from ablate.parallel.equality import Case, compare_all
+from ablate.parallel.equality import Case, compare_all, trace
 from ablate.parallel.launch import on_ranks as start
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
@@ -57,8 +57,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", default="pipeline=2")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--trace", type=Path, help="write a step of the first case for chrome://tracing, and stop")
     arguments = parser.parse_args()
     ranks, begun = read_ranks(arguments.ranks), time.monotonic()
+    if arguments.trace:
+        arguments.trace.write_text(json.dumps(start(ranks.world, trace, cases(ranks)[0])) + "\n", encoding="utf-8")
+        return
     found = start(ranks.world, compare_all, cases(ranks))
     form = "{:12} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
     print(form.format("schedule", "variant", "equal", "losses", "counts", "gradients", "error", "live chunks"))
