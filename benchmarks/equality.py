@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
-from ablate.parallel.equality import Case, compare_all
+from ablate.parallel.equality import Case, compare_all, trace
 from ablate.parallel.launch import on_ranks as start
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
@@ -57,19 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", default="pipeline=2")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--trace", type=Path, help="write a step of the first case for chrome://tracing, and stop")
     arguments = parser.parse_args()
     ranks, begun = read_ranks(arguments.ranks), time.monotonic()
+    if arguments.trace:
+        arguments.trace.write_text(json.dumps(start(ranks.world, trace, cases(ranks)[0])) + "\n", encoding="utf-8")
+        return
     found = start(ranks.world, compare_all, cases(ranks))
-    print(
-        f"{'schedule':12} {'variant':20} {'equal':6} {'losses':7} {'counts':7} {'gradients':>10} {'error':>7} {'live'}"
-    )
+    form = "{:12} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
+    print(form.format("schedule", "variant", "equal", "losses", "counts", "gradients", "error", "live chunks"))
     for e in found:
-        exact = f"{e.n_gradients_exact}/{e.n_gradients}"
-        live = ",".join(map(str, e.peak_live_chunks))
         words = ["yes" if each else "NO" for each in (e.holds, e.losses_exact, e.counts_exact)]
-        print(
-            f"{e.schedule:12} {e.variant:20} {words[0]:6} {words[1]:7} {words[2]:7} {exact:>10} {e.gradient_error:7.0e} {live}"
-        )
+        exact, live = f"{e.n_gradients_exact}/{e.n_gradients}", ",".join(map(str, e.peak_live_chunks))
+        print(form.format(e.schedule, e.variant, *words, exact, f"{e.gradient_error:.0e}", live))
     print(f"{sum(e.holds for e in found)} of {len(found)} equal, {time.monotonic() - begun:.0f} s with the start")
     if arguments.out:
         arguments.out.write_text(json.dumps([e.facts() for e in found], indent=1) + "\n", encoding="utf-8")

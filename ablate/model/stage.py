@@ -79,6 +79,7 @@ def stage_loss(
     found, routing = predict(model, stage, x_BTD, batch["window_BT1"][:, :-1])
     balance = model.spec.balance
     own = balance.loss(routing, NO_LOADS) if balance is not None and routing else None
+    own = own if isinstance(own, Tensor) else None  # experts that nothing balances have a loss of plain zero
     if not isinstance(found, Prediction):
         return StageLoss(found, own, routing)
     total, main = prediction_loss(model, text, batch, found, decaying=decaying, targets_BT=targets_BT)

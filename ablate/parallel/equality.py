@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ablate.model.transformer import Transformer, initialise
 from ablate.parallel.executor import Pipeline
 from ablate.parallel.gradients import Holders
 from ablate.parallel.mesh import Mesh, make_mesh
+from ablate.parallel.spans import Span, Spans, chrome_trace
 from ablate.randomness import torch_generator
 from ablate.schedules.action import Schedule
 from ablate.schedules.tables import table
@@ -110,11 +111,7 @@ def compare(case: Case, mesh: Mesh) -> Equality:
 
 def _compare(case: Case, mesh: Mesh) -> Equality:
     spec, m = case.in_float64, case.n_micro_batches
-    generator = torch_generator(f"equality of {case.schedule}")
-    batches = [
-        {"window_BT1": torch.randint(spec.vocab_size, (SEQUENCES, case.length + 1), generator=generator)}
-        for _ in range(m * mesh.ranks.data)
-    ]
+    batches = _batches(case, spec, m * mesh.ranks.data)
     mine = batches[mesh.data_rank * m : (mesh.data_rank + 1) * m]
     ours = _on_ranks(case, spec, mesh, mine, 1 / len(batches))
     alone = _alone(case, spec, batches, mesh)
@@ -154,6 +151,26 @@ def _compare(case: Case, mesh: Mesh) -> Equality:
     )
 
 
+def trace(case: Case) -> dict[str, Any]:
+    """A step of a case with the spans of every rank, in the trace event format. Every rank calls it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        mesh, spec = make_mesh(case.ranks), case.in_float64
+        batches = _batches(case, spec, case.n_micro_batches)
+        spans = [_on_ranks(case, spec, mesh, batches, 1.0, Spans()).spans for _ in range(2)][1]  # the first warms up
+    finally:
+        torch.set_default_dtype(before)
+    every: list[Any] = [None] * mesh.ranks.world
+    dist.all_gather_object(every, spans)
+    return chrome_trace(every)
+
+
+def _batches(case: Case, spec: ModelSpec, n: int) -> list[dict[str, Tensor]]:
+    generator, shape = torch_generator(f"equality of {case.schedule}"), (SEQUENCES, case.length + 1)
+    return [{"window_BT1": torch.randint(spec.vocab_size, shape, generator=generator)} for _ in range(n)]
+
+
 @dataclass(slots=True)
 class _Result:
     losses: dict[int, float]
@@ -162,9 +179,17 @@ class _Result:
     norm: float
     peak: int = 0
     seconds: float = 0.0
+    spans: list[Span] = field(default_factory=list)
 
 
-def _on_ranks(case: Case, spec: ModelSpec, mesh: Mesh, batches: Sequence[Mapping[str, Any]], weight: float) -> _Result:
+def _on_ranks(
+    case: Case,
+    spec: ModelSpec,
+    mesh: Mesh,
+    batches: Sequence[Mapping[str, Any]],
+    weight: float,
+    spans: Spans | None = None,
+) -> _Result:
     pipeline = Pipeline(case.table, mesh)
     divided = stages(case.layers(spec.n_layers))
     model = Transformer(spec, part(divided[s] for s in pipeline.stages))
@@ -184,13 +209,18 @@ def _on_ranks(case: Case, spec: ModelSpec, mesh: Mesh, batches: Sequence[Mapping
     holders = Holders(model)
     dist.barrier()
     start = time.perf_counter()
+    if spans is not None:
+        spans.begin()
+        pipeline.spans = spans
     peak = pipeline.train(forward, lambda micro: torch.empty(shape), weight)
     seconds = time.perf_counter() - start
     holders.join()
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     with torch.device("meta"):
         order = [n for n, _ in Transformer(spec).named_parameters()]
-    return _Result(losses, counts, gradients, holders.clip(CLIP, order).item(), peak, seconds)
+    return _Result(
+        losses, counts, gradients, holders.clip(CLIP, order).item(), peak, seconds, spans.spans if spans else []
+    )
 
 
 def _alone(case: Case, spec: ModelSpec, batches: Sequence[Mapping[str, Any]], mesh: Mesh) -> _Result:

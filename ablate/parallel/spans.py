@@ -15,7 +15,7 @@ from ablate.schedules.action import Action
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Seconds since the recorder was made. Of a receive: how long the rank waited for it."""
+    """Seconds since the recorder began. Of a receive: how long the rank waited for it."""
 
     action: Action
     start_s: float
@@ -27,6 +27,10 @@ class Spans:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Count seconds from now on: right behind a barrier, so that ranks count alike."""
         self._zero = time.perf_counter()
 
     @contextmanager

@@ -32,7 +32,8 @@ def run_on(ranks: Ranks, schedule: str) -> RunSpec:
     levels = {"distill": "raw", "fp8": "bf16"} | ({"dualpipe": schedule} if ranks.pipeline > 1 else {})
     spec = (Variant.full(small) | levels).resolve(small)
     model = spec.model.portable().with_backends({"linear": "reference"})
-    return RunSpec(model=model, text=spec.data.text, trainer=spec.trainer, corpus_hash="", seed=3, n_steps=STEPS)
+    run = spec.run(corpus_hash="", seed=3, n_steps=STEPS, n_warmup_steps=0)
+    return replace(run, model=model)
 
 
 def train(run: RunSpec, folder: Path, resume: Path | None = None) -> dict[str, Tensor]:

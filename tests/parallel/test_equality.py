@@ -47,7 +47,7 @@ def test_two_ranks_compute_what_one_process_computes() -> None:
             case("dualpipe", two, 6, {}),  # FP8 emulated, multi-token prediction, experts balanced by bias
             case("1f1b", two, 3, {"fp8": "bf16", "aux-free": "sequence-aux"}),
             case("zbv", two, 5, {"fp8": "bf16", "mtp": "parallel-heads"}),
-            case("interleaved", two, 4, {"moe": "dense", "aux-free": "sequence-aux"}),
+            case("interleaved", two, 4, {"aux-free": "none"}),
         ]
     )
 
