@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablate.randomness import fraction
+from ablate.runs.conduct import Outcome
 from ablate.runs.events import Ended, Listener
-from ablate.runs.executors.local import Outcome
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
@@ -47,9 +47,9 @@ def record(job: Job, *, seconds: float) -> RunRecord:
 
 
 def execute_all(
-    jobs: Sequence[Job], store: Store, *, n_parallel: int, listener: Listener, seconds: float = SECONDS
+    jobs: Sequence[Job], store: Store, executor: Any, *, listener: Listener, seconds: float = SECONDS
 ) -> Outcome:
-    """As the executor of this machine: what has a record is not run again; every attempt has its folder."""
+    """As it is with any executor: what has a record is not run again; every attempt has its folder."""
     outcome = Outcome()
     for job in jobs:
         found = store.read(job.run_id)
@@ -84,7 +84,7 @@ class Quiet:
     def say(self, message: str) -> None:
         self.said.append(message)
 
-    def show_plan(self, plan: Any, n_parallel: int, folder: Any) -> None: ...
+    def show_plan(self, plan: Any, n_parallel: int, folder: Any, time: Any) -> None: ...
 
     def follow(self, plan: Any, n_parallel: int) -> Listener:
         return lambda event: None

@@ -12,7 +12,7 @@ from ablate.commands.options import Alternatives, Disable, Enable, Json, pairs, 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate simulate --cluster h800-2048 --preset v3-671b")
 def simulate(
     cluster: Annotated[str, typer.Option(help="h800-2048, h100-1024, h200-8, or a TOML file.")],
     preset: Annotated[str, typer.Option(help="Sizes: a name, or a TOML file.")] = "",
@@ -55,7 +55,7 @@ def simulate(
     _show(attributed(request) if attribute else simulated(request, search=search), json)
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate evidence mtp")
 def evidence(
     component: Annotated[str | None, typer.Argument(metavar="[C]", help="Only of this component.")] = None,
     json: Json = False,
@@ -66,7 +66,7 @@ def evidence(
     _show(evidence_document(component), json)
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate answer --gap llama3-405b v3-671b")
 def answer(
     gap: Annotated[
         tuple[str, str],

@@ -11,7 +11,7 @@ from ablate.commands.options import Json, print_json
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: dsv3-ablate schedule dualpipe --ranks 4 --micro-batches 10")
 def schedule(
     name: Annotated[
         str,

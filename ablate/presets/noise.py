@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ablate import documents
+from ablate.documents import read_json
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, encode
 from ablate.spec.run import Preset
 
@@ -63,5 +63,5 @@ def of_components(found: Collection[KnownNoise], components: Collection[str]) ->
 
 @cache
 def _all() -> tuple[KnownNoise, ...]:
-    found = documents.read_json(FILE, "the known noise of the presets", "install the program anew")
+    found = read_json(FILE, "the known noise of the presets", "install the program anew")
     return decode(tuple[KnownNoise, ...], found, FILE.name)

@@ -22,6 +22,7 @@ from ablate.runs.store import Store
 from ablate.runs.study import to_toml
 from ablate.spec.decoding import encode
 from ablate.sweep.folder import Claim
+from ablate.sweep.seeds import Round
 
 FACTORS = {"moe.n_routed_experts": [8, 16, 32]}
 
@@ -114,7 +115,8 @@ def test_what_was_asked_first_stays_when_the_study_says_otherwise_later(tmp_path
 
     def claim(margin: float) -> Claim:
         asked = study(preset="nano", margin=margin, factors=FACTORS)
-        return Claim(store, asked, lambda step_s: planned(asked))
+        now = Round(n_seeds=len(asked.crossed), origin="given", reason="as given")
+        return Claim(store, asked, now, lambda step_s: planned(asked))
 
     first = claim(0.005)
     plan, _ = first.take(first.make({}), corpus)

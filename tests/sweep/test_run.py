@@ -82,7 +82,7 @@ def unusable(folder: Path) -> dict[str, Path]:
 def test_an_unusable_folder_is_refused_before_anything_is_read_or_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conduct: Any
 ) -> None:
-    monkeypatch.setattr(sweep, "_prepare", lambda *_: pytest.fail("the corpus was prepared"))
+    monkeypatch.setattr(sweep, "prepare_texts", lambda *_: pytest.fail("the corpus was prepared"))
     for why, folder in unusable(tmp_path).items():
         with pytest.raises(ValueError, match=r"cannot write to .*; choose another folder with --out") as refused:
             conduct(folder)
