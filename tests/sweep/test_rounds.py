@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ablate.report import build
-from ablate.runs.executors.local import Outcome
+from ablate.runs.conduct import Outcome
 from ablate.runs.history import History, looks, plans, unplanned
 from ablate.runs.job import Job
 from ablate.runs.plan import Plan
@@ -55,7 +55,7 @@ class Conduct:
     def __call__(self, out: Path, losses: Losses, stop_after: int = 10**6, **fields: Any) -> StudyRun:
         self.ran.clear()
 
-        def execute_all(jobs: Sequence[Job], store: Store, **_: Any) -> Outcome:
+        def execute_all(jobs: Sequence[Job], store: Store, *_: Any, **__: Any) -> Outcome:
             for job in jobs:
                 if store.read(job.run_id) is None and len(self.ran) < stop_after:
                     self.ran.append(job.run.seed)
