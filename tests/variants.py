@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from teacher_checkpoint import write_weights
 from torch import Tensor
 
 from ablate.components.component import ON, Component
+from ablate.components.distill.text import folder_of
 from ablate.components.registry import COMPONENTS, NAMES
 from ablate.components.variants import Variant, on_ranks
 from ablate.model.loss import training_loss
@@ -33,11 +35,13 @@ def _distinct_heads(nano: Preset) -> Preset:
 
 
 def _with_teacher(nano: Preset) -> Preset:
-    """With a checkpoint to learn from, `distill=logits` means something."""
+    """With a checkpoint to learn from `distill=logits` means something, and `self-taught` with a text of its own."""
     folder = tempfile.TemporaryDirectory(prefix="teacher-")
     atexit.register(folder.cleanup)
-    weights = write_weights(Path(folder.name) / "weights")
-    return replace(nano, settings={**nano.settings, "distill": replace(nano.settings["distill"], teacher=str(weights))})
+    weights, text = write_weights(Path(folder.name) / "weights"), Path(folder.name) / "text"
+    shutil.copytree(folder_of("stdlib-self-taught"), text)
+    distill = replace(nano.settings["distill"], teacher=str(weights), self_taught=str(text))
+    return replace(nano, settings={**nano.settings, "distill": distill})
 
 
 def dependants(name: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ablate.components.distill.text import Manifest
     from ablate.data.corpus import Corpus
     from ablate.spec.run import Preset, RunSpec
+    from ablate.teachers.filters import Filters
 
 Say = Callable[[str], None]
 
@@ -54,7 +55,6 @@ def distill(request: Request, say: Say) -> Written:
     """Write a teacher's text into a new folder; ValueError for whatever makes it impossible."""
     from ablate.components.distill.text import check_out, written_for
     from ablate.teachers.checkpoint import CheckpointTeacher
-    from ablate.teachers.filters import Filters
     from ablate.teachers.generate import Recipe, write_teacher_text
     from ablate.teachers.prompts import KINDS
 
@@ -67,17 +67,24 @@ def distill(request: Request, say: Say) -> Written:
         # A teacher that has seen this corpus alone continues what it has seen.
         folder = request.teacher or str(_trained(request, out, corpus, say))
         teacher, kinds = CheckpointTeacher(folder, corpus), ("lines",)
-    filters = getattr(teacher, "filters", Filters())
     say(
         f"writing {request.n_tokens:,} tokens of a vocabulary of {corpus.vocab_size:,}; until the text is whole its "
         f"rounds are kept in {out}.parts: the same command goes on there, and one with fewer --tokens ends with them"
     )
     recipe = Recipe(n_tokens=request.n_tokens, kinds=kinds, temperature=request.temperature, seed=request.seed)
     manifest = write_teacher_text(
-        corpus, teacher, recipe=recipe, filters=filters, out=out, progress=progress_of(say), say=say
+        corpus, teacher, recipe=recipe, filters=_filters(request), out=out, progress=progress_of(say), say=say
     )
     say(_summary(manifest))
     return Written(folder=out, manifest=manifest)
+
+
+def _filters(request: Request) -> Filters:
+    """The default limits; on the loss on its own text that of a teacher for which it was measured."""
+    from ablate.teachers.filters import Filters
+    from ablate.teachers.smollm2 import MAX_NATS_PER_TOKEN, NAME
+
+    return Filters(max_nats_per_token=MAX_NATS_PER_TOKEN) if request.teacher == NAME else Filters()
 
 
 def _corpus(request: Request, say: Say) -> Corpus:

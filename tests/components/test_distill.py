@@ -275,9 +275,9 @@ class TestSwitch:
             COMPONENT.on(replace(spec, data=replace(spec.data, source="mine")))
 
     def test_self_taught_is_the_text_of_the_other_teacher(self, text: Path) -> None:
-        spec = (Variant.full(NANO) | {"distill": "self-taught"}).resolve(NANO)
+        spec = COMPONENT.off(nano_with(settings(text, self_taught="stdlib-self-taught")), "self-taught")
         node: Any = spec.data.text
-        assert (node.text, node.share) == ("stdlib-self-taught", NANO.settings["distill"].share)
+        assert (node.text, node.share, node.temperature) == ("stdlib-self-taught", 0.3, 0.8)
         with pytest.raises(ValueError, match=r"distill=self-taught needs a text .*distill.self_taught names none"):
             COMPONENT.off(nano_with(settings(text)), "self-taught")
         with_own = nano_with(settings(text, self_taught="stdlib-self-taught"))
