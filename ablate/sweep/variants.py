@@ -95,7 +95,7 @@ def _in_cell(
         at_stage = now.stage if now else None
         assigned, design, laid_out = _designed(study, full, n_seeds, [p.name for p in players], varied, at_stage)
     whole = Variant.full(here) | _on(study.calibration) | cell.alternatives()
-    return [_named(a, full, whole, study, cell, players) for a in assigned], design, laid_out
+    return [_named(a, full, whole, study, cell, players, base) for a in assigned], design, laid_out
 
 
 def _is_player(factor: Factor) -> bool:
@@ -178,8 +178,9 @@ def _n_runs(study: Study) -> int:
 
 
 def _named(
-    assigned: _Assigned, full: Variant, whole: Variant, study: Study, cell: Cell, players: Sequence[Factor]
-) -> NamedVariant:
+    assigned: _Assigned, full: Variant, whole: Variant, study: Study, cell: Cell, players: Sequence[Factor],
+    base: Preset,
+) -> NamedVariant:  # fmt: skip
     """`full`: of the study in this cell; `whole`: the recipe, before the study leaves anything out."""
     variant = assigned.variant
     none = variant | {chosen.name: chosen.default_alternative for chosen, _ in variant.choices}
@@ -194,7 +195,7 @@ def _named(
     at = _with_players(cell, players, assigned.upper)
     if at.levels:
         name = at.label if study.design == "one" and not study.disable and not study.enable else f"{name} at {at.label}"
-    spec = variant.resolve(study.load_preset(at.settings))
+    spec = variant.resolve(study.load_preset(at.settings) if at.settings else base)
     spec = dataclasses.replace(spec, model=spec.model.with_backends(study.backends))
     assert not isinstance(study.learning_rates, str)
     if name in study.learning_rates:
