@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
+from ablate.model.weights import save_tensors
 from ablate.parallel.team import assemble
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks
@@ -57,6 +60,16 @@ def train(run: RunSpec, folder: Path, resume: Path | None = None) -> dict[str, T
     return found
 
 
-def on_a_rank(ranks: Ranks, schedule: str, place: str, resume: str) -> dict[str, Tensor]:
-    """`train` as a rank calls it."""
-    return train(run_on(ranks, schedule), Path(place), Path(resume) if resume else None)
+def on_a_rank(ranks: Ranks, schedule: str, place: str, resume: str) -> None:
+    """`train` as a rank calls it; the first leaves the state beside the checkpoint."""
+    if ranks.world > 1:  # as torchrun leaves it, which starts the ranks of real runs
+        rank, world = str(dist.get_rank()), str(ranks.world)
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    found = train(run_on(ranks, schedule), Path(place), Path(resume) if resume else None)
+    if found:
+        save_tensors(found, state_file(Path(place)))
+
+
+def state_file(place: Path) -> Path:
+    return place.with_name(f"{place.name}.safetensors")

@@ -70,22 +70,21 @@ def test_held_out_windows_are_spread_over_every_document(corpus: Any) -> None:
 
 
 def test_points_before_the_end_are_judged_on_an_even_part_of_the_windows(
-    make_job: Callable[..., Any], corpus: Any, monkeypatch: pytest.MonkeyPatch
+    make_job: Callable[..., Any], corpus: Any
 ) -> None:
     run = make_job(n_steps=12, n_held_out_windows=40, n_curve_windows=8).run
     held_out = HeldOut.of(Windows(corpus.held_out, 32), 40, token_bytes(corpus))
     curve = Curve(run, {"held_out": held_out})
     judged = {}
 
-    def note(model: Any, sets: Any, *, batch_size: int) -> dict[str, float]:
+    def note(sets: Any, batch_size: int) -> dict[str, float]:
         judged[step] = sets["held_out"].windows_WT1
         assert batch_size == batch_windows(run)
         return {"nats_per_token": 1.0}
 
-    monkeypatch.setattr("ablate.training.callbacks.evaluate", note)
     trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext), logger=None)
     for step in sorted(curve.steps):
-        curve.add_point(trainer, SimpleNamespace(model=None), step)
+        curve.add_point(trainer, SimpleNamespace(evaluate=note), step)
     assert [len(windows) for windows in judged.values()] == [8, 8, 8, 40]
     assert torch.equal(judged[3], held_out.windows_WT1[2::5])
 
