@@ -56,7 +56,9 @@ def main() -> None:
     step_s = json.loads(measured.read_text()) if measured.exists() else {}
     rows = [_row(name, arguments, step_s) for name in RECIPES if not arguments.only or name in arguments.only]
     rows.sort(key=lambda row: row["half_width_log_flops"] or math.inf)
-    _print(rows, arguments)
+    text = _text(rows, arguments, idle=bool(step_s))
+    print(text)
+    (arguments.out / "README.md").write_text(text)
     document = {"preset": arguments.preset, "disable": arguments.disable, "minutes": arguments.minutes,
                 "idle_step_s": bool(step_s), "recipes": rows}  # fmt: skip
     (arguments.out / "recipe.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -126,15 +128,23 @@ def _time(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
-def _print(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    print(f"half-width in log FLOPs of {' + '.join(arguments.disable)} after {arguments.minutes:g} minutes of "
-          f"{arguments.cores} cores, from {arguments.seeds} pairs each")  # fmt: skip
-    print(f"{'recipe':26} {'loss':>7} {'pair s':>7} {'sd nats':>8} {'sd log':>8} {'pairs':>6} {'half-width':>10}")
+def _text(rows: list[dict[str, Any]], arguments: argparse.Namespace, *, idle: bool) -> str:
+    """The curve as a page, the narrowest interval first."""
+    how = "measured on the idle machine" if idle else "those of the records, from a machine that had other work too"
+    lines = [
+        "# Which recipe answers best in the time given?", "",
+        f"Preset {arguments.preset}, {' + '.join(arguments.disable)}, {arguments.seeds} pairs of seeds each. "
+        f"Half-width: of the 95 % interval of the log of the training FLOPs for the same loss, after "
+        f"{arguments.minutes:g} minutes of {arguments.cores} cores. Seconds of a step: {how}.", "",
+        "| recipe | loss | seconds a pair | sd of a pair, nats | sd of a pair, log FLOPs | pairs | half-width |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
     for row in rows:
         cells = [row["pair_sd_nats"], row["pair_sd_log_flops"], row["half_width_log_flops"]]
         nats, log, width = ("–" if cell is None else f"{cell:.4f}" for cell in cells)
-        print(f"{row['recipe']:26} {row['loss']:7.4f} {row['pair_s']:7.1f} {nats:>8} {log:>8} "
-              f"{row['pairs']:6} {width:>10}")  # fmt: skip
+        lines.append(f"| {row['recipe']} | {row['loss']:.4f} | {row['pair_s']:.1f} | {nats} | {log} | {row['pairs']} | "
+                     f"{width} |")  # fmt: skip
+    return "\n".join([*lines, "", "Made by `python benchmarks/recipe.py`.", ""])
 
 
 def _arguments() -> argparse.Namespace:
