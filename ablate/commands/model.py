@@ -28,10 +28,12 @@ def account(
     enable: Enable = None,
     alternative: Alternatives = None,
     sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
+    ranks: Annotated[str, typer.Option(metavar="AXIS=N,...", help="As of run: expert=64,node=8.")] = "",
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
     from ablate.presets.account import account_model, account_preset, render
+    from ablate.spec.ranks import read_ranks
 
     if model is not None:
         if preset or disable or enable or alternative:
@@ -41,7 +43,12 @@ def account(
         figures = account_model(model, sequence_length)
     else:
         figures = account_preset(
-            preset or default_preset(), disable or [], enable or [], pairs(alternative or []), sequence_length
+            preset or default_preset(),
+            disable or [],
+            enable or [],
+            pairs(alternative or []),
+            sequence_length,
+            read_ranks(ranks) if ranks else {},
         )
     if json:
         print_json(figures)

@@ -81,13 +81,13 @@ def run(
     from dataclasses import asdict
 
     from ablate.runs.study import Study, question, unavailable
-    from ablate.spec.ranks import read_ranks
+    from ablate.spec.ranks import ranks_of, read_ranks
 
     alternatives, preset = pairs(alternative or []), preset or default_preset()
     changes = {
         "learning_rate": learning_rate,
         "batch_size": batch_size,
-        "ranks": asdict(read_ranks(ranks)) if ranks else None,
+        "ranks": asdict(ranks_of(read_ranks(ranks))) if ranks else None,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(

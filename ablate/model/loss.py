@@ -74,7 +74,7 @@ def _of_nothing(prediction: Prediction, *, with_objective: bool) -> TrainingLoss
     """Of a micro-batch without sequences: zero, whose backward pass meets the same transfers as other ranks' do."""
     hidden = [prediction.hidden_BTD, *(prediction.future.hidden_BTD if with_objective else ())]
     total = torch.stack([h.sum() for h in hidden]).sum()
-    return TrainingLoss(total, total.detach(), prediction.routing)
+    return TrainingLoss(total, total.new_zeros((), dtype=torch.float32), prediction.routing)  # as the head's losses are
 
 
 def _main_head(

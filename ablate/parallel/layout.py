@@ -35,6 +35,12 @@ def check_ranks(model: ModelSpec, trainer: TrainerSpec) -> None:
     """ValueError if a run cannot be computed on its ranks as one process would compute it."""
     if trainer.ranks.world == 1:
         return
+    if trainer.ranks.data > 1:
+        raise ValueError(
+            f"the ranks are {trainer.ranks}: runs train on pipeline ranks alone so far. Data and expert ranks are "
+            "priced (account --ranks), and that transports change nothing is shown by benchmarks/transports.py; give "
+            "pipeline=N, or leave --ranks out"
+        )
     if trainer.ranks.pipeline > 1 and trainer.pipeline is None:
         raise ValueError("there are several pipeline ranks and no schedule; leave dualpipe to the recipe")
     layers_of(model, trainer)

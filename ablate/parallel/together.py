@@ -44,10 +44,10 @@ def _results(pipes: Sequence[Connection]) -> list[Any]:
     while len(found) < len(pipes):
         open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in found]
         for pipe in wait(open_pipes, timeout=POLL_S):
-            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            rank = pipes.index(pipe)
             try:
                 failed, value = pipes[rank].recv()
-            except EOFError:
+            except (EOFError, OSError):
                 raise RunFailed(f"rank {rank} of {len(pipes)} was lost: its process was killed") from None
             if failed:
                 raise RunFailed(f"rank {rank} of {len(pipes)} failed: {value}")

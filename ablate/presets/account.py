@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablate.components.codec import decode_model
 from ablate.components.component import ON
-from ablate.components.registry import component
-from ablate.components.variants import Variant
+from ablate.components.registry import COMPONENTS, component
+from ablate.components.variants import Variant, on_ranks
 from ablate.documents import read_toml
 from ablate.presets import preset, preset_file
 from ablate.presets.architecture import Architecture, decode_architecture
-from ablate.quantities import memory, whole
+from ablate.quantities import memory, number, whole
+from ablate.spec.cost import DTYPE_BYTES
 from ablate.spec.model import ModelSpec
-from ablate.spec.run import Preset
+from ablate.spec.ranks import ranks_of
+from ablate.spec.run import Preset, Spec
 
 PUBLISHED = Path(__file__).with_name("published")
 # What a user's model file may leave out.
@@ -37,9 +40,12 @@ def account_preset(
     enable: Sequence[str],
     alternatives: Mapping[str, str],
     sequence_length: int | None,
+    ranks: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
+    if ranks:
+        base = on_ranks(base, ranks_of(ranks))
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):
@@ -53,7 +59,27 @@ def account_preset(
                 raise ValueError(f"--alternative {given}={alternatives[given]} has no effect: add --disable {given}")
     spec = variant.resolve(base)
     length = _length(sequence_length, base.trainer.sequence_length)
-    return {"preset": base.name, "variant": variant.levels} | spec.model.cost(length).summary()
+    figures = {"preset": base.name, "variant": variant.levels} | spec.model.cost(length).summary()
+    return figures | ({"transports": _transports(spec)} if spec.trainer.transport else {})
+
+
+def _transports(spec: Spec) -> dict[str, dict[str, float]]:
+    """Bytes a token of every way to experts on other ranks, over all layers that route."""
+    model, trainer = spec.model, spec.trainer
+    further = getattr(model.objective, "mtp_depth", 0)
+    n_layers = model.n_layers - model.n_first_layers + further
+    out, back = model.linear.wire_bytes(model.dim, trainer.dtype), model.dim * DTYPE_BYTES[trainer.dtype]
+    found: dict[str, dict[str, float]] = {}
+    for chosen in (c for c in COMPONENTS if "transport" in c.owns):
+        for level in (ON, *(a.name for a in chosen.alternatives)):
+            node = chosen.apply(level, spec).trainer.transport
+            assert node is not None
+            layer = node.traffic(model.feed_forward, trainer.ranks).bytes_per_token(out=out, back=back)
+            found[node.kind] = layer | {
+                "model_training_bytes_between_nodes": n_layers * layer["training_bytes_between_nodes"],
+                "model_training_bytes_inside_nodes": n_layers * layer["training_bytes_inside_nodes"],
+            }
+    return found
 
 
 def account_model(path: Path, sequence_length: int | None) -> dict[str, Any]:
@@ -110,6 +136,13 @@ def render(figures: Mapping[str, Any]) -> str:
         f"weights           {memory(figures['weight_bytes'])} in BF16",
         f"optimizer         {memory(figures['optimizer_bytes'])}: float32 master weights and two moments",
     ]
+    for kind, of in figures.get("transports", {}).items():
+        lines.append(
+            f"{kind:<17} {number(of['copies_between_nodes'])} copies a token between nodes (at most "
+            f"{whole(of['most_copies_between_nodes'])}), {number(of['copies_inside_nodes'])} inside, a layer; training "
+            f"{memory(of['model_training_bytes_between_nodes'])} and "
+            f"{memory(of['model_training_bytes_inside_nodes'])} a token"
+        )
     if "variant" in figures:
         levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())
         lines.insert(0, f"{figures['preset']}: {levels}")

@@ -64,8 +64,8 @@ class Ranks:
         return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
-def read_ranks(given: str) -> Ranks:
-    """Ranks from text such as "data=2,expert=2"; ValueError says what is wrong in it."""
+def read_ranks(given: str) -> dict[str, int]:
+    """Sizes from text such as "data=2,expert=2"; ValueError says what is wrong in it."""
     sizes: dict[str, int] = {}
     for item in given.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -75,9 +75,13 @@ def read_ranks(given: str) -> Ranks:
         if name not in known:
             raise ValueError(f"--ranks names {name!r}; {nearest(name, known)}")
         sizes[name] = int(value)
-    return ranks_of(sizes)
+    return sizes
 
 
 def ranks_of(sizes: Mapping[str, Any]) -> Ranks:
-    """Ranks of these sizes, where expert ranks alone make as many data ranks."""
+    """Ranks of these sizes, where expert ranks alone make as many data ranks; ValueError for a name there is not."""
+    known = [f.name for f in fields(Ranks)]
+    for name in sizes:
+        if name not in known:
+            raise ValueError(f"ranks names {name!r}; {nearest(name, known)}")
     return Ranks(**{"data": sizes.get("expert", 1), **sizes})

@@ -20,6 +20,8 @@ class Observation:
 
     def add(self, kind: Kind, x: Tensor, quantised: Quantised) -> None:
         """Count what quantising x lost; x and `quantised` have one shape. Nothing waits for the device."""
+        if not x.numel():
+            return  # a rank without tokens
         codes = quantised.values.view(torch.int8).bitwise_and(0x7F)
         nonzero = x.count_nonzero()
         new = [nonzero, nonzero - codes.count_nonzero(), x.detach().abs().amax().float()]

@@ -193,7 +193,7 @@ def _apart(model: Transformer, n: int) -> None:
     for module in model.modules():
         if hasattr(module, "recipe") and getattr(module, "weight").ndim == 2:  # noqa: B009
             whole = module.forward
-            module.forward = lambda x, whole=whole: torch.cat([whole(part) for part in x.chunk(n)])  # type: ignore[method-assign]
+            module.forward = lambda x, whole=whole: torch.cat([whole(part) for part in x.chunk(n)])
     loss = model.head.cross_entropy
 
     def mean(hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

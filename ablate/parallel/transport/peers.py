@@ -50,8 +50,8 @@ class ExpertPeers:
 
 def alone(n_experts: int) -> ExpertPeers:
     """One rank that holds every expert: rows are packed, encoded and summed as between ranks, and go nowhere."""
-    channels = (Channel(name, None) for name in ("everyone", "between nodes", "inside nodes"))
-    return ExpertPeers(Ranks(), 0, *channels, shares=[range(n_experts)])
+    everyone, between, inside = (Channel(name, None) for name in ("everyone", "between nodes", "inside nodes"))
+    return ExpertPeers(Ranks(), 0, everyone, between, inside, shares=[range(n_experts)])
 
 
 def peers_of(ranks: Ranks, data_rank: int, n_experts: int, groups: dict[str, Any]) -> ExpertPeers:
