@@ -122,6 +122,7 @@ def _make_cheap() -> None:
         (conduct, "SILENT_S", 10.0),
         (conduct, "START_FACTOR", 2),
         (worker, "REUSED_S", 0.0),
+        (sweep, "start_server", lambda: None),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
         (execute, "CHECKPOINT_EVERY_S", 0.0),
     )
