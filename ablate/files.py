@@ -67,7 +67,9 @@ def to_json(data: Any) -> str:
 
 def sealed(data: Mapping[str, Any]) -> str:
     """The JSON of a document with the sha256 of its own text, so that every altered bit is seen."""
-    return to_json({**data, SEAL: text_hash(to_json({**data, SEAL: ""}))})
+    text = to_json({**data, SEAL: ""})
+    # Encoded once: only the document's own key stands at the start of a line behind one space.
+    return text.replace(f'\n "{SEAL}": ""', f'\n "{SEAL}": "{text_hash(text)}"', 1)
 
 
 def commit_once(path: Path, text: str, what: str = "the file") -> bool:
@@ -84,21 +86,26 @@ def commit_once(path: Path, text: str, what: str = "the file") -> bool:
     return True
 
 
-def replace_file(path: Path, text: str, what: str = "the file") -> None:
-    """Create or replace `path` whole or not at all; durable when it returns. CannotWrite if the system refuses."""
-    with writing(f"{what} {path}"), _written(path, text) as temporary:
+def replace_file(path: Path, text: str, what: str = "the file", *, durable: bool = True) -> None:
+    """Create or replace `path` whole or not at all; durable when it returns. CannotWrite if the system refuses.
+
+    Not `durable`: for a sealed text that is written anew where it does not stand, so that a power cut may take it.
+    """
+    with writing(f"{what} {path}"), _written(path, text, durable=durable) as temporary:
         os.replace(temporary, path)
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
 
 
 @contextmanager
-def _written(path: Path, text: str) -> Iterator[Path]:
+def _written(path: Path, text: str, *, durable: bool = True) -> Iterator[Path]:
     # Beside the destination, never in $TMPDIR: a rename or link across file systems would be a copy.
     with _unfinished(path.parent, Path.touch) as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         yield temporary
 
 

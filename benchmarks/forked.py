@@ -1,7 +1,7 @@
 """The real command line in processes forked from one that has imported everything: a try costs a second or two.
 
 It differs from a command started by hand in this: workers are forked, not started by a forkserver; speeds are not
-measured; every step is followed by a checkpoint; a worker that is silent for three seconds is taken to hang.
+measured; every step is followed by a checkpoint; a worker that is silent for ten seconds is taken to hang.
 """
 
 from __future__ import annotations
@@ -119,9 +119,10 @@ def _detach(log: Path, cache: Path) -> None:
 def _make_cheap() -> None:
     changes: Sequence[tuple[Any, str, Any]] = (
         (local, "_context", lambda: multiprocessing.get_context("fork")),
-        (conduct, "SILENT_S", 3.0),
+        (conduct, "SILENT_S", 10.0),
         (conduct, "START_FACTOR", 2),
         (worker, "REUSED_S", 0.0),
+        (sweep, "start_server", lambda: None),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
         (execute, "CHECKPOINT_EVERY_S", 0.0),
     )

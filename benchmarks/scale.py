@@ -54,11 +54,12 @@ def main() -> None:
 
 
 def _orchestration(arguments: Any) -> dict[str, float]:
-    jobs, store = _jobs(arguments), Store(arguments.work / "study")
-    store.create()
     os.environ["SCALE_STUB_S"] = str(arguments.seconds)
     os.environ["PYTHONPATH"] = f"{HERE.parent}:{HERE}"
     local.PRELOADED.append("scale_stub")
+    local.start_server()  # as a study does, before it plans
+    jobs, store = _jobs(arguments), Store(arguments.work / "study")
+    store.create()
     started: list[float] = []
 
     def listener(event: Event) -> None:

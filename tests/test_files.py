@@ -112,6 +112,15 @@ def test_every_altered_bit_of_a_document_is_seen(tmp_path: Path) -> None:
     reading(path, read_sealed_document)
 
 
+def test_only_the_documents_own_key_takes_the_seal(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    own = {"nested": {"sha256": "", "deeper": [{"sha256": ""}]}, "text": '\n "sha256": ""', "a": '"sha256": ""', "z": 1}
+    path.write_text(sealed(own))
+    assert read_sealed_document(path, "the thing", "") == own
+    plain = json.dumps(own | {"sha256": ""}, indent=1, sort_keys=True) + "\n"
+    assert json.loads(path.read_text())["sha256"] == hashlib.sha256(plain.encode()).hexdigest()
+
+
 def folder(place: Path, content: bytes = b"x" * 99) -> Path:
     with new_folder(place.parent) as made:
         (made / "data").write_bytes(content)

@@ -176,6 +176,8 @@ class _Conductor:
         """What became of a run that nobody is at any more."""
         identity, event = run.job.run_id, self._became(run, reason)
         del self.watched[identity]
+        if reason:  # it did not end by itself, and perhaps in the middle of a write
+            self.store.clear(identity)
         self.listener(event)
         if isinstance(event, Killed):
             again = _Watched(run.job, f"{self.key}-{run.n_lost + 1}", run.n_lost + 1)

@@ -60,6 +60,7 @@ def execute(
         if not store.commit(record):
             record = store.read(job.run_id) or record
     drop_checkpoints(ended(attempt.parent))
+    store.clear(job.run_id)
     return record
 
 

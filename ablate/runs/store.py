@@ -88,6 +88,11 @@ class Store:
             for folder in self.folder.glob(place):
                 collect(folder)
 
+    def clear(self, run_id: str) -> None:
+        """Remove what killed attempts at a run left unfinished: each had a folder of its own, where no other writes."""
+        for folder in (self.run_folder(run_id), *self.attempts_folder(run_id).glob("*")):
+            collect(folder)
+
     def read(self, run_id: str) -> RunRecord | None:
         path = self.records / f"{run_id}.json"
         return read_record(path) if path.exists() else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.events import Listener
 from ablate.runs.executors.cluster_file import Cluster, read_cluster
-from ablate.runs.executors.local import LocalExecutor, measure_all
+from ablate.runs.executors.local import LocalExecutor, measure_all, start_server
 from ablate.runs.executors.protocol import Executor
 from ablate.runs.executors.slurm import SlurmExecutor
 from ablate.runs.job import Job, threads
@@ -101,6 +101,8 @@ def run_variants(
     n_ranks = base.trainer.ranks.world
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
     fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
+    if cluster is None and not options.dry_run:
+        start_server()  # while text is prepared and the plan is made
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)

@@ -190,6 +190,24 @@ def test_what_is_lost_three_times_has_failed(play: Any, jobs: list[Job], lost: l
     assert len(done.store.failures()) == 1
 
 
+def test_what_a_killed_attempt_was_writing_is_gone_before_the_next(play: Any, jobs: list[Job], tmp_path: Path) -> None:
+    job, store, events = jobs[0], Store(tmp_path / "study"), list[Event]()
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Started) and len(events) == 1:
+            (attempt,) = store.attempts_folder(job.run_id).iterdir()
+            (attempt / ".writing-0").mkdir()
+            (attempt / ".writing-0" / "tensors.safetensors").write_text("half")
+            (attempt / "step-000000000001").mkdir()
+            (store.run_folder(job.run_id) / ".writing-1").write_text("half")
+
+    done = play([job], {job.run_id: [[-9], ["record"]]}, listener=listener)
+    assert done.outcome.status == {job.run_id: "finished"}
+    assert list(store.run_folder(job.run_id).rglob(".writing-*")) == []
+    assert list(store.run_folder(job.run_id).rglob("step-*")), "what was whole stays: the run goes on from it"
+
+
 def test_a_run_with_a_record_is_not_submitted(play: Any, jobs: list[Job], tmp_path: Path) -> None:
     commit(jobs[0], Store(tmp_path / "study"))
     done = play(jobs[:1], {})

@@ -147,6 +147,29 @@ def test_the_queue_is_matched_with_the_submissions_of_the_study(
     assert queued(store) is None
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "REQUEUED", "COMPLETED", "CANCELLED", ""])
+def test_what_is_in_the_queue_is_adopted_and_what_has_left_it_is_not(
+    state: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Task(job.run_id, "earlier-0", "7_0", state)
+    monkeypatch.setattr(slurm, "queued", lambda store: [there, Task("another", "k", "8_0", "RUNNING")])
+    executor = SlurmExecutor(Store(tmp_path), Cluster(), "c")
+    adopted = {job.run_id: "earlier-0"} if there.active else {}
+    assert there.active == (state in ("RUNNING", "PENDING", "REQUEUED"))
+    assert executor.adopt([job]) == adopted
+    seen = executor.poll(0.0)
+    assert seen.gone == {}
+    assert set(seen.running) == ({job.run_id} if state == "RUNNING" else set())
+
+
+def test_nothing_is_submitted_while_the_queue_is_not_known(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "queued", lambda store: None)
+    with pytest.raises(ValueError, match="Slurm does not answer"):
+        SlurmExecutor(Store(tmp_path), Cluster(), "c").adopt([job])
+
+
 @pytest.fixture(scope="module")
 def loopback() -> Any:
     with pytest.MonkeyPatch.context() as patch:

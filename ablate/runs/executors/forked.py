@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import signal
 
-for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 
 import ablate.runs.execute  # noqa: E402, F401

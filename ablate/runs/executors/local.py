@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,12 @@ def _context() -> Any:
         os.environ.setdefault(threshold, str(KEPT_BYTES))
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def start_server() -> None:
+    """Let the server import torch while this process still plans; it ends with this process."""
+    _context()
+    ensure_running()
 
 
 def measure_all(jobs: Mapping[str, Job], *, n_parallel: int, n_rounds: int, seconds: float) -> dict[str, float]:
