@@ -59,6 +59,8 @@ WITHOUT_TORCH = [
     "ablate.components.codec",
     "ablate.presets",
     "ablate.schedules",
+    "ablate.cluster",
+    "ablate.evidence",
     "ablate.data.tokenizer",
     "ablate.data.store",
     "ablate.export",
