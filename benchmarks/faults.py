@@ -12,6 +12,12 @@ several times at once, or whose files are damaged; then the same command is give
 - unfinished: the same command (after what its message asked for) does not end well;
 - unclear: a traceback, or an end without a sentence that says what and where.
 
+A fault has the letter and number of the matrix of faults: F1 a killed worker or command, F2 a killed parent, F3 a kill
+at a write, F4 signals, F7 a disk that refuses, F8 damage, F10 a hung worker, F13 the same command at once, F14 another
+program, F15 temporary files on another file system. Not here: F5 (a local worker that hangs is killed, and comes not
+back), F6, F9, F11 (`search_faults.py`), F12, R1 and S1 to S6, which have tests of their own or none. All of it is of
+runs on this machine; runs through Slurm are disturbed by `slurm_study.py`.
+
 Prints the table and writes it (table.md) beside the tries (tries.jsonl). A campaign that was stopped goes on. How the
 commands differ from those of a user: `forked.py`.
 """
@@ -38,7 +44,7 @@ from forked import REFUSALS, Writes, limit_files, refuse
 from ablate.files import MANIFEST, read_sealed, replace_file
 from ablate.model.weights import TENSORS
 from ablate.runs import environment
-from ablate.training.checkpoint import newest_valid
+from ablate.training.checkpoint import PROGRAM, newest_valid
 
 COLUMNS = ("lost", "duplicated", "torn", "wrong", "unfinished", "unclear")
 CONTENTS = (
@@ -76,6 +82,23 @@ def killed_at_a_write(this: Try) -> None:
     before = this.before()
     this.finish(cache=cache)
     this.compare(before)
+
+
+def killed_with_files_elsewhere(this: Try) -> None:
+    """The same with $TMPDIR on another file system, from which nothing can be renamed or linked."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(this.place).st_dev:
+            raise RuntimeError("/dev/shm is not another file system here")
+        n, watch = this.draw.randint(1, this.ground.n_writes), Writes()
+
+        def prepare() -> None:
+            os.environ["TMPDIR"], tempfile.tempdir = elsewhere, None
+            watch.watch(partial(end_at, n))()
+
+        this.begin(prepare=prepare).wait(60)
+        before = this.before()
+        this.finish()
+        this.compare(before)
 
 
 def killed_worker(this: Try) -> None:
@@ -238,7 +261,7 @@ def damaged_weights(this: Try) -> None:
 
 def damaged_checkpoint(this: Try) -> None:
     shutil.copytree(this.ground.stopped, this.out)
-    path = pick(this, "runs/*/attempts/*/step-*/*", "runs/*/attempts/*/program.json")
+    path = pick(this, "runs/*/attempts/*/step-*/*", f"runs/*/attempts/*/{PROGRAM}")
     damage_file(this, path)
     if not this.thorough:
         attempts = path.relative_to(this.out).parents[-4]
@@ -251,6 +274,21 @@ def damaged_checkpoint(this: Try) -> None:
     newest = max(path.parents[1].glob("step-*"), default=path) if path.parent.name.startswith("step-") else None
     if newest == path.parent and not done.says(path.parent):
         this.fail("unclear", f"{path} was damaged, and it is not told\n{done.text}")
+
+
+def other_program(this: Try) -> None:
+    """The code or a package was changed after the checkpoints were written: no run goes on from them."""
+    shutil.copytree(this.ground.stopped, this.out)
+    for path in this.out.glob(f"runs/*/attempts/*/{PROGRAM}"):
+        program = json.loads(path.read_text())
+        name = this.draw.choice(sorted(program))
+        path.unlink()  # never the file that another folder links to
+        path.write_text(json.dumps(program | {name: "of another time"}))
+        if newest_valid(path.parents[1], environment.program()):
+            this.fail("wrong", f"{path} differs in {name}, and its checkpoints would be gone on from")
+    before = this.before()
+    this.finish()
+    this.compare(before)
 
 
 def damaged_note(this: Try) -> None:
@@ -300,26 +338,28 @@ def damaged_input(this: Try) -> None:
 
 
 KINDS: Mapping[str, Callable[[Try], None]] = {
-    "SIGKILL of everything, one to three times": killed_whole,
-    "SIGKILL of everything at a write": killed_at_a_write,
-    "SIGKILL of a worker": killed_worker,
-    "SIGKILL of the parent alone": killed_parent,
-    "SIGINT, SIGTERM, SIGUSR1 or SIGHUP once": signal_once,
-    "SIGINT or SIGTERM, then SIGINT": signal_twice,
-    "two to four identical commands at once": at_once,
-    "a worker hangs (SIGSTOP)": hung_worker,
-    "a write refused (full, quota, read-only, rights, EIO)": refused_write,
-    "files limited in size (RLIMIT_FSIZE)": small_files_only,
-    "damaged record": damaged_record,
-    "damaged plan": damaged_plan,
-    "damaged study or tokenizer": damaged_study_file,
-    "damaged weights": damaged_weights,
-    "damaged checkpoint": damaged_checkpoint,
-    "damaged note of a failure": damaged_note,
-    "damaged cache": damaged_cache,
-    "damaged preset or study given": damaged_input,
+    "F1 SIGKILL of everything, one to three times": killed_whole,
+    "F1 SIGKILL of a worker": killed_worker,
+    "F2 SIGKILL of the parent alone": killed_parent,
+    "F3 SIGKILL of everything at a write": killed_at_a_write,
+    "F4 SIGINT, SIGTERM, SIGUSR1 or SIGHUP once": signal_once,
+    "F4 SIGINT or SIGTERM, then SIGINT": signal_twice,
+    "F7 a write refused (full, quota, read-only, rights, EIO)": refused_write,
+    "F7 files limited in size (RLIMIT_FSIZE)": small_files_only,
+    "F8 damaged record": damaged_record,
+    "F8 damaged plan": damaged_plan,
+    "F8 damaged study or tokenizer": damaged_study_file,
+    "F8 damaged weights": damaged_weights,
+    "F8 damaged checkpoint": damaged_checkpoint,
+    "F8 damaged note of a failure": damaged_note,
+    "F8 damaged cache": damaged_cache,
+    "F8 damaged preset or study given": damaged_input,
+    "F10 a worker hangs (SIGSTOP)": hung_worker,
+    "F13 two to four identical commands at once": at_once,
+    "F14 checkpoints of another program": other_program,
+    "F15 SIGKILL at a write, temporary files elsewhere": killed_with_files_elsewhere,
 }
-DAMAGES = tuple(name for name in KINDS if name.startswith("damaged"))
+DAMAGES = tuple(name for name in KINDS if name.startswith("F8"))
 
 
 def attempt(ground: Ground, kind: str, number: int, seed: int, *, thorough: bool = True) -> dict[str, Any]:

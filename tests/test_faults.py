@@ -11,11 +11,11 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 N_FAULTS = 60
 AS_A_WHOLE = (
-    "SIGKILL of everything at a write",
-    "a write refused (full, quota, read-only, rights, EIO)",
-    "damaged record",
-    "damaged plan",
-    "damaged checkpoint",
+    "F3 SIGKILL of everything at a write",
+    "F7 a write refused (full, quota, read-only, rights, EIO)",
+    "F8 damaged record",
+    "F8 damaged plan",
+    "F8 damaged checkpoint",
 )  # with the same command given again
 
 
@@ -52,9 +52,9 @@ def test_the_same_command_mends_it(kind: str, faults: ModuleType, ground: Any) -
 def test_a_campaign_goes_on_where_it_was_stopped(faults: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "tries.jsonl"
     assert faults.done_before(path) == []
-    path.write_text('{"number": 0, "kind": "damaged plan", "found": {"torn": 2}}\n{"number": 1, "ki')
+    path.write_text('{"number": 0, "kind": "F8 damaged plan", "found": {"torn": 2}}\n{"number": 1, "ki')
     tries = faults.done_before(path)
     assert [each["number"] for each in tries] == [0]
     table = faults.table(tries).splitlines()
-    assert "| damaged plan | 1 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
+    assert "| F8 damaged plan | 1 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
     assert table[-1] == "| sum | 1 | 0 | 0 | 2 | 0 | 0 | 0 |"

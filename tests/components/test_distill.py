@@ -113,7 +113,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(node: Any, corpus: Corpus, seed: int = 3) -> RunSpec:
     spec = Variant.none().resolve(NANO).for_machine(this_machine())
-    return RunSpec(model=spec.model, text=node, trainer=spec.trainer, corpus_hash=corpus.hash, seed=seed, n_steps=50)
+    return RunSpec(
+        model=spec.model,
+        text=node,
+        trainer=spec.trainer,
+        corpus_hash=corpus.hash,
+        seed=seed,
+        n_steps=50,
+        n_warmup_steps=spec.trainer.warmup_steps(50),
+    )
 
 
 def teacher_node(text: Path, share: float) -> TeacherText:

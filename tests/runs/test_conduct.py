@@ -263,7 +263,9 @@ def test_ctrl_c_after_a_signal_ends_everything_at_once(play: Any, jobs: list[Job
     events = list[Event]()
     a, b = (job.run_id for job in jobs)
     listener = signalling(events, {Started: first, Stopping: signal.SIGINT})
-    done = play(jobs, {a: [["silence"]], b: [["silence"]]}, listener=listener, n_parallel=2)
+    soon = iter([0.01 * i for i in range(100)])  # long before the watchdog would end them
+    scripts = {a: [["silence"]], b: [["silence"]]}
+    done = play(jobs, scripts, listener=listener, n_parallel=2, clock=lambda: next(soon))
     assert done.outcome.interrupted
     assert set(done.played.ended) == {a, b}
     assert {type(event) for event in events} == {Started, Stopping, Interrupted}
