@@ -55,9 +55,10 @@ def dependants(name: str) -> tuple[str, ...]:
 
 # The sizes of every model here. Who adds a component in a package of his own names a preset file that has its section.
 _SIZES = os.environ.get("CONTRACT_PRESET")
-# On two pipeline ranks, for what means nothing on one.
+# On two pipeline and two expert ranks, for what means nothing on one.
 NANO = on_ranks(
-    _with_teacher(_distinct_heads(preset_file(Path(_SIZES)) if _SIZES else preset("nano"))), Ranks(pipeline=2)
+    _with_teacher(_distinct_heads(preset_file(Path(_SIZES)) if _SIZES else preset("nano"))),
+    Ranks(pipeline=2, data=2, expert=2),
 )
 FULL = Variant.full(NANO)
 
