@@ -75,7 +75,8 @@ def test_a_component_of_another_package_is_listed_and_priced(tmp_path: Path) -> 
         json.loads(ablate(environment, "account", "--preset", sizes, "--json", *more))
         for more in ((), ("--enable", "squared-relu"))
     )
-    assert full["variant"] == dict.fromkeys(NAMES, "on") | {"squared-relu": "swiglu"}, "full is the recipe's"
+    recipe = dict(Variant.full(preset("nano")).levels) | {"squared-relu": "swiglu"}
+    assert full["variant"] == recipe, "full is the recipe's"
     assert on["variant"]["squared-relu"] == "on"
     none = Variant.none().resolve(preset("nano")).model
     saved = (3 * none.first_feed_forward.hidden_dim - 2 * 48) * none.dim * none.n_first_layers
