@@ -136,13 +136,13 @@ def render_attribution(document: dict[str, Any]) -> str:
         f"{document['cluster']['title']}, one layout for all {document['variants']} variants.",
         "Factors, above 1 is faster; in brackets 5 to 95 % over the inputs. Below 3 % nothing is resolved.",
         "",
-        f"{'component':12}{TITLES['owen']:32}{'of it FLOPs/token':20}{TITLES['first']:14}{TITLES['last']}",
+        f"{'component':12}{TITLES['owen']:38}{'of it FLOPs/token':20}{TITLES['first']:14}{TITLES['last']}",
     ]
     for name, effect in document["components"].items():
         said = f"{_factor(effect['owen'])}{'' if effect['resolved'] else ' not resolved'}"
         exact = number(np.exp(effect["channels_of_owen"]["flops per token"]["estimate"]), 3)
         lines.append(
-            f"{name:12}{said:32}{exact:20}{number(np.exp(effect['first']['estimate']), 3):14}"
+            f"{name:12}{said:38}{exact:20}{number(np.exp(effect['first']['estimate']), 3):14}"
             f"{number(np.exp(effect['last']['estimate']), 3)}"
         )
     lines += ["", f"all together {_factor(document['total'])}"]

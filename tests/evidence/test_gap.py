@@ -82,6 +82,6 @@ def test_shares_of_speed_add_up_to_the_whole() -> None:
     for effect in components.values():
         parts = effect["channels_of_owen"]
         assert sum(part["estimate"] for part in parts.values()) == pytest.approx(effect["owen"]["estimate"])
-    assert components["aux-free"]["owen"]["estimate"] == 0
+    assert components["aux-free"]["owen"]["estimate"] == pytest.approx(0, abs=1e-12)
     assert not components["aux-free"]["resolved"]
     assert "Simulated" in text
