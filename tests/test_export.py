@@ -50,7 +50,7 @@ def wider_first_layer(model: ModelSpec) -> ModelSpec:
     return replace(model, first_feed_forward=replace(dense, hidden_dim=72))
 
 
-DENSE_OFF = {"moe": "dense", "aux_free": "sequence-aux"}
+DENSE_OFF = {"moe": "dense", "aux_free": "sequence-aux", "alltoall": "flat"}
 MODELS = {
     "full": exportable(variant()),
     "full, depth 2": depth_2(exportable(variant())),

@@ -281,7 +281,7 @@ def test_coarse_is_gshards() -> None:
 
 def test_the_first_layers_are_dense_in_every_variant() -> None:
     for level in ("on", "dense", "coarse", "no-shared", "unlimited"):
-        levels = {"moe": level} | ({"aux-free": "sequence-aux"} if level == "dense" else {})
+        levels = {"moe": level} | ({"aux-free": "sequence-aux", "alltoall": "flat"} if level == "dense" else {})
         model = spec_of(FULL | levels).model
         assert model.layer_feed_forward(0) == (model.first_feed_forward, None)
         assert model.layer_feed_forward(model.n_layers)[0] == model.feed_forward
@@ -306,7 +306,7 @@ def test_impossible_sizes_are_refused(changed: dict[str, int], message: str) -> 
 @pytest.mark.parametrize("level", ["on", "coarse", "dense"])
 def test_experts_in_no_layer_are_refused_and_dense_layers_are_not(level: str) -> None:
     sizes = replace(NANO, model=replace(NANO.model, n_first_layers=NANO.model.n_layers))
-    variant = FULL | {"moe": level} | ({"aux-free": "sequence-aux"} if level == "dense" else {})
+    variant = FULL | {"moe": level} | ({"aux-free": "sequence-aux", "alltoall": "flat"} if level == "dense" else {})
     if level == "dense":
         assert variant.resolve(sizes).model.balance is None
         return

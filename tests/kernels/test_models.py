@@ -34,7 +34,8 @@ def trained(model: ModelSpec, backends: dict[str, str]) -> tuple[Any, dict[str, 
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"moe": "no-shared"}, {"mla": "gqa", "moe": "dense", "aux-free": "sequence-aux"}]
+    "changes",
+    [{}, {"moe": "no-shared"}, {"mla": "gqa", "moe": "dense", "aux-free": "sequence-aux", "alltoall": "flat"}],
 )
 def test_ordinary_arithmetic(changes: dict[str, str]) -> None:
     model = spec_of(FULL | {"fp8": "bf16"} | changes).model

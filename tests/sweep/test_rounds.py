@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from ablate.attribution.design.planning import Noise, seeds_for
+from ablate.documents import read_json
+from ablate.presets.noise import FILE
 from ablate.report import build
 from ablate.runs.conduct import Outcome
 from ablate.runs.history import History, looks, plans, unplanned
@@ -223,15 +226,17 @@ def test_a_known_noise_plans_without_a_pilot(tmp_path: Path) -> None:
         return this_round(study, base, variants(study, base)[0], tmp_path)
 
     found = now(first_seed=100)
-    assert (found.origin, found.stages, found.n_seeds) == ("known noise", 1, 24)
+    known = Noise(sd=read_json(FILE, "the noise", "")[0]["pair_sd_nats"], df=4, origin="")
+    n = seeds_for(0.01, known, confidence=0.95)
+    assert (found.origin, found.stages, found.n_seeds) == ("known noise", 1, n)
     assert "from reports/cpu-mtp" in found.reason
     shared = now()
     assert (shared.origin, shared.stages) == ("known noise", 2), "its runs would be among those of the study"
     assert shared.n_seeds > found.n_seeds
     assert now(budget=1e9).origin == "pilot"
     assert now(trainer={"batch_size": 8}).origin == "pilot"
-    with pytest.raises(ValueError, match=r"takes 24 seeds .*--max-seeds 24"):
-        now(first_seed=100, max_seeds=23)
+    with pytest.raises(ValueError, match=rf"takes {n} seeds .*--max-seeds {n}"):
+        now(first_seed=100, max_seeds=n - 1)
 
 
 def test_a_staged_design_goes_on_only_where_its_first_stage_leaves_something_open(
