@@ -127,7 +127,8 @@ def test_law_5_distinct_variants_have_distinct_specifications() -> None:
 def test_law_6_a_level_that_means_nothing_is_refused_with_a_sentence(chosen: Component) -> None:
     for requirement in chosen.requires:
         for alternative in component(requirement).alternatives:
-            variant = FULL | {requirement: alternative.name}
+            others = {d: component(d).default_alternative for d in dependants(requirement) if d != chosen.name}
+            variant = FULL | {requirement: alternative.name} | others
             if alternative.keeps_dependants:
                 variant.resolve(NANO)
                 continue

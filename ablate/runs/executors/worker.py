@@ -33,7 +33,7 @@ def serve(connection: Any) -> None:
     After each but the last, True says that another one is taken. Ends at a signal, or when the parent is gone, with a
     checkpoint of the run that goes on.
     """
-    parent = os.getppid()
+    parent, begun = os.getppid(), time.process_time()
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
@@ -43,7 +43,7 @@ def serve(connection: Any) -> None:
         while given := _handed_over(connection, must_stop):
             generators = _forget_the_last(generators)
             work(Path(given[0]), given[1], must_stop)
-            if must_stop() or time.process_time() >= REUSED_S:
+            if must_stop() or time.process_time() - begun >= REUSED_S:
                 return
             with suppress(OSError):
                 connection.send(True)
