@@ -13,7 +13,7 @@ from pathlib import Path
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
 from ablate.parallel.equality import Case, compare_all, trace
-from ablate.parallel.launch import on_ranks as start
+from ablate.parallel.launch import launch
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
 
@@ -61,9 +61,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ranks, begun = read_ranks(arguments.ranks), time.monotonic()
     if arguments.trace:
-        arguments.trace.write_text(json.dumps(start(ranks.world, trace, cases(ranks)[0])) + "\n", encoding="utf-8")
+        arguments.trace.write_text(json.dumps(launch(trace, ranks.world, cases(ranks)[0])[0]) + "\n", encoding="utf-8")
         return
-    found = start(ranks.world, compare_all, cases(ranks))
+    found = launch(compare_all, ranks.world, cases(ranks))[0]
     form = "{:12} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
     print(form.format("schedule", "variant", "equal", "losses", "counts", "gradients", "error", "live chunks"))
     for e in found:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ablate.components.registry import component
 from ablate.files import to_json
-from ablate.parallel.together import launch
+from ablate.parallel.launch import launch
 from ablate.parallel.transport.equality import Case, check
 from ablate.runs.environment import describe
-from ablate.spec.ranks import ranks_of, read_ranks
+from ablate.spec.ranks import read_ranks
 
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on", "fp8": "on"}
 VARIANTS = {
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--ranks", default="data=4,expert=4,node=2")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    ranks = ranks_of(read_ranks(given.ranks))
+    ranks = read_ranks(given.ranks)
     transports = ("on", *(a.name for a in component("alltoall").alternatives))
     cases = []
     for transport in transports:

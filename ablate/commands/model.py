@@ -36,9 +36,9 @@ def account(
     from ablate.spec.ranks import read_ranks
 
     if model is not None:
-        if preset or disable or enable or alternative:
+        if preset or disable or enable or alternative or ranks:
             raise ValueError(
-                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative"
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, --ranks"
             )
         figures = account_model(model, sequence_length)
     else:
@@ -48,7 +48,7 @@ def account(
             enable or [],
             pairs(alternative or []),
             sequence_length,
-            read_ranks(ranks) if ranks else {},
+            read_ranks(ranks) if ranks else None,
         )
     if json:
         print_json(figures)

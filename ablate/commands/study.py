@@ -59,7 +59,7 @@ def run(
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     ranks: Annotated[
-        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2,data=2.")
+        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
     ] = "",
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
@@ -81,13 +81,13 @@ def run(
     from dataclasses import asdict
 
     from ablate.runs.study import Study, question, unavailable
-    from ablate.spec.ranks import ranks_of, read_ranks
+    from ablate.spec.ranks import read_ranks
 
     alternatives, preset = pairs(alternative or []), preset or default_preset()
     changes = {
         "learning_rate": learning_rate,
         "batch_size": batch_size,
-        "ranks": asdict(ranks_of(read_ranks(ranks))) if ranks else None,
+        "ranks": asdict(read_ranks(ranks)) if ranks else None,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(

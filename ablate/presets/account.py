@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ablate.components.codec import decode_model
@@ -17,7 +16,7 @@ from ablate.presets.architecture import Architecture, decode_architecture
 from ablate.quantities import memory, number, whole
 from ablate.spec.cost import DTYPE_BYTES
 from ablate.spec.model import ModelSpec
-from ablate.spec.ranks import ranks_of
+from ablate.spec.ranks import Ranks
 from ablate.spec.run import Preset, Spec
 
 PUBLISHED = Path(__file__).with_name("published")
@@ -40,12 +39,12 @@ def account_preset(
     enable: Sequence[str],
     alternatives: Mapping[str, str],
     sequence_length: int | None,
-    ranks: Mapping[str, int] = MappingProxyType({}),
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
     if ranks:
-        base = on_ranks(base, ranks_of(ranks))
+        base = on_ranks(base, ranks)
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):

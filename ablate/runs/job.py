@@ -25,7 +25,11 @@ class Job:
     wandb_project: str = ""
     wandb_group: str = ""
     keep_weights: bool = True
-    ranks: int = 1  # processes that compute it together
+
+    @property
+    def ranks(self) -> int:
+        """Processes that compute the run together."""
+        return self.run.trainer.ranks.world
 
     @property
     def n_trained(self) -> int:

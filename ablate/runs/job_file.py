@@ -32,7 +32,6 @@ class _Given:
     wandb_project: str = ""
     wandb_group: str = ""
     keep_weights: bool = True
-    ranks: int = 1
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
@@ -53,7 +52,6 @@ def write_job(job: Job, run_folder: Path) -> Path:
         wandb_project=job.wandb_project,
         wandb_group=job.wandb_group,
         keep_weights=job.keep_weights,
-        ranks=job.ranks,
     )
     path, text = job_file(run_folder), sealed(encode(given))
     if not (path.is_file() and path.read_bytes() == text.encode()):
@@ -86,7 +84,6 @@ def read_job(path: Path) -> Job:
         wandb_project=given.wandb_project,
         wandb_group=given.wandb_group,
         keep_weights=given.keep_weights,
-        ranks=given.ranks,
     )
 
 

@@ -125,6 +125,11 @@ class Study:
             )
         if self.search is not None and self.learning_rates:
             raise ValueError("there are both a table [search] and learning_rates; a study has one of them")
+        if (tuned or self.search is not None) and (self.until or self.precision):
+            raise ValueError(
+                f"{'until' if self.until else 'precision'} was given, and settings are tried first: seeds are added by "
+                "what was read only where all settings are known beforehand; give n_seeds"
+            )
         if (tuned or self.search is not None) and self.match == "seconds":
             raise ValueError(
                 "match is seconds, and settings are to be tried first: their speeds would be measured anew for each, "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from ablate.errors import nearest
 from ablate.spec.ranges import Count, checked
@@ -64,8 +62,11 @@ class Ranks:
         return ", ".join(f"{name}={value}" for name, value in asdict(self).items())
 
 
-def read_ranks(given: str) -> dict[str, int]:
-    """Sizes from text such as "data=2,expert=2"; ValueError says what is wrong in it."""
+def read_ranks(given: str) -> Ranks:
+    """Ranks from text such as "data=2,expert=2"; expert ranks alone make as many data ranks.
+
+    ValueError says what is wrong in the text.
+    """
     sizes: dict[str, int] = {}
     for item in given.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -75,13 +76,4 @@ def read_ranks(given: str) -> dict[str, int]:
         if name not in known:
             raise ValueError(f"--ranks names {name!r}; {nearest(name, known)}")
         sizes[name] = int(value)
-    return sizes
-
-
-def ranks_of(sizes: Mapping[str, Any]) -> Ranks:
-    """Ranks of these sizes, where expert ranks alone make as many data ranks; ValueError for a name there is not."""
-    known = [f.name for f in fields(Ranks)]
-    for name in sizes:
-        if name not in known:
-            raise ValueError(f"ranks names {name!r}; {nearest(name, known)}")
     return Ranks(**{"data": sizes.get("expert", 1), **sizes})

@@ -77,9 +77,10 @@ def schedule_name(variant: NamedVariant) -> str:
 def equalities(cases: Sequence[Case]) -> list[Equality]:
     """All cases in one start of their ranks."""
     from ablate.parallel.equality import compare_all
-    from ablate.parallel.launch import on_ranks as start
+    from ablate.parallel.launch import launch
 
-    return start(cases[0].ranks.world, compare_all, list(cases))
+    found: list[Equality] = launch(compare_all, cases[0].ranks.world, list(cases))[0]
+    return found
 
 
 def sentence(found: Equality) -> str:

@@ -21,7 +21,7 @@ from ablate.runs.store import Store
 from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
-from ablate.spec.machine import has_gpu, this_machine
+from ablate.spec.machine import Machine, has_gpu, this_machine
 from ablate.spec.run import DataSpec, Preset, RunSpec
 from ablate.sweep.equality import check_equality
 from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
@@ -86,15 +86,9 @@ def run_variants(
 
     `by_rounds`: the seeds are those of the round that the study is in; else all that the variants have.
     """
-    cluster = read_cluster(options.cluster) if options.cluster else None
-    machine = cluster.machine(this_machine()) if cluster else this_machine()
+    cluster, machine = _where(study, options)
     whole = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
     check_trainable(whole)
-    if cluster and study.match == "seconds":
-        raise ValueError(
-            "match is seconds, which are measured on the machine that submits and not on the cluster; give a budget of "
-            "flops or tokens, or run the study in a job of one node"
-        )
     folder = options.out or RESULTS
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
@@ -115,17 +109,13 @@ def run_variants(
         asked, design = variants(study, base, now)
         named = [replace(v, spec=v.spec.for_machine(machine)) for v in asked]
     make = partial(
-        make_plan,
-        study,
-        base,
-        named,
-        design,
+        make_plan, study, base, named, design,
         corpus_hash=corpus.hash,
         corpus=_facts(base.data, corpus, texts[named[0].name].held_out),
         other_corpora=other_corpora(texts, named[0].name),
         bytes_per_token=corpus.bytes_per_token,
         whole=whole,
-    )
+    )  # fmt: skip
     claim = Claim(Store(folder), study, now, _planning(study, make))
     planned = claim.earlier()
     if planned is None:
@@ -142,18 +132,30 @@ def run_variants(
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
     if n_ranks > 1:
         check_equality(named, display.say)
-    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
-    listener = display.follow(plan, n_parallel)
-    earlier = ended(claim.store)
+    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
+    listener, earlier = display.follow(plan, n_parallel), ended(claim.store)
     try:
         outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
     remember(plan, runs, claim.store, earlier)
     return StudyRun(folder=folder, plan=plan, outcome=outcome, n_parallel=n_parallel)
+
+
+def _where(study: Study, options: Options) -> tuple[Cluster | None, Machine]:
+    """The cluster, if it is one, and what the runs' backends are chosen for."""
+    if not options.cluster:
+        return None, this_machine()
+    if study.match == "seconds":
+        raise ValueError(
+            "match is seconds, which are measured on the machine that submits and not on the cluster; give a budget of "
+            "flops or tokens, or run the study in a job of one node"
+        )
+    cluster = read_cluster(options.cluster)
+    return cluster, cluster.machine(this_machine())
 
 
 def _planning(study: Study, make: Callable[..., Planned]) -> Callable[[Mapping[str, float]], Planned]:
@@ -236,7 +238,6 @@ def _jobs(
         Job(
             run=runs[identity],
             run_id=identity,
-            ranks=runs[identity].trainer.ranks.world,
             variant=v.levels,
             corpus=texts[v.name].corpus,
             held_out_texts=texts[v.name].held_out,

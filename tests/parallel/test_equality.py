@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ablate.components.variants import Variant, on_ranks
 from ablate.kernels.weight_gradients import linear_in_both, put_off, split_forward, work_off
 from ablate.parallel.equality import Case, compare_all
-from ablate.parallel.launch import on_ranks as start
+from ablate.parallel.launch import launch
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks
 
@@ -35,7 +35,7 @@ def case(schedule: str, ranks: Ranks, n_micro_batches: int, others: Mapping[str,
 
 
 def check(cases: list[Case]) -> None:
-    for found in start(cases[0].ranks.world, compare_all, cases):
+    for found in launch(compare_all, cases[0].ranks.world, cases)[0]:
         assert found.holds, found
         assert found.n_gradients_exact >= found.n_gradients - 2 * (found.ranks != ""), found
 
@@ -60,7 +60,7 @@ def test_four_ranks_compute_what_one_process_computes(ranks: Ranks) -> None:
         for name in ("dualpipe", "1f1b", "gpipe", "interleaved", "zb1p", "zbv", "dualpipev")
         for others in ({}, {"fp8": "bf16", "mtp": "next-token"})
     ]
-    for found in start(ranks.world, compare_all, cases):
+    for found in launch(compare_all, ranks.world, cases)[0]:
         assert found.holds, found
 
 

@@ -9,7 +9,7 @@ from fitted import on_a_rank, state_file
 from torch import Tensor
 
 from ablate.model.weights import load_tensors
-from ablate.parallel.launch import on_ranks
+from ablate.parallel.launch import launch
 from ablate.spec.ranks import Ranks
 
 PIPELINE, MESH, ONE = Ranks(pipeline=2), Ranks(pipeline=2, data=2), Ranks()
@@ -17,7 +17,7 @@ PIPELINE, MESH, ONE = Ranks(pipeline=2), Ranks(pipeline=2, data=2), Ranks()
 
 def fit(ranks: Ranks, schedule: str, place: Path, resume: Path | str = "") -> dict[str, Tensor]:
     """In processes of their own: float64 is their default."""
-    on_ranks(ranks.world, on_a_rank, ranks, schedule, str(place), str(resume))
+    launch(on_a_rank, ranks.world, ranks, schedule, str(place), str(resume))
     return load_tensors(state_file(place))
 
 

@@ -21,11 +21,11 @@ from ablate.components.moe.spec import RoutedExperts
 from ablate.errors import RunFailed
 from ablate.model.loss import training_loss
 from ablate.parallel.experts import build_divided
+from ablate.parallel.launch import launch
 from ablate.parallel.mesh import make_mesh, members
-from ablate.parallel.together import launch
 from ablate.parallel.transport.equality import Case, Equality, check, run_of
 from ablate.presets.account import account_preset
-from ablate.spec.ranks import Ranks, ranks_of, read_ranks
+from ablate.spec.ranks import Ranks, read_ranks
 
 NODES = (TwoHop(), Flat(), Deduplicated())
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on", "fp8": "on"}
@@ -80,7 +80,7 @@ def test_the_closed_form_is_the_mean_over_every_choice(node: Any, moe: RoutedExp
 
 
 def test_account_shows_deepseeks_layout() -> None:
-    found = account_preset("v3-671b", [], [], {}, None, {"expert": 64})["transports"]
+    found = account_preset("v3-671b", [], [], {}, None, read_ranks("expert=64"))["transports"]
     assert found["two-hop"]["most_copies_between_nodes"] == 4
     assert found["flat"]["copies_between_nodes"] == 7
     assert found["two-hop"]["copies_between_nodes"] < found["deduplicated"]["copies_between_nodes"] < 7
@@ -98,7 +98,7 @@ def test_account_shows_deepseeks_layout() -> None:
 )
 def test_ranks_that_cannot_be_are_refused_in_one_sentence(given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ranks_of(read_ranks(given))
+        read_ranks(given)
 
 
 def test_every_rank_is_in_one_group_of_a_name() -> None:
@@ -126,8 +126,9 @@ def cases(ranks: Ranks, changes: Sequence[dict[str, str]]) -> list[Case]:
     return [*found, *(replace(c, n_routed_experts=6, idle=1, starved=1) for c in found)]
 
 
-def observed(rank: int, case: Case) -> dict[str, tuple[list[int], list[int]]]:
+def observed(case: Case) -> dict[str, tuple[list[int], list[int]]]:
     """Rows and bytes that left by channel, as counted and as the sends one by one say."""
+    rank = torch.distributed.get_rank()
     torch.set_default_dtype(torch.float64)
     run, mesh = run_of(case), make_mesh(case.ranks)
     model, ours = build_divided(run, mesh)
@@ -164,9 +165,9 @@ def observed(rank: int, case: Case) -> dict[str, tuple[list[int], list[int]]]:
     return {n: (a, b) for n, a, b in zip(names, counted.tolist(), expected.tolist(), strict=True)}
 
 
-def both(rank: int, equalities: list[Case], counts: list[Case]) -> tuple[list[Equality], list[Any]]:
+def both(equalities: list[Case], counts: list[Case]) -> tuple[list[Equality], list[Any]]:
     """Everything that needs ranks, in one start of them."""
-    return check(rank, equalities), [observed(rank, case) for case in counts]
+    return check(equalities), [observed(case) for case in counts]
 
 
 def assert_all(found: tuple[list[Equality], list[Any]], equalities: list[Case], counts: list[Case]) -> None:
@@ -194,13 +195,12 @@ def test_on_four_ranks_nothing_changes_and_every_byte_is_foreseen(ranks: Ranks) 
     assert_all(launch(both, 4, equalities, counts)[0], equalities, counts)
 
 
-def failing(rank: int) -> None:
-    if rank:
+def failing() -> None:
+    if torch.distributed.get_rank():
         raise ValueError("no such thing")
     torch.distributed.barrier()
 
 
-@pytest.mark.slow  # which rank is named first is a race where gloo closes the connection
 def test_a_rank_that_fails_ends_the_others_and_is_named() -> None:
     with pytest.raises(RunFailed, match="rank 1 of 2 failed: ValueError: no such thing"):
         launch(failing, 2)

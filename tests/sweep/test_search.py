@@ -111,6 +111,11 @@ def test_a_storage_that_is_lost_torn_or_half_empty_is_filled_again(played: Any) 
     assert mirrored(played.out)
 
 
+def test_a_search_is_not_run_here_in_silence_where_a_cluster_was_asked_for(played: Any) -> None:
+    with pytest.raises(ValueError, match="not through a queue"):
+        played.conduct(played.searching(), cluster="mine")
+
+
 @pytest.mark.slow
 def test_a_torn_journal_is_put_aside(played: Any, tmp_path: Path) -> None:
     journal = tmp_path / "journal.log"

@@ -40,7 +40,7 @@ def test_each_variant_gets_its_own_optimum_and_both_designs_are_shown(played: An
     content = reports.build(played.out)
     reports.write(content)
     assert content.tuning is not None
-    ((_, shared, _, own, _, moved),) = content.tuning.sides.rows
+    ((_, shared, _, own, _, moved, _),) = content.tuning.sides.rows
     # At the shared rate 0.004 full is 0.585 octaves from its best: 0.05 x 0.585^2 = 0.0171 nats of the rate's.
     assert float(moved.replace("−", "-")) == pytest.approx(-0.0171, abs=0.004)
     assert shared != own
@@ -115,5 +115,8 @@ def test_tuning_without_its_word_and_at_equal_seconds_is_refused(played: Any) ->
         replace(played.study, tuning=Tuning())
     with pytest.raises(ValueError, match="match flops or tokens"):
         replace(played.study, learning_rates="tuned", match="seconds", budget=1.0)
+    for way in ({"until": "resolved"}, {"precision": "0.01"}):  # rounds of seeds would be left out in silence
+        with pytest.raises(ValueError, match=r"settings are tried first.*give n_seeds"):
+            replace(played.study, learning_rates="tuned", n_seeds=None, **way)
     with pytest.raises(ValueError, match=r"tuning\.trials is 2"):
         Tuning(trials=2)

@@ -63,6 +63,7 @@ class TunedEffects:
     estimate: Floats  # (K,)
     low: Floats
     high: Floats
+    standard_error: Floats  # (K,) with the learning-rate error in it
     learning_rate_share: Floats  # (K,) share of the variance that is owed to missed optima
 
 
@@ -206,6 +207,7 @@ def tuned_effects(
         estimate=np.asarray(estimate),
         low=estimate - half,
         high=estimate + half,
+        standard_error=np.sqrt(variance),
         learning_rate_share=extra / np.where(variance > 0, variance, 1.0),
     )
 

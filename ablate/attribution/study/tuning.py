@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ablate.attribution.gain.compute_gain import Gain
 from ablate.attribution.gain.learning_rate import (
     LearningRates,
     ResponseSurface,
@@ -20,10 +21,12 @@ from ablate.attribution.gain.learning_rate import (
     fit_surface,
     missed_optimum_variance,
     predict_optima,
+    tuned_effects,
 )
 from ablate.attribution.lattice import Floats, Lattice, lattice
+from ablate.attribution.results import ComponentEffect, Number
 from ablate.attribution.study.designed import Named, cell_of, design_lattice
-from ablate.attribution.verdicts import Effect, decide, interval
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED, Effect, t_quantile
 from ablate.components.component import ON
 from ablate.quantities import listed, short
 from ablate.runs.plan import Plan
@@ -220,12 +223,71 @@ def widened(effect: Effect, weights: Floats, found: Tuned) -> Effect:
     if effect.estimate is None or effect.standard_error is None or effect.df is None:
         return effect
     if found.fitted is None:
-        return replace(effect, low=None, high=None, reason="no optimum could be fitted", verdict="not resolved")
-    extra = float(missed_optimum_variance(found.fitted, weights[None, :])[0])
-    error = math.sqrt(effect.standard_error**2 + extra)
-    low, high = interval(effect.estimate, error, effect.df, effect.confidence)
-    verdict = decide(effect.estimate, error, effect.df, margin=effect.margin, confidence=effect.confidence)
-    return replace(effect, low=low, high=high, standard_error=error, verdict=verdict)
+        return replace(effect, low=None, high=None, reason="no optimum could be fitted", verdict=NOT_RESOLVED)
+    estimate, error = np.array([effect.estimate]), np.array([effect.standard_error])
+    whole = tuned_effects(
+        estimate, error, df=effect.df, rates=found.fitted, weights=weights[None, :], confidence=effect.confidence
+    )
+    wide = replace(effect, low=float(whole.low[0]), high=float(whole.high[0]))
+    return replace(wide, standard_error=float(whole.standard_error[0]), verdict=_kept(wide, effect.df))
+
+
+def widened_index(number: Number, effect: ComponentEffect, weights: Floats, found: Tuned, asked: Effect) -> Effect:
+    """The same of one index of a design, whose interval is known without its degrees of freedom.
+
+    asked: the effect without numbers: its unit, confidence and margin. The share of the missed optima has the degrees
+    of freedom of the screening's surface.
+    """
+    given = replace(asked, estimate=number.estimate, low=number.low, high=number.high, n=effect.n,
+                    verdict=effect.verdict, family=effect.family, reason=number.reason)  # fmt: skip
+    if number.estimate is None or number.low is None or number.high is None:
+        return given
+    if found.fitted is None or found.surface is None:
+        return replace(given, low=None, high=None, reason="no optimum could be fitted", verdict=NOT_RESOLVED)
+    t = t_quantile(0.5 + asked.confidence / 2, found.surface.df)
+    extra = t * math.sqrt(float(missed_optimum_variance(found.fitted, weights[None, :])[0]))
+    low = number.estimate - math.hypot(number.estimate - number.low, extra)
+    high = number.estimate + math.hypot(number.high - number.estimate, extra)
+    wide = replace(given, low=low, high=high)
+    return replace(wide, verdict=_kept(wide, found.surface.df))
+
+
+def widened_gain(gain: Gain, slope: float, weights: Floats, found: Tuned) -> Gain | None:
+    """A gain in log cost between variants at their predicted optima; None where no optimum could be fitted.
+
+    slope: nats per e-fold of tokens at the target (`loss_slope`), by which missed nats are missed cost. A bound stays.
+    """
+    if found.fitted is None:
+        return None
+    if gain.estimate is None or gain.standard_error is None:
+        return gain
+    estimate, error = np.array([gain.estimate]), np.array([gain.standard_error])
+    whole = tuned_effects(
+        estimate, error, df=gain.df, rates=found.fitted, weights=weights[None, :], nats_per_unit=slope,
+        confidence=gain.confidence,
+    )  # fmt: skip
+    return replace(gain, low=float(whole.low[0]), high=float(whole.high[0]),
+                   standard_error=float(whole.standard_error[0]))  # fmt: skip
+
+
+def _kept(wide: Effect, df: float) -> str:
+    """The design's verdict if it holds with the wider interval too, else not resolved: widening decides nothing.
+
+    Gain and harm, which Holm corrected over a family, must hold at Bonferroni's level, the strictest of Holm's; no
+    effect within the margin must hold for the whole interval.
+    """
+    assert wide.estimate is not None
+    assert wide.low is not None
+    assert wide.high is not None
+    strict = 1 - (1 - wide.confidence) / wide.family
+    stretch = t_quantile(0.5 + strict / 2, df) / t_quantile(0.5 + wide.confidence / 2, df)
+    low, high = (wide.estimate + stretch * (end - wide.estimate) for end in (wide.low, wide.high))
+    holds = {
+        GAIN: high < -wide.margin,
+        HARM: low > wide.margin,
+        NO_EFFECT: -wide.margin <= wide.low and wide.high <= wide.margin,
+    }
+    return wide.verdict if holds.get(wide.verdict) else NOT_RESOLVED
 
 
 def contrast(found: Tuned, with_variant: str, without_variant: str) -> Floats:

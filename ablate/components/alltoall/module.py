@@ -8,6 +8,7 @@ hands from the first to the second are placeholders without storage.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -276,7 +277,7 @@ class Sent:
     n_tokens: int
 
 
-class Transport:
+class Transport(ABC):
     """Where rows go is the difference between transports; how they travel and are summed is here.
 
     One all-gather of counts and one wait of the host for each layer and micro-batch give the sizes of every transfer,
@@ -341,14 +342,14 @@ class Transport:
     def of_tokens(self, y_XD: Tensor, n_tokens: int) -> Tensor:
         return y_XD
 
+    @abstractmethod
     def route(self, to_rank_XR: Tensor, to_node_XG: Tensor, n_choices: int, numbers: Numbers) -> Route:
         """The first hop, how many rows arrive after the last, and what makes the last if there are two.
 
         numbers: of every rank its copies to each node and each rank, and its choices of each expert.
         """
-        raise NotImplementedError
 
-    def sort(self, journey: Journey, table: Tensor) -> None:
+    def sort(self, journey: Journey, table: Tensor) -> None:  # noqa: B027 (one hop has nothing to add)
         """Say what brings arrived rows into the order of their source ranks; they have it after one hop."""
 
     def _own(self) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def run_of(case: Case) -> RunSpec:
     return replace(spec, model=model).run(corpus_hash="", seed=SEED, n_steps=10)
 
 
-def check(rank: int, cases: Sequence[Case]) -> list[Equality]:
+def check(cases: Sequence[Case]) -> list[Equality]:
     """Every case on the ranks of this world, of which this is one; the same on all of them."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

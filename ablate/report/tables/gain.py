@@ -38,7 +38,7 @@ def _clause(gain: ComponentGain) -> str:
     evidence = gain.evidence["FLOP/s"]
     known = gain.log_flops_per_s is not None and evidence
     speed = f"; FLOP/s {factor(gain.log_flops_per_s)}, {evidence} and not multiplied in" if known else ""
-    return f"{_whole(gain.flops)} in training FLOPs, of {' and '.join(parts)}{speed}"
+    return f"{as_factor(gain.flops)} in training FLOPs, of {' and '.join(parts)}{speed}"
 
 
 def factor(log: float | None) -> str:
@@ -46,7 +46,7 @@ def factor(log: float | None) -> str:
     return NONE if log is None else f"{number(math.exp(log), DECIMALS)}×"
 
 
-def _whole(gain: Gain | None) -> str:
+def as_factor(gain: Gain | None) -> str:
     if gain is None:
         return NONE
     if gain.estimate is None:
@@ -68,8 +68,8 @@ def channels(gains: Sequence[ComponentGain], result: StudyResult) -> Table:
                         "Training FLOPs: the two together", "FLOP/s", text("Evidence of FLOP/s"),
                         "Time: all three together"]  # fmt: skip
     rows = [
-        [label(gain.comparison), _whole(gain.tokens), factor(gain.log_flops_per_token), _whole(gain.flops),
-         factor(gain.log_flops_per_s), gain.evidence["FLOP/s"] or NONE, _whole(gain.seconds)]
+        [label(gain.comparison), as_factor(gain.tokens), factor(gain.log_flops_per_token), as_factor(gain.flops),
+         factor(gain.log_flops_per_s), gain.evidence["FLOP/s"] or NONE, as_factor(gain.seconds)]
         for gain in gains
     ]  # fmt: skip
     return make(f"What each {unit(result).lower()} is worth in compute, for the same loss", columns, rows, _how(gains))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablate.attribution.gain.learning_rate import missed_optimum_variance
+from ablate.attribution.gain.compute_gain import DecayedCurve, loss_slope
 from ablate.attribution.indices import index_weights
 from ablate.attribution.results import Attribution, Number
 from ablate.attribution.study.compare import Comparison, StudyResult, compare
-from ablate.attribution.study.tuning import Tuned, contrast, tuned, widened
-from ablate.attribution.verdicts import Effect, t_quantile
+from ablate.attribution.study.gains import ComponentGain, component_gains, decayed_curves
+from ablate.attribution.study.tuning import Tuned, contrast, tuned, widened, widened_gain, widened_index
+from ablate.attribution.verdicts import NOT_RESOLVED, Effect
 from ablate.quantities import NONE, listed, number, plural, short, signed, signed_between, significant
 from ablate.report.names import confidence, label
 from ablate.report.tables.effects import headline
+from ablate.report.tables.gain import as_factor
 from ablate.report.tables.table import Columns, Table, make, text
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
+UNIT = "nats per token"
 SCREENING, SHARED = "tuning", "shared"  # folders in that of the study
 
 
@@ -65,13 +69,21 @@ def _shared(store: Store) -> StudyResult | None:
 
 def _sides(found: Tuned, result: StudyResult, shared: StudyResult | None) -> Table:
     columns: Columns = [text("Component"), f"At the shared rate, {short(found.shared_rate)}", text("Verdict"),
-                        "At its own rate", text("Verdict"), "Own minus shared"]  # fmt: skip
-    rows = [_compared(c, found, shared) for c in result.comparisons]
+                        "At its own rate", text("Verdict"), "Own minus shared",
+                        "Training FLOPs for the same loss, at its own rate"]  # fmt: skip
+    gains = {gain.comparison.variant: gain for gain in component_gains(result)[0]}
+    curves = {v.name: decayed_curves(v) for v in result.variants}
+    rows = [
+        [*_compared(c, found, shared), _in_compute(gains.get(c.variant), curves[c.with_variant], found)]
+        for c in result.comparisons
+    ]
     if not rows and result.attribution is not None:
-        rows = _attributed(result.attribution, found, shared.attribution if shared else None)
+        asked = Effect(name="", unit=UNIT, estimate=None, low=None, high=None, n=0, verdict=NOT_RESOLVED,
+                       confidence=result.plan.interval_confidence, margin=result.plan.margin_nats)  # fmt: skip
+        rows = _attributed(result.attribution, found, shared.attribution if shared else None, asked)
     note = (
         f"With minus without, nats per token, with {confidence(result)} intervals; below zero the component lowers the "
-        "loss. The intervals at the own rates are widened by what the screening does not know of each optimum; the "
+        "loss. Intervals and verdicts at the own rates take in what the screening does not know of each optimum; the "
         "other tables of this report have those of the design alone."
     )
     return make("Effects at the shared learning rate and at each variant's own", columns, rows, note)
@@ -82,6 +94,17 @@ def _compared(c: Comparison, found: Tuned, shared: StudyResult | None) -> list[s
     other = next((each.loss for each in shared.comparisons if each.variant == c.variant), None) if shared else None
     return [label(c), _said(other), other.verdict if other else "not run", _said(own), own.verdict,
             _difference(own.estimate, other.estimate if other else None)]  # fmt: skip
+
+
+def _in_compute(gain: ComponentGain | None, curves: Sequence[DecayedCurve], found: Tuned) -> str:
+    if gain is None:
+        return NONE
+    c = gain.comparison
+    try:
+        slope = loss_slope(curves, gain.target.loss)
+    except ValueError:  # it does not reach the target: the gain is a bound
+        return as_factor(gain.flops)
+    return as_factor(widened_gain(gain.flops, slope, contrast(found, c.with_variant, c.without_variant), found))
 
 
 def _difference(own: float | None, shared: float | None) -> str:
@@ -95,21 +118,18 @@ def _said(effect: Effect | Number | None) -> str:
     return signed(effect.estimate) + ends
 
 
-def _attributed(own: Attribution, found: Tuned, shared: Attribution | None) -> list[list[str]]:
+def _attributed(
+    own: Attribution, found: Tuned, shared: Attribution | None, asked: Effect
+) -> list[list[str]]:  # fmt: skip
     index = headline(own) or "owen"
     weights = dict(zip(found.parts.components, index_weights(found.parts, index), strict=True))
     rows = []
     for name, effect in own.effects.items():
-        here = effect.indices[index]
-        if found.fitted is not None and found.surface is not None and here.low is not None and here.high is not None:
-            extra = float(missed_optimum_variance(found.fitted, weights[name][None, :])[0])
-            half = ((here.high - here.low) ** 2 / 4 + t_quantile(0.975, found.surface.df) ** 2 * extra) ** 0.5
-            middle = (here.high + here.low) / 2
-            here = Number(estimate=here.estimate, low=middle - half, high=middle + half)
+        here = widened_index(effect.indices[index], effect, weights[name], found, asked)
         other = shared.effects.get(name) if shared else None
         there = other.indices[index] if other else None
-        rows.append([name, _said(there), other.verdict if other else "not run", _said(here), effect.verdict,
-                     _difference(here.estimate, there.estimate if there else None)])  # fmt: skip
+        rows.append([name, _said(there), other.verdict if other else "not run", _said(here), here.verdict,
+                     _difference(here.estimate, there.estimate if there else None), NONE])  # fmt: skip
     return rows
 
 
