@@ -146,7 +146,7 @@ def test_a_real_process_that_hangs_is_ended_and_its_run_finished(
 ) -> None:
     monkeypatch.setattr(conduct, "SILENT_S", 2.0)
     monkeypatch.setattr(conduct, "SILENT_GAPS", 4)
-    job, events = make_job(n_steps=100), list[Event]()
+    job, events = make_job(n_steps=400), list[Event]()
 
     def listener(event: Event) -> None:
         events.append(event)
