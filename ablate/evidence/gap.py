@@ -100,9 +100,7 @@ def totals(name: str) -> Known:
         data = read_toml(Path(name), "the totals", "give a TOML file with the fields of published totals")
         found = decode(Totals, data, name)
     else:
-        raise ValueError(
-            f"no totals of {name!r} are shipped; {nearest(name, totals_names())} For another model give a TOML file"
-        )
+        raise ValueError(f"no totals of {name!r} are shipped; {nearest(name, totals_names())}; or give a TOML file")
     base = preset_file(Path(found.preset)) if found.preset.endswith(".toml") else preset(found.preset)
     return Known(totals=found, preset=base, model=Variant.full(base).resolve(base).model)
 

@@ -88,7 +88,7 @@ def _in_cell(
     if study.design == "one":
         seeds = tuple(range(n_seeds))
         alone = study.factors and not study.disable and not study.enable
-        compared = [full] if alone else _compared(study, full, cell)
+        compared = [full] if alone else _compared(study, full, cell, here)
         assigned = [_Assigned(variant=variant, seeds=seeds) for variant in compared]
         design = Design(name="factorial" if alone else "one")
     else:
@@ -103,7 +103,7 @@ def _is_player(factor: Factor) -> bool:
     return len(factor.levels) == 2 and not factor.components and PRESET not in factor.fields
 
 
-def _compared(study: Study, full: Variant, cell: Cell) -> list[Variant]:
+def _compared(study: Study, full: Variant, cell: Cell, here: Preset) -> list[Variant]:
     """The two sides of a comparison: with and without."""
     if study.enable:
         # What a component requires is on beside it and without it: add-one-in of aux-free is against moe alone.
@@ -113,6 +113,10 @@ def _compared(study: Study, full: Variant, cell: Cell) -> list[Variant]:
     if not study.disable:
         raise ValueError("nothing to compare: name at least one component with --disable or --enable")
     for name in study.disable:
+        if full[name] != ON and (axis := component(name).axis) and not here.trainer.ranks.on_several(axis):
+            raise ValueError(
+                f"{name} means something only where a run has several {axis} ranks; give --ranks {axis}=2, or more"
+            )
         if full[name] != ON:
             raise ValueError(
                 f"{name} is off in every variant of this study already: it is not in the recipe of the preset "

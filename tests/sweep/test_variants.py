@@ -171,6 +171,12 @@ def test_an_impossible_study_is_one_sentence(fields: dict[str, Any], message: st
         study(**fields)
 
 
+@pytest.mark.parametrize(("name", "axis"), [("dualpipe", "pipeline"), ("alltoall", "expert")])
+def test_what_needs_ranks_says_so(name: str, axis: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} means something only where a run has several {axis} ranks"):
+        plan(study(disable=(name,)))
+
+
 def test_a_study_file_repeats_the_study(tmp_path: Path) -> None:
     asked = study(
         question='What is "mtp" \\ worth?\n',

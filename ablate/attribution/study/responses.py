@@ -40,7 +40,7 @@ class Trend:
     per: str  # "doubling" where all levels are above zero, else "unit"
     slope: Number
     slope_p: float | None
-    bend: Number | None  # None below four levels' worth of freedom: three levels give it without a check
+    bend: Number  # three levels give it, without a check of its form
     bend_p: float | None
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablate.data.corpus import Corpus, held_out_documents
+from ablate.data.source import open_source
 from ablate.files import MANIFEST, commit_folder, new_folder, read_sealed
 from ablate.randomness import fraction
 from ablate.spec.decoding import FORBID_UNKNOWN, decode
@@ -100,6 +101,8 @@ def text_for(text: str, source: str) -> str:
     known = written_for(source)
     if (known / MANIFEST).is_file():
         return str(known)
+    if not source.startswith("hf:"):
+        open_source(source)  # one that is not there is told before a text is asked for
     raise ValueError(
         f"the teacher text {text} continues documents of {continues}, and this corpus is {source}; write one for it "
         f"with `dsv3-ablate distill --data {source} --teacher smollm2-135m`, which is then found, or leave distill off"
