@@ -18,6 +18,7 @@ import torch
 
 from ablate.components.codec import decode_run
 from ablate.files import damage, replace_file, to_json
+from ablate.model.loss import training_loss
 from ablate.model.weights import load_state, read_weights
 from ablate.runs.adoption import adopt
 from ablate.runs.attempts import ended, held
@@ -251,6 +252,20 @@ def test_the_schedule_warms_up_stays_and_decays(make_job: MakeJob) -> None:
     assert factors[80] == pytest.approx(1 - (1 / 21) ** 0.5)
     assert factors[-1] == pytest.approx(1 - (20 / 21) ** 0.5)
     assert all(a > b for a, b in pairwise(factors[79:]))
+
+
+def test_the_objectives_weight_switches_where_the_decay_begins(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switched = list[bool]()
+
+    def seen(*given: Any, decaying: bool, **named: Any) -> Any:
+        switched.append(decaying)
+        return training_loss(*given, decaying=decaying, **named)
+
+    monkeypatch.setattr("ablate.training.module.training_loss", seen)
+    finish(make_job(n_steps=10, decay_share=0.2, branches=()), tmp_path)
+    assert switched == [False] * 8 + [True] * 2
 
 
 def test_bfloat16_trains_beside_float32_master_weights(make_job: MakeJob, tmp_path: Path) -> None:

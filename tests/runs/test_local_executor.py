@@ -26,6 +26,7 @@ from ablate.runs.progress import PROGRESS, standing
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
 from ablate.spec.decoding import encode
+from ablate.spec.ranks import Ranks
 
 MakeJob = Callable[..., Job]
 
@@ -182,6 +183,20 @@ def test_a_signal_to_all_processes_of_a_command_is_not_for_the_server_that_forks
     assert outcome.interrupted
     assert Path(f"/proc/{server[0]}").exists()
     assert list(store.attempts_folder(job.run_id).glob("*/step-*"))
+
+
+def test_a_run_on_ranks_becomes_its_torchrun(make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Replaced(Exception):
+        """The process is another program from here on."""
+
+    def replaced(program: str, words: list[str]) -> None:
+        raise Replaced(words)
+
+    job = make_job(ranks=Ranks(pipeline=2, data=2))
+    path = write_job(job, store.run_folder(job.run_id))
+    monkeypatch.setattr(os, "execv", replaced)
+    with pytest.raises(Replaced, match="--nproc-per-node=4"):
+        worker.work(path, "key", lambda: False)
 
 
 def test_ranks_are_started_by_torchrun(tmp_path: Path) -> None:
