@@ -95,8 +95,6 @@ def run_variants(
     n_ranks = base.trainer.ranks.world
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
     fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
-    if cluster is None and not options.dry_run:
-        start_server()  # while text is prepared and the plan is made
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)
@@ -122,6 +120,8 @@ def run_variants(
         measured = fits and study.match == "seconds"
         planned = claim.make(_measure(whole, texts, n_parallel, display) if measured else {})
     plan, runs = planned
+    if cluster is None and not options.dry_run:
+        start_server()  # while the plan is priced, written and shown; not before everything that may be refused
     time = estimate(plan, runs, claim.store, n_parallel)
     if study.match != "seconds":
         plan = with_estimates(plan, time)

@@ -277,10 +277,15 @@ class TestSwitch:
         with pytest.raises(ValueError, match=sentence):
             COMPONENT.on(nano_with(settings(text, **changes)))
 
-    def test_on_refuses_another_corpus(self, text: Path) -> None:
+    def test_on_refuses_another_corpus(self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spec = nano_with(settings(text))
+        monkeypatch.chdir(tmp_path)
+        of_mine = replace(spec, data=replace(spec.data, source="mine"))
+        with pytest.raises(ValueError, match="'mine' is neither a file nor a folder"):
+            COMPONENT.on(of_mine)
+        (tmp_path / "mine").write_text("a text")
         with pytest.raises(ValueError, match="continues documents of stdlib, and this corpus is mine"):
-            COMPONENT.on(replace(spec, data=replace(spec.data, source="mine")))
+            COMPONENT.on(of_mine)
 
     def test_self_taught_is_the_text_of_the_other_teacher(self, text: Path) -> None:
         spec = COMPONENT.off(nano_with(settings(text, self_taught="stdlib-self-taught")), "self-taught")
