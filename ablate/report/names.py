@@ -70,6 +70,23 @@ def label(comparison: Comparison) -> str:
     return f"{found} (and with it {listed(forced)})" if forced else found
 
 
+def arrow(comparison: Comparison) -> str:
+    """What becomes what, for a figure: "gqa → mla"."""
+    chosen = [c for c in comparison.changes if not c.forced]
+    if not chosen:
+        return clean(comparison.name)
+    at = f", at {comparison.at}" if comparison.at else ""
+    before, after = (" + ".join(sides) for sides in zip(*((c.without_level, c.name) for c in chosen), strict=True))
+    return clean(f"{before} → {after}{at}")
+
+
+def arrow_of(result: StudyResult, component: str) -> str:
+    """The same for a component of a design, whose off is its level in the variants without it."""
+    levels = (v.planned.levels.get(component, ON) for v in result.variants)
+    off = next((level for level in levels if level != ON), "")
+    return clean(f"{off} → {component}" if off else component)
+
+
 def why_no_interval(comparison: Comparison, result: StudyResult) -> str:
     """The runs that a comparison lacks, by name; where none is lacking, the reason that the estimate gives."""
     sides = (comparison.with_variant, comparison.without_variant)

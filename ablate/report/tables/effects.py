@@ -16,15 +16,21 @@ NEEDED = "More runs to resolve"
 
 
 def effects(result: StudyResult) -> Table:
-    """What each component is worth; further held-out sets have rows of their own."""
+    """What each component is worth on the held-out text."""
     families = [c.loss.family for c in result.comparisons]
     columns: Columns = [text(unit(result)), verdict_column(max(families, default=1)), "With − without, nats/token",
                         f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
-    rows = []
-    for c in result.comparisons:
-        rows.append([label(c), *_effect(c.loss, c)])
-        rows += [[f"{label(c)} (held-out set: {name})", *_effect(e, c)] for name, e in c.other_sets.items()]
+    rows = [[label(c), *_effect(c.loss, c)] for c in result.comparisons]
     return make("Effects on the held-out loss", columns, rows)
+
+
+def other_sets(result: StudyResult) -> Table:
+    """The same on each further held-out set; without rows where there is none."""
+    families = [e.family for c in result.comparisons for e in c.other_sets.values()]
+    columns: Columns = [text(unit(result)), text("Held-out set"), verdict_column(max(families, default=1)),
+                        "With − without, nats/token", f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
+    rows = [[label(c), name, *_effect(e, c)] for c in result.comparisons for name, e in c.other_sets.items()]
+    return make("Effects on further held-out sets", columns, rows)
 
 
 def verdict_column(family: int, index: str | None = None) -> Column:

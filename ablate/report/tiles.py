@@ -1,0 +1,69 @@
+"""The three numbers under the answer: loss or compute, FLOPs per token, speed; an emulated speed is greyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ablate.attribution.study.compare import SPEED, Comparison, StudyResult, VariantResult
+from ablate.quantities import NONE, signed, signed_between, times
+from ablate.report.names import arrow, confidence, emulated
+from ablate.report.tables.speed import ratio
+from ablate.report.waterfall import Waterfall
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tile:
+    """A number with what it is and how it is known; `muted`: it says nothing of real hardware, or there is none."""
+
+    title: str
+    value: str
+    note: str
+    muted: bool = False
+
+
+def tiles(result: StudyResult, steps: Waterfall | None) -> tuple[Tile, ...]:
+    """Of a comparison with against without; of a design, the full recipe against the dense end; else none."""
+    if len(result.comparisons) == 1:
+        return tuple(_of_one(result.comparisons[0], result))
+    return tuple(_of_ends(result, steps)) if steps is not None else ()
+
+
+def _of_one(c: Comparison, result: StudyResult) -> Iterator[Tile]:
+    by_name = {v.name: v for v in result.variants}
+    on, off = by_name[c.with_variant], by_name[c.without_variant]
+    ends = (
+        "no interval" if c.loss.low is None else f"{confidence(result)}: {signed_between(c.loss.low, c.loss.high, 3)}"
+    )
+    yield Tile(title=f"Held-out loss, {arrow(c)}", value=f"{signed(c.loss.estimate, 3)} nats", note=ends,
+               muted=c.loss.estimate is None)  # fmt: skip
+    yield _flops(on, off)
+    value, interval = ratio(c.speed)
+    kinds = " and ".join(c.speed_evidence) or "not known"
+    yield Tile(title="Tokens per second", value=value, note=f"{kinds}{'' if interval == NONE else f', {interval}'}",
+               muted="emulated" in c.speed_evidence or value == NONE)  # fmt: skip
+
+
+def _of_ends(result: StudyResult, steps: Waterfall) -> Iterator[Tile]:
+    full, dense = _ends(result)
+    yield Tile(title=f"{steps.unit[0].upper()}{steps.unit[1:]}", value=steps.said(steps.total),
+               note="full recipe against the dense end")  # fmt: skip
+    if full is None or dense is None:
+        return
+    yield _flops(full, dense)
+    if SPEED in full.metrics and SPEED in dense.metrics:
+        value = full.metrics[SPEED].median / dense.metrics[SPEED].median
+        soft = emulated(full) or emulated(dense)
+        yield Tile(title="Tokens per second", value=times(value), note="emulated" if soft else "measured", muted=soft)
+
+
+def _ends(result: StudyResult) -> tuple[VariantResult | None, VariantResult | None]:
+    """The variants with the most and with none of the components on that the study varies."""
+    by_on = sorted(result.variants, key=lambda v: sum(level == "on" for level in v.planned.levels.values()))
+    return (by_on[-1], by_on[0]) if len(by_on) > 1 else (None, None)
+
+
+def _flops(on: VariantResult, off: VariantResult) -> Tile:
+    costs = [v.planned.cost.get("training_flops_per_token") for v in (on, off)]
+    value = times(costs[0] / costs[1]) if costs[0] and costs[1] else NONE
+    return Tile(title="Training FLOPs per token", value=value, note="exact, closed form", muted=value == NONE)
