@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from ablate.attribution.study.compare import StudyResult, VariantResult
 from ablate.attribution.study.designed import cell_of, design_lattice
+from ablate.components.component import ON
 from ablate.report.names import arrow
+
+MOST_ROWS = 16  # variants that a figure has a row for
 
 
 def reference(result: StudyResult) -> VariantResult:
@@ -31,3 +34,18 @@ def sides(result: StudyResult) -> Mapping[str, tuple[str, str]]:
         if parts.full in by_cell and rest in by_cell:
             found[name] = (by_cell[parts.full], by_cell[rest])
     return found
+
+
+def ends(result: StudyResult) -> tuple[VariantResult, VariantResult] | None:
+    """The variants with the most and with the fewest components on; None where there is one variant."""
+    by_on = sorted(result.variants, key=lambda v: sum(level == ON for level in v.planned.levels.values()))
+    return (by_on[-1], by_on[0]) if len(by_on) > 1 else None
+
+
+def drawn(result: StudyResult) -> tuple[str, ...]:
+    """The variants that a figure with a row for each shows: all, or of many the ends and each one left out."""
+    if len(result.variants) <= MOST_ROWS:
+        return tuple(v.name for v in result.variants)
+    kept = {reference(result).name, *(name for pair in sides(result).values() for name in pair)}
+    kept |= {v.name for v in ends(result) or ()}
+    return tuple(v.name for v in result.variants if v.name in kept)

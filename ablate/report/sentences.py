@@ -10,7 +10,7 @@ from ablate.attribution.verdicts import GAIN, HARM
 from ablate.quantities import between, listed, number, plural, signed
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap
-from ablate.report.ends import reference, sides
+from ablate.report.ends import drawn, reference, sides
 from ablate.report.figures.effects import Row
 from ablate.report.figures.pareto import front, points
 from ablate.report.interplay import Interplay
@@ -40,15 +40,13 @@ def of_waterfall(found: Waterfall) -> str:
 def of_forest(shown: Sequence[Row], result: StudyResult) -> str:
     """The two ends of the forest and how many intervals leave zero out."""
     outside = sum(row.low is not None and row.high is not None and (row.low > 0 or row.high < 0) for row in shown)
-    ends = []
+    intervals = plural(len(shown), f"{confidence(result)} interval")
+    said = [f"{outside} of {intervals} {'leaves' if outside == 1 else 'leave'} out 0"]
     if shown[0].estimate < 0:
-        ends.append(f"{clean(shown[0].name)} lowers the loss most ({signed(shown[0].estimate, 3)})")
+        said.append(f"largest gain: {clean(shown[0].name)} ({signed(shown[0].estimate, 3)})")
     if shown[-1].estimate > 0:
-        ends.append(f"{clean(shown[-1].name)} raises it most ({signed(shown[-1].estimate, 3)})")
-    said = (
-        f"{outside} of {plural(len(shown), f'{confidence(result)} interval')} leave{'s' if outside == 1 else ''} out 0"
-    )
-    return f"{'; '.join([*ends, said])}."[:1].upper() + f"{'; '.join([*ends, said])}."[1:]
+        said.append(f"largest harm: {clean(shown[-1].name)} ({signed(shown[-1].estimate, 3)})")
+    return f"{'; '.join(said)}."
 
 
 def of_interactions(found: Interplay) -> str:
@@ -113,9 +111,16 @@ def of_channels(found: Sequence[Factors]) -> str:
 
 def of_cost(result: StudyResult) -> str:
     """What is emulated in the figure of costs."""
-    hollow = sum(map(emulated, result.variants))
-    said = f"Against {clean(reference(result).name)}, which is 1"
-    return f"{said}; the speed and memory of {plural(hollow, 'variant')} are emulated." if hollow else f"{said}."
+    kept = drawn(result)
+    hollow = sum(emulated(v) for v in result.variants if v.name in kept)
+    said = [f"against {clean(reference(result).name)}, which is 1"]
+    if hollow:
+        said.append(f"the speed and memory of {plural(hollow, 'variant')} are emulated")
+    if len(kept) < len(result.variants):
+        left = plural(len(result.variants) - len(kept), "further variant")
+        said.append(f"{left}, between the ends, are in the table of speed")
+    joined = "; ".join(said)
+    return f"{joined[0].upper()}{joined[1:]}."
 
 
 def of_noise(found: Sequence[Strip], result: StudyResult) -> str:

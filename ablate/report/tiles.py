@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ablate.attribution.study.compare import SPEED, Comparison, StudyResult, VariantResult
 from ablate.quantities import NONE, signed, signed_between, times
+from ablate.report.ends import ends
 from ablate.report.names import arrow, confidence, emulated
 from ablate.report.tables.speed import ratio
 from ablate.report.waterfall import Waterfall
@@ -35,7 +36,7 @@ def _of_one(c: Comparison, result: StudyResult) -> Iterator[Tile]:
     ends = (
         "no interval" if c.loss.low is None else f"{confidence(result)}: {signed_between(c.loss.low, c.loss.high, 3)}"
     )
-    yield Tile(title=f"Held-out loss, {arrow(c)}", value=f"{signed(c.loss.estimate, 3)} nats", note=ends,
+    yield Tile(title=f"Held-out loss, {arrow(c)}", value=f"{signed(c.loss.estimate, 3)} nats", note=how,
                muted=c.loss.estimate is None)  # fmt: skip
     yield _flops(on, off)
     value, interval = ratio(c.speed)
@@ -45,22 +46,17 @@ def _of_one(c: Comparison, result: StudyResult) -> Iterator[Tile]:
 
 
 def _of_ends(result: StudyResult, steps: Waterfall) -> Iterator[Tile]:
-    full, dense = _ends(result)
+    found = ends(result)
     yield Tile(title=f"{steps.unit[0].upper()}{steps.unit[1:]}", value=steps.said(steps.total),
                note="full recipe against the dense end")  # fmt: skip
-    if full is None or dense is None:
+    if found is None:
         return
+    full, dense = found
     yield _flops(full, dense)
     if SPEED in full.metrics and SPEED in dense.metrics:
         value = full.metrics[SPEED].median / dense.metrics[SPEED].median
         soft = emulated(full) or emulated(dense)
         yield Tile(title="Tokens per second", value=times(value), note="emulated" if soft else "measured", muted=soft)
-
-
-def _ends(result: StudyResult) -> tuple[VariantResult | None, VariantResult | None]:
-    """The variants with the most and with none of the components on that the study varies."""
-    by_on = sorted(result.variants, key=lambda v: sum(level == "on" for level in v.planned.levels.values()))
-    return (by_on[-1], by_on[0]) if len(by_on) > 1 else (None, None)
 
 
 def _flops(on: VariantResult, off: VariantResult) -> Tile:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from ablate.attribution.study.compare import StudyResult
 from ablate.attribution.study.ladder import Ladder
@@ -28,6 +29,8 @@ from ablate.report.names import arrow
 from ablate.report.noise import MOST_ROWS, detectable, strips
 from ablate.report.tables.ladder import COMPUTE
 from ablate.report.why_faster import Factors
+
+Point = TypeVar("Point")
 
 BEGINNING = 5  # the first of so many parts of a run, where losses fall by nats, does not set the scale of a panel
 
@@ -62,7 +65,7 @@ def _forest(result: StudyResult) -> tuple[Panel, ...]:
 def _waterfall(content: ReportContent) -> tuple[Panel, ...]:
     if content.waterfall is None:
         return ()
-    return (Panel(svg=draw("waterfall", (WIDE + 0.5, 3.6), partial(waterfall_bars, found=content.waterfall))),)
+    return (Panel(svg=draw("waterfall", (WIDE, 3.5), partial(waterfall_bars, found=content.waterfall))),)
 
 
 def _interactions(content: ReportContent) -> tuple[Panel, ...]:
@@ -142,16 +145,21 @@ def _losses(lines: dict[str, Curve], result: StudyResult, against: str) -> Itera
     pairs: list[tuple[str, tuple[str, ...]]] = list(sides(result).items())
     pairs = pairs or [(v.name, (v.name,)) for v in (reference(result),)]
     pairs = [(name, pair) for name, pair in pairs if all(side in lines for side in pair)]
-    top = max((p.high for line in lines.values() for p in line.points[len(line.points) // BEGINNING :]), default=0.0)
+    top = max((p.high for line in lines.values() for p in _after_beginning(line.points)), default=0.0)
     for i, (name, pair) in enumerate(pairs):
         rest = [line for variant, line in lines.items() if variant not in pair]
         paint = partial(loss_lines, pair=[lines[side] for side in pair], rest=rest, against=against, top=top)
         yield _panel(f"{against}{i}", clean(name), pairs, 2.9, paint)
 
 
+def _after_beginning(points: Sequence[Point]) -> Sequence[Point]:
+    """Without the first part of a run, or its first point where there are few; a single point is kept."""
+    return points[min(max(1, len(points) // BEGINNING), len(points) - 1) :]
+
+
 def _gaps(gaps: Sequence[Gap], result: StudyResult) -> tuple[Panel, ...]:
     names = {c.variant: arrow(c) for c in result.comparisons}
-    ends = [end for gap in gaps for p in gap.points[len(gap.points) // BEGINNING :] for end in (p.low, p.high)] + [0.0]
+    ends = [end for gap in gaps for p in _after_beginning(gap.points) for end in (p.low, p.high)] + [0.0]
     air = 0.05 * (max(ends) - min(ends)) or 1.0
     paint = partial(gap_line, margin=result.plan.margin_nats, limits=(min(ends) - air, max(ends) + air))
     return tuple(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Stand-ins that matplotlib draws with and the style sheet's variables replace, so that one drawing has two themes.
 INK, MUTED, GRID, PAPER = "#0a0b0c", "#6d6e6f", "#d7d8d9", "#fefdfc"
 GOOD, BAD, SAME, OPEN = "#0b7a5a", "#b2450b", "#3d5a9c", "#7a7b7c"
-WIDE, NARROW = 5.2, 3.5  # inches of a figure by itself and of one panel among several; 1 inch is 72 units of the SVG
+WIDE, NARROW = 4.9, 3.5  # inches of a figure by itself and of one panel among several; 1 inch is 72 units of the SVG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -72,12 +72,14 @@ def pareto(axes: Axes, result: StudyResult) -> None:
                   mew=1.3, alpha=1.0 if named else 0.35, zorder=3 if named else 2)  # fmt: skip
     for name in (name for name in others if name in found):
         p = found[name]
-        if first is not None:
+        if first is not None and first.emulated == p.emulated:
             axes.annotate("", (p.seconds, p.loss), (first.seconds, first.loss), zorder=1,
                           arrowprops={"arrowstyle": "->", "color": MUTED, "lw": 0.8})  # fmt: skip
     for p in (found[name] for name in (*others, *([first.name] if first else [])) if name in found):
-        axes.annotate(shortened(clean(p.name), LABEL), (p.seconds, p.loss), xytext=(6, 5), textcoords="offset points",
-                      fontsize=8, color=INK)  # fmt: skip
+        left = first is not None and p.seconds < first.seconds
+        offset = (-7 if left else 7, -11 if p is first else 4)
+        axes.annotate(shortened(clean(p.name), LABEL), (p.seconds, p.loss), xytext=offset, fontsize=8, color=INK,
+                      textcoords="offset points", ha="right" if left else "left")  # fmt: skip
     for kind in (False, True):
         line = [p for p in front(tuple(found.values())) if p.emulated == kind]
         axes.plot([p.seconds for p in line], [p.loss for p in line], color=MUTED, lw=0.9, ls=":" if kind else "-")

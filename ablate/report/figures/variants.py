@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ablate.attribution.study.compare import SPEED, StudyResult
 from ablate.report.cleaning import clean, shortened
 from ablate.report.curves import Curve
+from ablate.report.ends import drawn
 from ablate.report.figures.canvas import INK, MUTED, SIDES, WITH, Series, mark
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ def cost_marks(axes: Axes, values: Mapping[str, tuple[float, bool]]) -> None:
 
 
 def relative_costs(result: StudyResult) -> Costs:
-    """Every quantity in which a variant differs from the reference, as multiples of it.
+    """Every quantity in which a drawn variant differs from the reference, as multiples of it.
 
     Measured and emulated figures are never set against each other: what is of another kind of evidence is left out.
     """
-    reference, found = result.variants[0], {}
+    reference, found, shown = result.variants[0], {}, drawn(result)
     for label, (metric, group) in MEASURED.items():
         base = reference.metrics[metric].median if metric in reference.metrics else 0.0
         kind = reference.evidence.get(group, ())
@@ -91,13 +92,13 @@ def relative_costs(result: StudyResult) -> Costs:
             found[label] = {
                 v.name: (v.metrics[metric].median / base, "emulated" in kind)
                 for v in result.variants
-                if metric in v.metrics and v.evidence.get(group, ()) == kind
+                if v.name in shown and metric in v.metrics and v.evidence.get(group, ()) == kind
             }
     for label, key in COUNTED.items():
         if reference.planned.cost.get(key):
             found[label] = {
                 v.name: (v.planned.cost[key] / reference.planned.cost[key], False)
                 for v in result.variants
-                if key in v.planned.cost
+                if v.name in shown and key in v.planned.cost
             }
     return {label: values for label, values in found.items() if any(multiple != 1 for multiple, _ in values.values())}

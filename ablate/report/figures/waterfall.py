@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLORS = {GAIN: GOOD, HARM: BAD, NO_EFFECT: SAME}
 FACTORS = (0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 6, 8, 10, 20, 50, 100)
-MOST_TICKS = 7
+LEAST_GAP = 1 / 7  # between two ticks, of the whole range
 HALF = 0.36  # of a bar's width
 CROWDED = 9  # bars; beyond, their names are turned
 
@@ -50,11 +50,15 @@ def waterfall_bars(axes: Axes, found: Waterfall) -> None:
 
 def factor_ticks(low: float, high: float) -> Sequence[float]:
     """Round factors between the ends, which are logarithms; 1 is always among them."""
-    inside = [f for f in FACTORS if low <= math.log(f) <= high]
-    while len(inside) > MOST_TICKS:
-        at = inside.index(1)
-        inside = [f for i, f in enumerate(inside) if (i - at) % 2 == 0]
-    return inside
+    kept = [1.0]
+    for side in (FACTORS[FACTORS.index(1) + 1 :], FACTORS[: FACTORS.index(1)][::-1]):
+        last = 0.0
+        for factor in side:
+            log = math.log(factor)
+            if low <= log <= high and abs(log - last) >= LEAST_GAP * (high - low):
+                kept.append(factor)
+                last = log
+    return sorted(kept)
 
 
 def _end(axes: Axes, x: float, y: float) -> None:

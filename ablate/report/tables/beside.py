@@ -34,7 +34,7 @@ class Ours:
 def beside(result: StudyResult) -> Table:
     """A row for each published loss of a component that this study has; without rows where there is none."""
     columns: Columns = [text("Component"), f"Ours, nats/token ({confidence(result)} interval)", text("Our verdict"),
-                        "Theirs", text("Unit"), text("Their scale"), "Their tokens", text("Sign"),
+                        "Theirs", text("Their scale"), "Their tokens", text("Sign"),
                         text("Why not comparable"), text("Source")]  # fmt: skip
     rows = []
     for ours in of_study(result):
@@ -47,7 +47,7 @@ def beside(result: StudyResult) -> Table:
         "so theirs have no interval. A sign that agrees is no confirmation across such a distance, and one that does "
         "not is no refutation."
     )
-    return make("Ours beside theirs", columns, rows, note if rows else "")
+    return make("Published losses of the same changes", columns, rows, note if rows else "")
 
 
 def of_study(result: StudyResult) -> Iterator[Ours]:
@@ -80,12 +80,12 @@ def loss_findings(component: str) -> list[tuple[Source, Finding]]:
 def _row(ours: Ours, source: Source, finding: Finding, result: StudyResult) -> list[str]:
     ends = "" if ours.low is None else f" ({signed_between(ours.low, ours.high)})"
     assert finding.size is not None
+    error = "" if finding.standard_error is None else f" ± {short(finding.standard_error)}"
     return [
         arrow_of(result, ours.component),
         f"{signed(ours.estimate)}{ends}",
         ours.verdict,
-        signed(finding.size) + (f" ± {short(finding.standard_error)}" if finding.standard_error is not None else ""),
-        UNITS[finding.metric],
+        f"{signed(finding.size)}{error} {UNITS[finding.metric]}",
         finding.scale,
         scaled(finding.tokens) if finding.tokens else NONE,
         sign(ours, finding),
