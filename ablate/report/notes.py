@@ -82,7 +82,8 @@ def _rule(result: StudyResult) -> str:
         f"The difference is the loss {sides}, so a negative one is a gain. "
         f"Verdicts on the loss: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats"
         f"{holm}; no effect within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval "
-        f"lies inside ±{margin}; not resolved otherwise."
+        f"lies inside ±{margin}; where the first interval leaves out 0 but not the margin, the sign is said, "
+        f"uncorrected: gain or harm, perhaps negligible; not resolved otherwise."
     )
 
 

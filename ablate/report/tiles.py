@@ -33,9 +33,8 @@ def tiles(result: StudyResult, steps: Waterfall | None) -> tuple[Tile, ...]:
 def _of_one(c: Comparison, result: StudyResult) -> Iterator[Tile]:
     by_name = {v.name: v for v in result.variants}
     on, off = by_name[c.with_variant], by_name[c.without_variant]
-    ends = (
-        "no interval" if c.loss.low is None else f"{confidence(result)}: {signed_between(c.loss.low, c.loss.high, 3)}"
-    )
+    known = f"{confidence(result)}: {signed_between(c.loss.low, c.loss.high, 3)}"
+    how = "no interval" if c.loss.low is None else known
     yield Tile(title=f"Held-out loss, {arrow(c)}", value=f"{signed(c.loss.estimate, 3)} nats", note=how,
                muted=c.loss.estimate is None)  # fmt: skip
     yield _flops(on, off)

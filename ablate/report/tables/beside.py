@@ -10,7 +10,8 @@ from ablate.attribution.verdicts import GAIN, HARM
 from ablate.components.component import ON
 from ablate.evidence.published import Finding, Source, findings
 from ablate.quantities import NONE, scaled, short, signed, signed_between
-from ablate.report.names import arrow_of, confidence, known
+from ablate.report.names import PERHAPS, arrow_of, confidence, known, verdict_said
+from ablate.report.tables.effects import attributed_verdict
 from ablate.report.tables.table import Columns, Table, make, text
 
 # Published metrics of which lower is better and which measure the same thing as a held-out loss: metric -> its unit.
@@ -58,14 +59,15 @@ def of_study(result: StudyResult) -> Iterator[Ours]:
             if known(name) and found is not None and found.estimate is not None:
                 off = arrow_of(result, name).partition(" → ")[0]
                 yield Ours(component=name, off=off, estimate=found.estimate, low=found.low, high=found.high,
-                           verdict=effect.verdict)  # fmt: skip
+                           verdict=attributed_verdict(effect, result))  # fmt: skip
         return
     for c in result.comparisons:
         chosen = [change for change in c.changes if not change.forced]
         alone = len(chosen) == 1 and chosen[0].with_level == ON and known(chosen[0].component) and not c.at
         if alone and c.loss.estimate is not None:
             yield Ours(component=chosen[0].component, off=chosen[0].without_level, estimate=c.loss.estimate,
-                       low=c.loss.low, high=c.loss.high, verdict=c.loss.verdict)  # fmt: skip
+                       low=c.loss.low, high=c.loss.high,
+                       verdict=verdict_said(c.loss.verdict, c.loss.low, c.loss.high, c.loss.margin))  # fmt: skip
 
 
 def loss_findings(component: str) -> list[tuple[Source, Finding]]:
@@ -96,7 +98,7 @@ def _row(ours: Ours, source: Source, finding: Finding, result: StudyResult) -> l
 
 def sign(ours: Ours, finding: Finding) -> str:
     """Whether the two have one sign, where both have one."""
-    if ours.verdict not in (GAIN, HARM):
+    if ours.verdict.removesuffix(PERHAPS) not in (GAIN, HARM):
         return "ours is not resolved"
     interval = finding.interval
     if not finding.size or (interval is not None and interval[0] <= 0 <= interval[1]):
