@@ -1,4 +1,4 @@
-"""Two studies side by side: each component's effect in both, whether they differ, and what else the studies differ in."""
+"""Two studies side by side: each effect in both, whether the two differ, and what else the studies differ in."""
 
 from __future__ import annotations
 

@@ -214,8 +214,8 @@ def test_a_further_held_out_set_has_a_row_and_a_column_of_its_own(tmp_path):
         for r in fake.records()
     ]
     content = content_of(tmp_path, records=records)
-    first, second = content.effects.rows
-    assert second == (f"{first[0]} (held-out set: distill)", *first[1:])
+    (first,), (second,) = content.effects.rows, content.other_sets.rows
+    assert second == (first[0], "distill", *first[1:])
     assert content.variants.columns[4].label == "distill, nats/token"
     assert content.variants.rows[0][4] == "4.2090"
 

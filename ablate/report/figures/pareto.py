@@ -48,12 +48,14 @@ def points(result: StudyResult) -> tuple[Point, ...]:
 
 def front(found: Sequence[Point]) -> tuple[Point, ...]:
     """The points that no other one of their kind of evidence beats in both time and loss, the fastest first."""
-    kept = [
-        p
-        for p in found
-        if not any(q.emulated == p.emulated and q.seconds <= p.seconds and q.loss <= p.loss and q != p for q in found)
-    ]
+    kept = [p for p in found if not any(_beats(q, p) for q in found)]
     return tuple(sorted(kept, key=lambda p: p.seconds))
+
+
+def _beats(q: Point, p: Point) -> bool:
+    """Whether q is no worse in both and better in one, and of the same kind of evidence."""
+    same = (q.seconds, q.loss) == (p.seconds, p.loss)
+    return q.emulated == p.emulated and q.seconds <= p.seconds and q.loss <= p.loss and not same
 
 
 def pareto(axes: Axes, result: StudyResult) -> None:
