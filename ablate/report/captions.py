@@ -28,6 +28,7 @@ def captions(content: ReportContent) -> dict[str, Any]:
         "responses_caption": _responses(content),
         "ladder_caption": _ladder(content),
         "effects_heading": _heading(content),
+        "waterfall_heading": _from_to(content),
         "waterfall_caption": _waterfall(content),
         "interactions_caption": INTERACTIONS,
         "interplay_caption": INTERPLAY,
@@ -153,6 +154,10 @@ CURVES = {
     "flops": "The same against training FLOPs.",
     "seconds": "The same against the seconds of training, at each variant's median speed; measured speeds only.",
 }
+
+
+def _from_to(content: ReportContent) -> str:
+    return f"From {content.waterfall.ends[0]} to {content.waterfall.ends[1]}" if content.waterfall else ""
 
 
 def _waterfall(content: ReportContent) -> str:

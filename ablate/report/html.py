@@ -18,6 +18,7 @@ from ablate.report.figures.channels import COLORS
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
+DIGITS = 7  # of a float in the page; `report --format json` has all
 
 
 def render(content: ReportContent) -> str:
@@ -37,7 +38,7 @@ def render(content: ReportContent) -> str:
         links=content.links,
         verdict_class=_verdict_class,
         answer_class=_verdict_class(comparisons[0].loss.verdict if len(comparisons) == 1 else ""),
-        document=to_json(content),
+        document=_rounded(to_json(content)),
         **captions(content),
     )
 
@@ -61,6 +62,15 @@ def _sections(content: ReportContent, figures: dict[str, Any]) -> Iterator[tuple
         ("provenance", "Provenance"): True,
     }
     yield from (section for section, there in known.items() if there)
+
+
+def _rounded(value: Any) -> Any:
+    """The document with floats of DIGITS significant digits: what a page carries must not outgrow the page."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _verdict_class(verdict: str) -> str:

@@ -16,16 +16,18 @@ from ablate.report.figures.pareto import front, points
 from ablate.report.interplay import Interplay
 from ablate.report.names import confidence, emulated
 from ablate.report.noise import MOST_ROWS, Detectable, Strip
-from ablate.report.waterfall import COST, Waterfall, strongest
+from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
 
 
 def of_waterfall(found: Waterfall) -> str:
     """The two ends, the largest step each way, and what is not resolved."""
+    start, end = found.ends
     if found.unit == COST:
-        first = f"The full recipe takes {found.said(found.total)} the training FLOPs of the dense end for the same loss"
+        first = f"{end} takes {found.said(found.total)} the training FLOPs of {start} for the same loss"
     else:
-        first = f"The full recipe ends {found.said(found.total)} nats per token from the dense end"
+        first = f"{end} ends {found.said(found.total)} nats per token from {start}"
+    first = first.replace("the full recipe", "The full recipe", 1) if end == ENDS[1] else first
     parts = []
     for verdict, word in ((HARM, "most of the way up is"), (GAIN, "most of the way down is")):
         step = strongest(found.steps, verdict)
@@ -92,7 +94,8 @@ def of_pareto(result: StudyResult) -> str:
     missing = f" Not drawn, without a loss or a speed: {listed(map(clean, lost))}." if lost else ""
     n = len(found) - len([p for p in found if p.name == reference(result).name or p.name in _named(result)])
     pale = f" Pale: {plural(n, 'further variant')}." if n else ""
-    return f"No other variant is both faster and better than {listed(shown)}.{pale}{missing}"
+    kind = " of its kind of evidence" if len({p.emulated for p in found}) > 1 else ""
+    return f"No other variant{kind} is both faster and better than {listed(shown)}.{pale}{missing}"
 
 
 def _named(result: StudyResult) -> set[str]:

@@ -47,7 +47,7 @@ def _of_one(c: Comparison, result: StudyResult) -> Iterator[Tile]:
 def _of_ends(result: StudyResult, steps: Waterfall) -> Iterator[Tile]:
     found = ends(result)
     yield Tile(title=f"{steps.unit[0].upper()}{steps.unit[1:]}", value=steps.said(steps.total),
-               note="full recipe against the dense end")  # fmt: skip
+               note=f"{steps.ends[1]} against {steps.ends[0]}")  # fmt: skip
     if found is None:
         return
     full, dense = found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from ablate.attribution.study.gains import SplitCost, decayed_curves
 from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
 from ablate.quantities import duration, number, signed
 from ablate.report.cleaning import clean
+from ablate.report.names import known, ladder_sizes
 from ablate.report.tables.effects import design_run_s
 
 LATTICE_FILE, LATTICE_RUNS = "sweeps/which-change-mattered.toml", 54  # a test holds the two together
+ENDS = ("the dense end", "the full recipe")
 COST, LOSS = "training FLOPs for the same loss", "held-out loss, nats per token"
 
 
@@ -46,10 +48,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waterfall:
-    """The steps in the order of the registry, prerequisites first, from the dense end at zero."""
+    """The steps in the order of the registry, prerequisites first, from the variant with none of them on at zero."""
 
     unit: str  # COST, in ln, or LOSS
     steps: tuple[Step, ...]
+    ends: tuple[str, str] = ENDS  # what the variants with none and with all of the components on are called
 
     @property
     def total(self) -> float:
@@ -62,7 +65,14 @@ class Waterfall:
 
 def waterfall(result: StudyResult, cost: SplitCost | None) -> Waterfall | None:
     """Of a design that shares its whole total out; in compute where its runs give that, else in nats."""
-    return _of_cost(result, cost) if cost is not None else _of_loss(result)
+    found = _of_cost(result, cost) if cost is not None else _of_loss(result)
+    return None if found is None else replace(found, ends=_ends(result))
+
+
+def _ends(result: StudyResult) -> tuple[str, str]:
+    parts = design_lattice(result.plan.variants, result.plan.factors)
+    first, last = (clean(parts.label(cell)) for cell in (0, parts.full))
+    return ENDS[0] if first == "none" else first, ENDS[1] if last == "full" else last
 
 
 def _of_cost(result: StudyResult, cost: SplitCost) -> Waterfall:
@@ -117,7 +127,11 @@ def _of_loss(result: StudyResult) -> Waterfall | None:
 
 
 def who_can(result: StudyResult) -> str:
-    """For a study without a waterfall: the study file that gives one, and how long it takes at this study's speed."""
+    """For a study of components without a waterfall: the study file that gives one, and its time at this speed."""
+    names = {change.component for c in result.comparisons for change in c.changes}
+    names |= set(result.attribution.effects if result.attribution else ())
+    if ladder_sizes(result) or not any(known(name) for name in names):
+        return ""
     run_s = design_run_s(result)
     time = "" if run_s is None else f", about {duration(LATTICE_RUNS * run_s)} one after another at this study's speed"
     return (

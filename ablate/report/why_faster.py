@@ -39,7 +39,7 @@ def of_study(compute: InCompute, result: StudyResult) -> tuple[Factors, ...]:
         table, evidence = compute.cost.table, compute.cost.evidence
         n = 3 if table.gains.shape[1] == 3 and evidence == "measured" else 2
         missing = "" if n == 3 else _why(evidence)
-        names = [*(arrow_of(result, name) for name in table.components), "dense end → full recipe"]
+        names = [*(arrow_of(result, name) for name in table.components), "all together"]
         rows = [*table.gains[:, :n].tolist(), table.by_channel[:n].tolist()]
         return tuple(
             Factors(name=name, logs=dict(zip(CHANNELS, map(float, row), strict=False)), missing=missing)

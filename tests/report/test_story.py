@@ -130,7 +130,7 @@ def test_ticks_hold_one_and_never_crowd() -> None:
 
 def test_channels_multiply_to_what_is_said(lattice: ReportContent) -> None:
     row = lattice.factors[-1]
-    assert row.name == "dense end → full recipe"
+    assert row.name == "all together"
     assert math.exp(row.total) == pytest.approx(
         math.prod(SAVED.values()) * math.prod(FLOPS.values()) * math.exp(row.logs["FLOP/s"])
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.quantities import short
+from ablate.report.cleaning import shortened
 from ablate.report.figures.canvas import BAD, GOOD, INK, MUTED, OPEN, SAME
-from ablate.report.waterfall import COST, Step, Waterfall
+from ablate.report.waterfall import COST, ENDS, Step, Waterfall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ COLORS = {GAIN: GOOD, HARM: BAD, NO_EFFECT: SAME}
 FACTORS = (0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 4, 6, 8, 10, 20, 50, 100)
 LEAST_GAP = 1 / 7  # between two ticks, of the whole range
 HALF = 0.36  # of a bar's width
-CROWDED = 9  # bars; beyond, their names are turned
+CROWDED, SHORT, LONGEST = 9, 9, 14  # bars, and characters: beyond, names are turned, and cut
 
 
 def waterfall_bars(axes: Axes, found: Waterfall) -> None:
@@ -33,15 +34,17 @@ def waterfall_bars(axes: Axes, found: Waterfall) -> None:
     axes.plot([end - 1 + HALF, end - HALF], [found.total] * 2, color=MUTED, lw=0.8)
     axes.bar([end], [found.total], width=2 * HALF, color=INK, alpha=0.75, lw=0, zorder=2)
     _say(axes, end, max(found.total, 0.0), found.said(found.total))
-    names = ["dense", *(step.name for step in steps), "full"]
-    turned = len(names) > CROWDED or max(map(len, names)) > 9
+    words = dict(zip(ENDS, ("dense", "full"), strict=True))
+    first, last = (words.get(end) or shortened(end, LONGEST) for end in found.ends)
+    names = [first, *(step.name for step in steps), last]
+    turned = len(names) > CROWDED or max(map(len, names)) > SHORT
     axes.set_xticks(
         range(len(names)), names, color=INK, rotation=30 if turned else 0, ha="right" if turned else "center"
     )
     axes.set_xlim(-0.6, end + 0.6)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
-    axes.set_ylabel(f"{found.unit}, × dense" if found.unit == COST else "loss minus that of the dense end, nats")
+    axes.set_ylabel(f"{found.unit}, × {first}" if found.unit == COST else f"loss minus that of {first}, nats")
     if found.unit == COST:
         low, high = axes.get_ylim()
         ticks = factor_ticks(low, high)
