@@ -74,8 +74,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _verdict_class(verdict: str) -> str:
-    """The colour of a verdict; "harm, perhaps negligible" has that of harm."""
-    return CLASSES.get(verdict.partition(", perhaps")[0], "open")
+    """The colour of a verdict; one that is not decided beyond the margin has none, here as in the forest."""
+    return CLASSES.get(verdict, "open")
 
 
 def template(name: str, **options: Any) -> Any:
