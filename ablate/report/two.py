@@ -64,9 +64,11 @@ def effects_of(result: StudyResult) -> dict[str, Estimate]:
             for c in result.comparisons
             if c.loss.estimate is not None
         }  # fmt: skip
-    found = {}
     index = headline(result.attribution)
-    for name, effect in result.attribution.effects.items() if result.attribution and index else ():
+    if result.attribution is None or index is None:
+        return {}
+    found = {}
+    for name, effect in result.attribution.effects.items():
         shown = effect.indices[index]
         if shown.estimate is not None:
             verdict = attributed_verdict(effect, result)
