@@ -42,13 +42,19 @@ def of_waterfall(found: Waterfall) -> str:
 def of_forest(shown: Sequence[Row], result: StudyResult) -> str:
     """The two ends of the forest and how many intervals leave zero out."""
     outside = sum(row.low is not None and row.high is not None and (row.low > 0 or row.high < 0) for row in shown)
-    intervals = plural(len(shown), f"{confidence(result)} interval")
-    said = [f"{outside} of {intervals} {'leaves' if outside == 1 else 'leave'} out 0"]
+    if len(shown) == 1:
+        verb = "leaves out" if outside else "holds"
+        known = f"the {confidence(result)} interval {verb} 0"
+        said = ["no interval is known" if shown[0].low is None else known]
+    else:
+        intervals = plural(len(shown), f"{confidence(result)} interval")
+        said = [f"{outside} of {intervals} {'leaves' if outside == 1 else 'leave'} out 0"]
     if shown[0].estimate < 0:
         said.append(f"largest gain: {clean(shown[0].name)} ({signed(shown[0].estimate, 3)})")
     if shown[-1].estimate > 0:
         said.append(f"largest harm: {clean(shown[-1].name)} ({signed(shown[-1].estimate, 3)})")
-    return f"{'; '.join(said)}."
+    joined = "; ".join(said)
+    return f"{joined[0].upper()}{joined[1:]}."
 
 
 def of_interactions(found: Interplay) -> str:
@@ -72,10 +78,12 @@ def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
     below = sum(loss < ends[name] for variant, loss in ends.items() if variant != name)
     n = min(len(line.points) for line in lines if line.points)
     few = f" Each line has only {plural(n, 'evaluation')}." if n < 10 else ""
-    return (
-        f"{clean(name)} ends at {number(ends[name], 3)} nats per token, and {below} of the {len(ends) - 1} other "
-        f"variants end below it.{few}"
-    )
+    end = f"{clean(name)} ends at {number(ends[name], 3)} nats per token"
+    if len(ends) == 2:
+        return f"{end}, and the other variant {'below' if below else 'not below'} it.{few}"
+    if len(ends) == 1:
+        return f"{end}.{few}"
+    return f"{end}, and {below} of the {len(ends) - 1} other variants end{'s' if below == 1 else ''} below it.{few}"
 
 
 def of_gaps(found: Sequence[Gap]) -> str:

@@ -189,3 +189,19 @@ def test_such_a_sign_stands_in_the_answer_and_in_the_table(tmp_path: Path) -> No
     assert content.result.comparisons[0].loss.verdict == NOT_RESOLVED
     assert content.effects.rows[0][1] == "gain, perhaps negligible"
     assert "lowers the held-out loss, perhaps by no more than the margin of 0.005" in content.answer[0]
+
+
+def test_the_other_sentences_are_what_the_records_hold(tmp_path: Path) -> None:
+    content = build(fake.write_study(tmp_path / "s", fake.plan(), fake.records()))
+    seen = captions(content)["see"]
+    mean, other = sum(fake.WITH_LOSSES) / 5, sum(fake.WITHOUT_LOSSES) / 5
+    assert seen["tokens"] == f"full ends at {mean:.3f} nats per token, and the other variant not below it."
+    assert other > mean
+    (gap,) = content.gaps
+    kept = len({point.mean > 0 for point in gap.points}) == 1
+    assert seen["gaps"].startswith(f"{int(kept)} of 1 difference ")
+    assert seen["effects"].startswith("The 95 % interval leaves out 0; largest gain: next-token → mtp (−0.041)")
+    assert f"standard deviation of {content.result.noise.sd:.4f} nats" in seen["noise"]
+    assert "5 paired seeds resolve an effect of" in seen["detectable"]
+    assert "No other variant is both faster and better than -mtp and full." in seen["pareto"]  # faster, and better
+    assert seen["channels"] == seen["waterfall"] == ""
