@@ -6,13 +6,24 @@ from typing import Any
 
 from ablate.attribution.study.cells import FACTORIAL
 from ablate.quantities import listed, percent, short
-from ablate.report import sentences
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.figures.effects import rows
 from ablate.report.figures.pareto import points
 from ablate.report.names import confidence, emulated
 from ablate.report.noise import detectable, strips
+from ablate.report.sentences import (
+    of_channels,
+    of_cost,
+    of_curves,
+    of_detectable,
+    of_forest,
+    of_gaps,
+    of_interactions,
+    of_noise,
+    of_pareto,
+    of_waterfall,
+)
 from ablate.report.waterfall import COST
 
 DEFAULT_HEADING = "What each component is worth"
@@ -194,26 +205,26 @@ def seen(content: ReportContent) -> dict[str, str]:
     result, found = content.result, dict.fromkeys(SEEN, "")
     shown = rows(result)
     lines = [line for line in content.curves if line.points]
-    found["cost"] = sentences.of_cost(result)
+    found["cost"] = of_cost(result)
     if content.waterfall:
-        found["waterfall"] = sentences.of_waterfall(content.waterfall)
+        found["waterfall"] = of_waterfall(content.waterfall)
     if shown:
-        found["effects"] = sentences.of_forest(shown, result)
+        found["effects"] = of_forest(shown, result)
     if content.interplay:
-        found["interactions"] = sentences.of_interactions(content.interplay)
+        found["interactions"] = of_interactions(content.interplay)
     if lines:
-        found["tokens"] = sentences.of_curves(lines, result)
+        found["tokens"] = of_curves(lines, result)
     if content.gaps:
-        found["gaps"] = sentences.of_gaps(content.gaps)
+        found["gaps"] = of_gaps(content.gaps)
     if len(points(result)) > 1:
-        found["pareto"] = sentences.of_pareto(result)
+        found["pareto"] = of_pareto(result)
     if content.factors:
-        found["channels"] = sentences.of_channels(content.factors)
-        found["published"] = sentences.of_channels(content.published_factors)
+        found["channels"] = of_channels(content.factors)
+        found["published"] = of_channels(content.published_factors)
     if strips(result):
-        found["noise"] = sentences.of_noise(strips(result), result)
+        found["noise"] = of_noise(strips(result), result)
     if (noise := detectable(result)) is not None:
-        found["detectable"] = sentences.of_detectable(noise)
+        found["detectable"] = of_detectable(noise)
     return found
 
 
