@@ -148,14 +148,52 @@ def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **op
 
 @app.command(epilog="Example: dsv3-ablate report results/FOLDER --format md")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR [DIR]", help="Folder of a study; two are compared.")],
     format: Annotated[
         Literal["html", "md", "json"] | None, typer.Option(help="Only this one. Default: html and md.")
     ] = None,
     at: At = "v3-671b",
+    show: Annotated[bool, typer.Option("--open", help="Open the HTML report in the browser.")] = False,
+    index: Annotated[
+        bool, typer.Option("--index", help="DIR is a folder of studies: write index.html and index.md into it.")
+    ] = False,
 ) -> None:
-    """Write the report of a study from its records: HTML and Markdown, or JSON on stdout."""
-    _report(folder, ("html", "md") if format is None else (format,), json=format == "json", at=at)
+    """Write the report of a study from its records: HTML and Markdown, or JSON on stdout; or compare two studies."""
+    if len(folders) > (1 if index else 2):
+        raise ValueError(
+            f"{len(folders)} folders were given; report takes one study, two to compare, or one folder with --index"
+        )
+    if show and (index or len(folders) == 2 or format not in (None, "html")):
+        raise ValueError("--open shows the HTML report of one study; give one folder and no other --format than html")
+    if index:
+        _index(folders[0])
+    elif len(folders) == 2:
+        _compare(folders[0], folders[1], json=format == "json", at=at)
+    else:
+        _report(folders[0], ("html", "md") if format is None else (format,), json=format == "json", at=at)
+        if show:
+            import webbrowser
+
+            webbrowser.open((folders[0] / "report.html").resolve().as_uri())
+
+
+def _index(folder: Path) -> None:
+    from ablate.report.index import write
+
+    for path in write(folder):
+        typer.echo(f"Index: {path}", err=True)
+
+
+def _compare(first: Path, second: Path, *, json: bool, at: str) -> None:
+    from rich.console import Console
+
+    import ablate.report as reports
+    from ablate.report import text, two
+
+    contents = reports.build(first, at), reports.build(second, at)
+    Console(stderr=True, highlight=False).print(text.of_two(*contents))
+    if json:
+        print_json(two.document(*contents))
 
 
 def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from ablate.attribution.indices import TITLES
 from ablate.attribution.results import Attribution, Number
 from ablate.attribution.study.compare import Comparison, StudyResult
-from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED, Effect
+from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED, VERDICTS, Effect
 from ablate.quantities import (
     between,
     budget,
@@ -25,8 +25,8 @@ from ablate.quantities import (
     times,
 )
 from ablate.report.cleaning import clean
-from ablate.report.names import confidence, ladder_sizes, matched, subject, why_no_interval
-from ablate.report.tables.effects import design_run_s, headline, pair_run_s
+from ablate.report.names import PERHAPS, confidence, ladder_sizes, matched, subject, verdict_said, why_no_interval
+from ablate.report.tables.effects import attributed_verdict, design_run_s, headline, pair_run_s
 from ablate.report.tables.speed import ratio
 
 MAX_NAMED = 4  # variants in one sentence
@@ -95,6 +95,8 @@ def _of_one(c: Comparison, result: StudyResult) -> tuple[str, str]:
             f"{short(c.loss.margin)} nats per token on the held-out loss: {_difference(c, result)}.",
             _price(c, result),
         )
+    if _said(c.loss) != NOT_RESOLVED:
+        return _perhaps(c, result), _what_resolves(c, result)
     return (
         f"whether {subject(c)} {'change' if many else 'changes'} the held-out loss {_where(result)} is not resolved: "
         f"{_difference(c, result)}.",
@@ -116,6 +118,19 @@ def _decided(c: Comparison, result: StudyResult) -> str:
     return (
         f"{_where(result)}, {subject(c)} {verb}{'' if _is_plural(c) else 's'} the held-out loss by "
         f"{number(size)} nats per token ({_interval(c, result, between(*ends))}): a {effect.verdict}{beyond}."
+    )
+
+
+def _said(effect: Effect) -> str:
+    return verdict_said(effect.verdict, effect.low, effect.high, effect.margin)
+
+
+def _perhaps(c: Comparison, result: StudyResult) -> str:
+    """A sign that is known of a size that may be negligible."""
+    verb = ("raise" if (c.loss.low or 0.0) > 0 else "lower") + ("" if _is_plural(c) else "s")
+    return (
+        f"{_where(result)}, {subject(c)} {verb} the held-out loss, perhaps by no more than the margin of "
+        f"{short(c.loss.margin)}: {_difference(c, result)}. A {_said(c.loss)}."
     )
 
 
@@ -174,14 +189,15 @@ def _flops_ratio(c: Comparison, result: StudyResult) -> float | None:
 
 def _of_several(result: StudyResult) -> tuple[str, str]:
     """Several comparisons with one reference: which are resolved, and what would resolve the others."""
-    parts = _by_verdict(((clean(c.name), c.loss.verdict, c.loss.estimate) for c in result.comparisons), result)
+    parts = _by_verdict(((clean(c.name), _said(c.loss), c.loss.estimate) for c in result.comparisons), result)
     left = [
         f"{clean(c.name)} ({_more(c.loss, why_no_interval(c, result), c.loss.runs_to_resolve, pair_run_s(c))})"
         for c in result.comparisons
-        if c.loss.verdict == NOT_RESOLVED
+        if _said(c.loss) == NOT_RESOLVED
     ]
     n = len(result.comparisons)
-    first = f"{_where(result)}, {_resolved(n - len(left), n, 'effects on the held-out loss')}"
+    n_resolved = sum(c.loss.verdict != NOT_RESOLVED for c in result.comparisons)
+    first = f"{_where(result)}, {_resolved(n_resolved, n, 'effects on the held-out loss')}"
     said = "; ".join(["with minus without, nats per token", *_correction(result.comparisons[0].loss.family), *parts])
     return f"{first} ({said}).", _not_resolved(left)
 
@@ -203,7 +219,7 @@ def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
     index = headline(found)
     parts = _by_verdict(
         (
-            (clean(name), effect.verdict, effect.indices[effect.verdict_from].estimate)
+            (clean(name), attributed_verdict(effect, result), effect.indices[effect.verdict_from].estimate)
             for name, effect in found.effects.items()
             if effect.verdict_from
         ),
@@ -211,14 +227,15 @@ def _of_attribution(found: Attribution, result: StudyResult) -> tuple[str, str]:
     )
     left = []
     for name, effect in found.effects.items():
-        if effect.verdict == NOT_RESOLVED:
+        if attributed_verdict(effect, result) == NOT_RESOLVED:
             shown = effect.indices[index or "owen"]
             more = _more(shown, clean(shown.reason or ""), effect.runs_to_resolve, design_run_s(result))
             left.append(f"{clean(name)} ({more})")
     n = len(found.effects)
     family = max(effect.family for effect in found.effects.values())
     read = ["on minus off, nats per token", *([TITLES[index]] if index else []), *_correction(family), *parts]
-    first = f"{_where(result)}, {_resolved(n - len(left), n, 'components')} ({'; '.join(read)})"
+    n_resolved = sum(effect.verdict != NOT_RESOLVED for effect in found.effects.values())
+    first = f"{_where(result)}, {_resolved(n_resolved, n, 'components')} ({'; '.join(read)})"
     if found.total.estimate is not None:
         first += f"; all together {signed(found.total.estimate)}"
         first += f" ({signed_between(found.total.low, found.total.high)})" if found.total.low is not None else ""
@@ -235,10 +252,11 @@ def _correction(family: int) -> list[str]:
 
 def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyResult) -> list[str]:
     """The resolved ones of (name, verdict, estimate): "gain: mla (−0.0410)", "harm: mtp (+0.1965)"."""
-    named: dict[str, list[str]] = {GAIN: [], HARM: [], NO_EFFECT: [], NOT_RESOLVED: []}
+    perhaps = {f"{sign}{PERHAPS}": f"{sign}{PERHAPS}" for sign in (GAIN, HARM)}
+    named: dict[str, list[str]] = {verdict: [] for verdict in (*VERDICTS, *perhaps)}
     for name, verdict, estimate in found:
         named[verdict].append(f"{name} ({signed(estimate)})")
-    said = {GAIN: GAIN, HARM: HARM, NO_EFFECT: f"{NO_EFFECT} of {short(result.plan.margin_nats)}"}
+    said = {GAIN: GAIN, HARM: HARM, NO_EFFECT: f"{NO_EFFECT} of {short(result.plan.margin_nats)}"} | perhaps
     return [f"{said[verdict]}: {listed(named[verdict])}" for verdict in said if named[verdict]]
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ablate.attribution.study.cells import FACTORIAL
 from ablate.quantities import listed, percent, short
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
+from ablate.report.figures.effects import rows
+from ablate.report.figures.pareto import points
 from ablate.report.names import confidence, emulated
+from ablate.report.noise import detectable, strips
+from ablate.report.sentences import (
+    of_channels,
+    of_cost,
+    of_curves,
+    of_detectable,
+    of_forest,
+    of_gaps,
+    of_interactions,
+    of_noise,
+    of_pareto,
+    of_waterfall,
+)
+from ablate.report.waterfall import COST
 
 DEFAULT_HEADING = "What each component is worth"
 
 
-def captions(content: ReportContent) -> dict[str, str]:
+def captions(content: ReportContent) -> dict[str, Any]:
     """The captions by the name that the templates call them."""
     return {
         "effects_caption": _effects(content),
@@ -21,6 +39,17 @@ def captions(content: ReportContent) -> dict[str, str]:
         "responses_caption": _responses(content),
         "ladder_caption": _ladder(content),
         "effects_heading": _heading(content),
+        "waterfall_heading": _from_to(content),
+        "waterfall_caption": _waterfall(content),
+        "interactions_caption": INTERACTIONS,
+        "interplay_caption": INTERPLAY,
+        "pareto_caption": PARETO,
+        "channels_caption": CHANNELS,
+        "published_caption": PUBLISHED,
+        "noise_caption": NOISE,
+        "detectable_caption": _detectable(content),
+        "curve_captions": CURVES,
+        "see": seen(content),
     }
 
 
@@ -38,11 +67,13 @@ def _marks(content: ReportContent) -> str:
         return (
             f"Diamond and bar: mean difference with its {confidence(content.result)} interval, the largest gain "
             "first. Small rings: the difference of each pair of runs that share a seed."
+            f"{_theirs(content)}"
         )
     return (
         f"Diamond and bar: the index that the verdict was drawn from, with its {confidence(content.result)} interval, "
-        "the largest gain first. Stroke: the component added to none of the others. Cross: left out of all. Where "
-        "the three differ, components interact."
+        "the largest gain first. Below it, filled: the component added to none of the others; ring: left out of all. "
+        "Where the two differ, components interact."
+        f"{_theirs(content)}"
     )
 
 
@@ -103,3 +134,111 @@ def _cost(content: ReportContent) -> str:
     if any(map(emulated, content.result.variants)):
         said += " Hollow marks are emulated; what is of another kind than the reference is left out."
     return said
+
+
+INTERACTIONS = (
+    "Joint effect of two components minus the sum of their own, in nats per token (Banzhaf interaction index: the mean "
+    "over all settings of the others). Green: they help each other. Orange: together they are worth less than apart. "
+    "Dot: resolved, by p-values that are adjusted for all pairs (Benjamini-Hochberg). Stroke: one needs the other, so "
+    "there is no such number."
+)
+INTERPLAY = "Means over all settings of the other components. Parallel lines: the two do not interact."
+PARETO = (
+    "Filled: measured; hollow: emulated, whose time says nothing of hardware that has the arithmetic. Size: total "
+    "parameters. Arrows lead from the reference to the variant without one component. Lines join the variants that no "
+    "other of their kind beats in both; nearer to the lower left is better."
+)
+CHANNELS = (
+    "Bars to the right make the same loss cheaper, bars to the left dearer; lengths are logarithms, so they add up to "
+    "the diamond. Tokens are measured, FLOPs per token exact."
+)
+PUBLISHED = (
+    "Quoted, not measured here: GPU hours of whole training runs from published totals, FLOPs per token from closed "
+    "forms, FLOP/s what is left. These models do not have equal losses."
+)
+NOISE = (
+    "Rings: runs that differ in nothing but the seed, around their mean. Diamonds: the effects. An effect inside the "
+    "spread of rings needs pairs or many runs to be told from chance."
+)
+CURVES = {
+    "tokens": "Held-out loss against tokens.",
+    "flops": "The same against training FLOPs.",
+    "seconds": "The same against the seconds of training, at each variant's median speed; measured speeds only.",
+}
+
+
+def _from_to(content: ReportContent) -> str:
+    return f"From {content.waterfall.ends[0]} to {content.waterfall.ends[1]}" if content.waterfall else ""
+
+
+def _waterfall(content: ReportContent) -> str:
+    found = content.waterfall
+    if found is None:
+        return ""
+    size = "Height is a logarithm, so factors add up." if found.unit == COST else "Height is nats per token."
+    decided = (
+        f"grey where the {confidence(content.result)} interval of the cost, taken by itself, holds 1×"
+        if found.unit == COST
+        else "grey where the verdict is not resolved"
+    )
+    return (
+        f"{size} Bars are Owen values: the mean over all orders in which components can be added, those that need "
+        f"each other together. Down and green is a gain, up and orange a harm, {decided}. Line: its interval. "
+        "Tick at the left: the component added to none of the others; at the right: left out of all. The order is "
+        "that of the registry and changes no bar."
+    )
+
+
+def _detectable(content: ReportContent) -> str:
+    found = detectable(content.result)
+    if found is None:
+        return ""
+    sure = confidence(content.result)
+    return (
+        f"For {found.name}, beyond the margin, with 80 % power, one effect by itself. Band: the {sure} "
+        f"interval of the noise itself, which {found.n_pairs} pairs (dotted) tell. Dashed: the effects of this study."
+    )
+
+
+def seen(content: ReportContent) -> dict[str, str]:
+    """Figure -> the sentence above it, for the figures that the content has data for; "" for none."""
+    result, found = content.result, dict.fromkeys(SEEN, "")
+    shown = rows(result)
+    lines = [line for line in content.curves if line.points]
+    found["cost"] = of_cost(result)
+    if content.waterfall:
+        found["waterfall"] = of_waterfall(content.waterfall)
+    if shown:
+        found["effects"] = of_forest(shown, result)
+    if content.interplay:
+        found["interactions"] = of_interactions(content.interplay)
+    if lines:
+        found["tokens"] = of_curves(lines, result)
+    if content.gaps:
+        found["gaps"] = of_gaps(content.gaps)
+    if len(points(result)) > 1:
+        found["pareto"] = of_pareto(result)
+    if content.factors:
+        found["channels"] = of_channels(content.factors)
+        found["published"] = of_channels(content.published_factors)
+    if strips(result):
+        found["noise"] = of_noise(strips(result), result)
+    if (noise := detectable(result)) is not None:
+        found["detectable"] = of_detectable(noise)
+    return found
+
+
+SEEN = (
+    "waterfall", "effects", "interactions", "interplay", "tokens", "flops", "seconds", "gaps", "pareto", "channels",
+    "published", "noise", "detectable", "cost", "ladder", "responses", "tuning", "front", "settings",
+)  # fmt: skip
+
+
+def _theirs(content: ReportContent) -> str:
+    """What the hollow diamonds are, where there are any."""
+    if not any(row.published for row in rows(content.result)):
+        return ""
+    return (
+        " Hollow diamond above: a published difference in nats against the same alternative, at another scale "
+        "(sizes under Ours beside theirs)."
+    )

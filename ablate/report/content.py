@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from ablate.report.answer import answer, diverged
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
+from ablate.report.interplay import Interplay, interplay
 from ablate.report.limits import limits
 from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.repeat import citation, commands, links, values
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
+from ablate.report.tables.beside import beside
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.calibration import calibration
-from ablate.report.tables.effects import attribution, effects, interactions, noise, ranks
+from ablate.report.tables.effects import attribution, effects, interactions, noise, other_sets, ranks
 from ablate.report.tables.factors import effects_by_cell, responses
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
@@ -29,6 +33,9 @@ from ablate.report.tables.search import SearchSection, search, winner
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
 from ablate.report.tables.tuning import TuningSection, tuning
+from ablate.report.tiles import Tile, tiles
+from ablate.report.waterfall import Waterfall, waterfall, who_can
+from ablate.report.why_faster import Factors, of_study, published
 from ablate.runs.history import Entry, History
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
@@ -47,10 +54,18 @@ class ReportContent:
     asked: tuple[Fact, ...]  # what was stated before the first run
     answer: tuple[str, ...]  # sentences: what diverged, the headline in compute, the loss, its price, the caveat
     result: StudyResult
+    tiles: tuple[Tile, ...]
     variants: Table
     effects: Table
+    other_sets: Table  # effects on further held-out sets
     effect_notes: tuple[str, ...]
     compute: InCompute
+    waterfall: Waterfall | None
+    no_waterfall: str  # the study file that gives one, where this study cannot
+    interplay: Interplay | None
+    factors: tuple[Factors, ...]  # tokens, FLOPs per token, FLOP/s of what the study compares
+    published_factors: tuple[Factors, ...]
+    beside: Table
     primary: Table  # where it is not the loss
     responses: tuple[Table, ...]  # to factors
     cells: Table  # effects where a design is crossed with factors
@@ -85,6 +100,9 @@ class ReportContent:
     limits: tuple[str, ...]
     warnings: tuple[str, ...]
     repeat: tuple[str, ...]  # commands
+    paste: tuple[str, ...]  # a line for each value with its error
+    citation: str  # BibTeX
+    links: Mapping[str, str]  # run -> its record, beside the report
     study_file: str
 
 
@@ -98,7 +116,8 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     _require_an_end(result, folder)
     lines, entries, searched = curves(result), History(folder).entries(), search(folder, result)
     compute = in_compute(result)
-    stated = primary(result, compute.gains)
+    stated, study_file = primary(result, compute.gains), _study_file(store)
+    steps, factors = waterfall(result, compute.cost), of_study(compute, result)
     sizes_of = study_ladders(result, compute.gains)
     return ReportContent(
         folder=folder,
@@ -119,8 +138,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
             )
         ),
         result=result,
+        tiles=tiles(result, steps),
         variants=variants(result),
         effects=effects(result),
+        other_sets=other_sets(result),
         looks=looks_made(result, entries),
         plans=plans_made(entries),
         any_time=any_time(result, entries),
@@ -134,6 +155,12 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
             *([f"No cost in compute is given: {clean(compute.why)}."] if compute.why else ()),
         ),
         compute=compute,
+        waterfall=steps,
+        no_waterfall="" if steps else who_can(result),
+        interplay=interplay(result),
+        factors=factors,
+        published_factors=published() if factors else (),
+        beside=beside(result),
         primary=primary_table(stated, result),
         responses=responses(result),
         cells=effects_by_cell(result),
@@ -162,8 +189,11 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
             clean(warning)
             for warning in (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
         ),
-        repeat=("dsv3-ablate sweep study.toml --out ANOTHER-FOLDER", "dsv3-ablate report FOLDER"),
-        study_file=_study_file(store),
+        repeat=commands(result, study_file if len(study_file) < MAX_STUDY else ""),
+        paste=tuple(values(result, steps)),
+        citation=citation(result),
+        links=links(result),
+        study_file=study_file,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablate.attribution.estimation.pairs import mean_interval
-from ablate.attribution.study.compare import LOSS, Comparison, StudyResult, VariantResult
+from ablate.attribution.study.compare import LOSS, SPEED, Comparison, StudyResult, VariantResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,7 @@ class Curve:
     variant: str
     points: tuple[CurvePoint, ...]
     decay_start_tokens: float | None  # where the learning rate begins to decay
+    tokens_per_s: float | None  # median, measured; None where it was emulated or not recorded
 
     @property
     def n_undecayed(self) -> int:
@@ -67,7 +68,8 @@ def _curve(variant: VariantResult) -> Curve:
             if LOSS in point and "step" in point:
                 by_step.setdefault(point["step"], []).append(point)
     points = tuple(_point(step, found, variant) for step, found in sorted(by_step.items()))
-    return Curve(variant=variant.name, points=points, decay_start_tokens=_decay_start(variant))
+    return Curve(variant=variant.name, points=points, decay_start_tokens=_decay_start(variant),
+                 tokens_per_s=_speed(variant))  # fmt: skip
 
 
 def _point(step: float, found: Sequence[Mapping[str, float]], variant: VariantResult) -> CurvePoint:
@@ -88,6 +90,11 @@ def _decay_start(variant: VariantResult) -> float | None:
     record = variant.finished[0].record
     share = record.spec.get("trainer", {}).get("decay_share") if record else None
     return None if share is None else (1 - share) * variant.planned.n_tokens
+
+
+def _speed(variant: VariantResult) -> float | None:
+    measured = variant.evidence.get("speed", ()) == ("measured",) and SPEED in variant.metrics
+    return variant.metrics[SPEED].median if measured else None
 
 
 def gaps(result: StudyResult) -> tuple[Gap, ...]:

@@ -11,7 +11,7 @@ channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a d
 or null); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
 (to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
 (effects over sizes with their trend); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
-`provenance`; `repeat`. A number
+`provenance`; `repeat`; `waterfall` (shares of a design in ln of cost or in nats); `citation` (BibTeX). A number
 that there is not is null.
 """
 
@@ -59,6 +59,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "ladders": [_ladder(found) for found in content.ladders],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
+        "waterfall": None if content.waterfall is None else dataclasses.asdict(content.waterfall),
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
         "history": looks.document(content.history),
         "warnings": list(content.warnings),
@@ -67,6 +68,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "held_equal": {fact.label: fact.value for fact in content.held_equal},
         "provenance": {fact.label: fact.value for fact in content.provenance},
         "repeat": list(content.repeat),
+        "citation": content.citation,
     }
 
 

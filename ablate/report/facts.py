@@ -14,6 +14,17 @@ from ablate.report.cleaning import clean
 from ablate.report.names import matched
 
 FIRST = ("device", "processor", "n_cores", "n_threads", "system", "python", "commit")  # of the environment
+# What a study file calls a design -> how it is read.
+DESIGNS = {
+    "one": "one comparison, with against without",
+    "leave-one-out": "leave-one-out: the full recipe against itself without each component",
+    "add-one-in": "add-one-in: the dense end against itself with each component",
+    "first-last": "first and last: each component added to none of the others, and left out of all",
+    "lattice": "lattice: every feasible variant",
+    "optimal": "optimal: the variants that tell the components' shares best, for the number of runs",
+    "staged": "staged: the results are read at planned numbers of runs",
+    "factorial": "factorial: every level of every factor",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +45,7 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
     each = f"{budget(plan.budget, plan.match)} a run, rounded to whole optimizer steps"
     found = [
         _fact("Matched", f"{matched(result)}: {each}{_router(result)}"),
-        _fact("Design", plan.design.name),
+        _fact("Design", DESIGNS.get(plan.design.name, plan.design.name)),
         _fact("Preset", f"{plan.preset} ({plan.preset_title})" if plan.preset_title else plan.preset),
         _fact("Seeds", _seeds(result)),
         _fact("Tokens and order", _pairs(result)),
@@ -42,7 +53,7 @@ def held_equal(result: StudyResult) -> tuple[Fact, ...]:
         *_trainer(result),
         *_teachers(result),
         *(_fact(f"Corpus: {key.replace('_', ' ').replace('.', ', ')}", value) for key, value in _corpus(plan.corpus)),
-        _fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token are of no interest"),
+        _fact("Margin", f"differences up to {short(plan.margin_nats)} nats per token count as negligible"),
     ]
     return tuple(found)
 
@@ -157,7 +168,7 @@ def _evaluation(trainer: Mapping[str, Any], judged: Mapping[str, Mapping[str, in
 def provenance(result: StudyResult) -> tuple[Fact, ...]:
     """The machine, versions, commit, backends and evidence of the finished runs."""
     records = [run.record for v in result.variants for run in v.finished if run.record]
-    flat = [flatten(record.environment) for record in records]
+    flat = [_commit_in_one(flatten(record.environment)) for record in records]
     statuses = Counter(run.status for run in result.runs)
     found = [_fact("Runs", ", ".join(plural(n, f"{status} run") for status, n in statuses.items()))]
     for key in sorted({k for each in flat for k in each}, key=_place):
@@ -173,6 +184,18 @@ def provenance(result: StudyResult) -> tuple[Fact, ...]:
         if kinds:
             found.append(_fact(f"Evidence of {v.name}", kinds))
     return tuple(found)
+
+
+def _commit_in_one(environment: dict[str, str]) -> dict[str, str]:
+    """The environment with what is known of the commit in one line."""
+    rest = {key: value for key, value in environment.items() if not key.startswith("commit.")}
+    commit = environment.get("commit.hash", "")
+    if not commit:
+        return rest
+    changed = environment.get("commit.dirty", "") == "True"
+    digest = environment.get("commit.diff_hash", "")
+    said = f" with uncommitted changes{f' of hash {digest}' if digest else ''}" if changed else ", nothing uncommitted"
+    return rest | {"commit": f"{commit}{said}"}
 
 
 def _place(key: str) -> tuple[int, str]:

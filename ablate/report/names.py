@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ablate.attribution.study.cells import FACTORIAL
 from ablate.attribution.study.compare import Change, Comparison, StudyResult, VariantResult
+from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
 from ablate.components.component import ON, Component
 from ablate.components.registry import component as registered
 from ablate.quantities import listed, percent
@@ -11,6 +12,7 @@ from ablate.report.cleaning import clean
 from ablate.runs.factors import PRESET
 
 MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
+PERHAPS = ", perhaps negligible"  # behind gain or harm: the sign is known, and the size may lie within the margin
 
 
 def known(component: str) -> Component | None:
@@ -68,6 +70,31 @@ def label(comparison: Comparison) -> str:
         found = ", ".join(pairs) + at if pairs else comparison.name
     forced = _forced(comparison)
     return f"{found} (and with it {listed(forced)})" if forced else found
+
+
+def arrow(comparison: Comparison) -> str:
+    """What becomes what, for a figure: "gqa → mla"."""
+    chosen = [c for c in comparison.changes if not c.forced]
+    if not chosen:
+        return clean(comparison.name)
+    at = f", at {comparison.at}" if comparison.at else ""
+    before, after = (" + ".join(sides) for sides in zip(*((c.without_level, c.name) for c in chosen), strict=True))
+    return clean(f"{before} → {after}{at}")
+
+
+def arrow_of(result: StudyResult, component: str) -> str:
+    """The same for a component of a design, whose off is its level in the variants without it."""
+    levels = (v.planned.levels.get(component, ON) for v in result.variants)
+    off = next((level for level in levels if level != ON), "")
+    return clean(f"{off} → {component}" if off else component)
+
+
+def verdict_said(verdict: str, low: float | None, high: float | None, margin: float) -> str:
+    """A verdict on a loss in words: one whose interval leaves out zero but not the margin has a sign after all."""
+    if verdict != NOT_RESOLVED or low is None or high is None or low <= 0 <= high:
+        return verdict
+    near = low if low > 0 else -high
+    return f"{HARM if low > 0 else GAIN}{PERHAPS}" if near <= margin else verdict
 
 
 def why_no_interval(comparison: Comparison, result: StudyResult) -> str:

@@ -11,6 +11,8 @@ from ablate.report.cleaning import clean
 from ablate.report.names import confidence, emulated, ladder_sizes, matched, why_no_interval
 from ablate.report.tables.effects import NEEDED, headline
 
+MAX_NAMED = 6  # variants in one sentence
+
 
 def scale(result: StudyResult) -> str:
     """Which study this is, in one line."""
@@ -80,7 +82,8 @@ def _rule(result: StudyResult) -> str:
         f"The difference is the loss {sides}, so a negative one is a gain. "
         f"Verdicts on the loss: gain or harm where the {confidence(result)} interval lies wholly beyond ±{margin} nats"
         f"{holm}; no effect within the margin where the {percent(2 * result.plan.interval_confidence - 1)} interval "
-        f"lies inside ±{margin}; not resolved otherwise."
+        f"lies inside ±{margin}; where the first interval leaves out 0 but not the margin, the sign is said, "
+        f"uncorrected: gain or harm, perhaps negligible; not resolved otherwise."
     )
 
 
@@ -111,12 +114,19 @@ def _within_seeds(result: StudyResult) -> Iterator[str]:
         )
 
 
+def _few(named: list[str], result: StudyResult) -> str:
+    """Variants by name, or how many they are where the table, which names each, is the better list."""
+    if len(named) <= MAX_NAMED:
+        return listed(named)
+    return f"{len(named)} of {plural(len(result.variants), 'variant')}, which the table marks"
+
+
 def speed_notes(result: StudyResult) -> Iterator[str]:
     """How speed and memory were measured, and first of all which of them were emulated."""
     named = [clean(v.name) for v in result.variants if emulated(v)]
     if named:
         yield (
-            f"Emulated speed and memory: {listed(named)}. This machine lacks part of their arithmetic, which was "
+            f"Emulated speed and memory: {_few(named, result)}. This machine lacks part of their arithmetic, which was "
             "computed exactly but not fast; the figures say nothing of hardware that has it, and are not set against "
             "measured ones."
         )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from ablate.attribution.study.compare import LOSS, SPEED, Comparison, VariantResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
 from ablate.quantities import number, scaled, signed, signed_between, whole
+from ablate.report import two
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.fitting import Fitting
-from ablate.report.names import confidence, emulated, label
+from ablate.report.names import confidence, emulated, label, verdict_said
 from ablate.report.tables.effects import further_runs, pair_run_s
 from ablate.report.tables.speed import kv_bytes, peak_memory, ratio
 from ablate.report.tables.table import Table as TextTable
@@ -44,6 +45,25 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
     parts += [Text(f"Warning: {warning}", style="yellow") for warning in content.warnings]
     parts += [Text(), Text(" ".join(content.answer), style="bold")]
     parts += [Text(f"Report: {clean(path)}", overflow="fold") for path in reports]
+    return Group(*parts)
+
+
+def of_two(first: ReportContent, second: ReportContent) -> Group:
+    """What `report DIR DIR` prints: a row for each component that both studies have."""
+    from rich.console import Group
+    from rich.text import Text
+
+    names = first.folder.resolve().name, second.folder.resolve().name
+    plan = first.result.plan
+    found = two.table(two.both(first.result, second.result), names, plan.interval_confidence)
+    heads = (f"First:  {clean(names[0])}: {first.question}", f"Second: {clean(names[1])}: {second.question}")
+    parts: list[RenderableType] = [Text(line, style="dim", overflow="fold") for line in heads]
+    parts += [
+        Text(),
+        Fitting(found.title, [c.label for c in found.columns], found.rows, 1),
+        Text(found.note, style="dim"),
+    ]
+    parts += [Text(), *(Text(line, style="bold") for line in two.sentences(first, second))]
     return Group(*parts)
 
 
@@ -92,7 +112,9 @@ def _effect(c: Comparison) -> tuple[str | Text, ...]:
 
     return (
         clean(label(c)),
-        Text(c.loss.verdict, style=STYLES.get(c.loss.verdict, "")),
+        Text(
+            verdict_said(c.loss.verdict, c.loss.low, c.loss.high, c.loss.margin), style=STYLES.get(c.loss.verdict, "")
+        ),
         signed(c.loss.estimate),
         signed_between(c.loss.low, c.loss.high) if c.loss.low is not None else "none",
         further_runs(c.loss, pair_run_s(c)),

@@ -4,6 +4,7 @@ import math
 
 import fake_study as fake
 import pytest
+from branched_study import lattice_study, loss
 
 from ablate.attribution.study.compare import StudyResult, compare
 from ablate.attribution.study.gains import component_gains, decayed_curves, split_cost
@@ -17,12 +18,6 @@ from ablate.runs.store import Store
 OFF = fake.FULL | {"mtp": "next-token"}
 WITH_TOKENS, WITHOUT_TOKENS = fake.N_TOKENS, 375_000  # of the fake plan: equal FLOPs
 SAVED = 1.1  # times the tokens that the side without needs for the loss of the side with
-
-
-def loss(tokens: float, seed: int, saved: float) -> float:
-    """Both sides have one curve, a parabola in ln(tokens), and the side with runs along it `saved` times as fast."""
-    x = math.log(saved * tokens / 300_000)
-    return 3.2 + 0.01 * seed - 0.3 * x + 0.05 * x * x
 
 
 def record(name: str, seed: int, saved: float):
@@ -114,25 +109,6 @@ def test_the_headline_multiplies_what_it_says_it_multiplies(tmp_path):
     content = build(tmp_path / "s")
     assert said == content.answer[0]
     assert said.replace("_", "\\_") in render(content).replace("\\-", "-")
-
-
-def lattice_study(tmp_path, evidence="measured"):
-    """Four variants of two components that multiply the tokens by 1.1 and 0.8, in three seeds."""
-    saved, variants, records = {"mla": 1.1, "mtp": 0.8}, [], []
-    off = {"mla": "gqa", "mtp": "next-token"}
-    for on in ((), ("mla",), ("mtp",), ("mla", "mtp")):
-        levels = fake.FULL | {name: "on" if name in on else off[name] for name in saved}
-        name, factor = "+".join(on) or "none", math.prod(saved[n] for n in on)
-        variants.append(fake.variant(name, levels, range(3)))
-        tokens = variants[-1]["n_tokens"]
-        for seed in range(3):
-            points = tuple({"step": 300 * s, "n_tokens": tokens * s, "nats_per_token": loss(tokens * s, seed, factor)}
-                           for s in (0.25, 0.5))  # fmt: skip
-            kinds = {"loss": "measured", "speed": evidence if "mla" in on else "measured", "memory": "measured"}
-            end = loss(tokens, seed, factor)
-            records.append(fake.record(name, seed, end, levels, branches=points, evidence=kinds))
-    plan = fake.plan(variants[::-1], seeds=[0, 1, 2], design="lattice")
-    return fake.write_study(tmp_path / "lattice", plan, records)
 
 
 def test_a_design_splits_the_cost_in_channels_that_add_up(tmp_path):

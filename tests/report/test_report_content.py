@@ -143,7 +143,7 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     assert set(document) == {
         "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "split_cost",
         "gains", "asked", "primary_metric", "factors", "responses", "cells", "ladders", "history", "attribution",
-        "pairing_breaks", "noise", "warnings", "lost_runs", "limits", "held_equal",
+        "pairing_breaks", "waterfall", "citation", "noise", "warnings", "lost_runs", "limits", "held_equal",
         "provenance", "repeat",
     }  # fmt: skip
     (effect,), (c,) = document["effects"], content.result.comparisons
@@ -214,8 +214,8 @@ def test_a_further_held_out_set_has_a_row_and_a_column_of_its_own(tmp_path):
         for r in fake.records()
     ]
     content = content_of(tmp_path, records=records)
-    first, second = content.effects.rows
-    assert second == (f"{first[0]} (held-out set: distill)", *first[1:])
+    (first,), (second,) = content.effects.rows, content.other_sets.rows
+    assert second == (first[0], "distill", *first[1:])
     assert content.variants.columns[4].label == "distill, nats/token"
     assert content.variants.rows[0][4] == "4.2090"
 

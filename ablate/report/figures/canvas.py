@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Stand-ins that matplotlib draws with and the style sheet's variables replace, so that one drawing has two themes.
 INK, MUTED, GRID, PAPER = "#0a0b0c", "#6d6e6f", "#d7d8d9", "#fefdfc"
 GOOD, BAD, SAME, OPEN = "#0b7a5a", "#b2450b", "#3d5a9c", "#7a7b7c"
-WIDE, NARROW = 5.2, 3.5  # inches of a figure by itself and of one panel among several; 1 inch is 72 units of the SVG
+WIDE, NARROW = 4.9, 3.5  # inches of a figure by itself and of one panel among several; 1 inch is 72 units of the SVG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,7 @@ WITH = Series(name="with the component", color="#0c69a8", dashes="-", marker="o"
 WITHOUT = Series(name="without it", color="#c8500c", dashes=(0, (5, 2)), marker="s",
                  legend_dashes="7 3", legend_marker="M-3.6 -3.6H3.6V3.6H-3.6Z")  # fmt: skip
 SIDES = (WITH, WITHOUT)
+DIGITS = re.compile(r"(\d\.\d{2})\d+")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", GOOD: "good", BAD: "bad", SAME: "same",
              OPEN: "open"} | {side.color: f"series-{i}" for i, side in enumerate(SIDES)}  # fmt: skip
 
@@ -72,6 +73,11 @@ def draw(name: str, size: tuple[float, float], paint: Callable[[Axes], None]) ->
         paint(axes)
         for each in figure.axes:
             seaborn.despine(ax=each, left=True)
+        # Laid out once and then drawn once: while an engine is set, saving draws everything twice.
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)
+        figure.set_layout_engine("none")
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     return _inline(file.getvalue(), name)
@@ -99,6 +105,8 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    # Hundredths of a point are enough in attributes, and half of the size; what is written stays as it is.
+    svg = re.sub(r'="[^"]*"', lambda found: DIGITS.sub(r"\1", found[0]), svg)
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()  # type: ignore[union-attr]

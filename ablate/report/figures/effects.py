@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ablate.attribution.study.compare import Comparison, StudyResult
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
@@ -12,15 +12,20 @@ from ablate.quantities import signed, signed_between
 from ablate.report.cleaning import clean, shortened
 from ablate.report.curves import Gap
 from ablate.report.figures.canvas import BAD, GOOD, GRID, INK, MUTED, OPEN, PAPER, SAME, WITH, mark
-from ablate.report.names import label
+from ablate.report.names import arrow, arrow_of
+from ablate.report.tables.beside import published_nats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VERDICT_COLORS = {GAIN: GOOD, HARM: BAD, NO_EFFECT: SAME}
 LABEL = 26  # characters of a name inside a figure; the tables have it whole
-TICKS = {"first": "|", "last": "x"}  # marks of the indices that the verdict was not drawn from
+# Index -> its mark, and whether that is a ring. What papers report is a hollow diamond.
+MARKS = {"first": ("o", False), "last": ("o", True), "owen": ("D", False)}
+BELOW, ABOVE = 0.24, 0.26  # of a row: where what is not the verdict stands, and what papers report
 SPREAD = 3  # an interval reaches at most this many times as far as the furthest estimate before it is cut
+
+Theirs: TypeAlias = Mapping[str, tuple[float, ...]]  # component -> what papers report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +39,8 @@ class Row:
     high: float | None
     seeds: tuple[float, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict)  # further index -> its estimate
+    index: str = "owen"  # what the estimate is
+    published: tuple[float, ...] = ()  # in the same unit, against the same alternative
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -43,32 +50,38 @@ class Row:
 
 def rows(result: StudyResult) -> tuple[Row, ...]:
     """The effects of a study that have an estimate, the largest gain first."""
-    found = _of_comparisons(result.comparisons) if result.attribution is None else _of_attribution(result)
+    theirs = published_nats(result)
+    found = (
+        _of_comparisons(result.comparisons, theirs) if result.attribution is None else _of_attribution(result, theirs)
+    )
     return tuple(sorted(found, key=lambda row: (row.estimate, row.name)))
 
 
-def _of_comparisons(comparisons: Sequence[Comparison]) -> Iterator[Row]:
+def _of_comparisons(comparisons: Sequence[Comparison], theirs: Theirs) -> Iterator[Row]:
     for c in comparisons:
         if c.loss.estimate is not None:
             seeds = tuple(c.differences[s] for s in sorted(c.differences)) if c.pairing_ok else ()
-            name = label(c) if len(label(c)) <= LABEL else c.name
+            name = arrow(c) if len(arrow(c)) <= LABEL else c.name
             yield Row(name=name, verdict=c.loss.verdict, estimate=c.loss.estimate, low=c.loss.low,
-                      high=c.loss.high, seeds=seeds)  # fmt: skip
+                      high=c.loss.high, seeds=seeds, published=theirs.get(c.name, ()))  # fmt: skip
 
 
-def _of_attribution(result: StudyResult) -> Iterator[Row]:
+def _of_attribution(result: StudyResult, theirs: Theirs) -> Iterator[Row]:
     assert result.attribution is not None
     for name, effect in result.attribution.effects.items():
-        shown = effect.indices.get(effect.verdict_from or "")
+        main = effect.verdict_from or "owen"
+        shown = effect.indices.get(main)
         if shown is None or shown.estimate is None:
             continue
         others = {
             index: number.estimate
             for index, number in effect.indices.items()
-            if index in TICKS and index != effect.verdict_from and number.estimate is not None
+            if index in MARKS and index != main and number.estimate is not None
         }
-        yield Row(name=name, verdict=effect.verdict, estimate=shown.estimate, low=shown.low, high=shown.high,
-                  others=others)  # fmt: skip
+        long = arrow_of(result, name)
+        yield Row(name=long if len(long) <= LABEL else name, verdict=effect.verdict, estimate=shown.estimate,
+                  low=shown.low, high=shown.high, others=others, index=main,
+                  published=theirs.get(name, ()))  # fmt: skip
 
 
 def forest(axes: Axes, shown: Sequence[Row], margin: float, unit: str) -> None:
@@ -107,16 +120,23 @@ def _numbers(row: Row) -> str:
 
 def _effect(axes: Axes, y: float, row: Row, limit: float) -> None:
     color = VERDICT_COLORS.get(row.verdict, OPEN)
-    axes.plot(row.seeds, [y - 0.24] * len(row.seeds), ls="", marker="o", ms=3.4, mfc="none", mec=color, mew=0.8)
+    axes.plot(row.seeds, [y - BELOW] * len(row.seeds), ls="", marker="o", ms=3.4, mfc="none", mec=color, mew=0.8)
     for index, value in row.others.items():
-        axes.plot([value], [y - 0.24], ls="", marker=TICKS[index], ms=5, mec=MUTED, mew=1.1)
+        shape, hollow = MARKS[index]
+        mark(axes, value, y - BELOW, MUTED, shape, hollow=hollow, ms=4.6)
     if row.low is not None and row.high is not None:
         ends = max(row.low, -limit), min(row.high, limit)
         axes.plot(ends, [y, y], color=color, lw=2.2, solid_capstyle="butt")
         for end, whole, arrow in zip(ends, (row.low, row.high), "<>", strict=True):
             if end != whole:
                 mark(axes, end, y, color, arrow)
-    mark(axes, row.estimate, y, color, "D", ms=6.5, mec=PAPER)
+    for value in row.published:
+        at = min(max(value, -limit), limit)
+        shape = "D" if at == value else ">" if value > 0 else "<"
+        mark(axes, at, y + ABOVE, MUTED, shape, hollow=True, ms=4.6, mew=1.0)
+    shape, hollow = MARKS[row.index]
+    edge: dict[str, Any] = {} if hollow else {"mec": PAPER}
+    mark(axes, row.estimate, y, color, shape, hollow=hollow, ms=6.5, **edge)
 
 
 def gap_line(axes: Axes, gap: Gap, margin: float, limits: tuple[float, float]) -> None:

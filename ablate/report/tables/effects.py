@@ -8,7 +8,7 @@ from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResul
 from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
 from ablate.quantities import NONE, between, duration, number, short, signed, signed_between, significant, whole
-from ablate.report.names import confidence, label, unit
+from ablate.report.names import confidence, label, unit, verdict_said
 from ablate.report.tables.table import Column, Columns, Table, make, text
 
 SHOWN = ("first", "last", "owen")  # of the indices
@@ -16,15 +16,21 @@ NEEDED = "More runs to resolve"
 
 
 def effects(result: StudyResult) -> Table:
-    """What each component is worth; further held-out sets have rows of their own."""
+    """What each component is worth on the held-out text."""
     families = [c.loss.family for c in result.comparisons]
     columns: Columns = [text(unit(result)), verdict_column(max(families, default=1)), "With − without, nats/token",
                         f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
-    rows = []
-    for c in result.comparisons:
-        rows.append([label(c), *_effect(c.loss, c)])
-        rows += [[f"{label(c)} (held-out set: {name})", *_effect(e, c)] for name, e in c.other_sets.items()]
+    rows = [[label(c), *_effect(c.loss, c)] for c in result.comparisons]
     return make("Effects on the held-out loss", columns, rows)
+
+
+def other_sets(result: StudyResult) -> Table:
+    """The same on each further held-out set; without rows where there is none."""
+    families = [e.family for c in result.comparisons for e in c.other_sets.values()]
+    columns: Columns = [text(unit(result)), text("Held-out set"), verdict_column(max(families, default=1)),
+                        "With − without, nats/token", f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
+    rows = [[label(c), name, *_effect(e, c)] for c in result.comparisons for name, e in c.other_sets.items()]
+    return make("Effects on further held-out sets", columns, rows)
 
 
 def verdict_column(family: int, index: str | None = None) -> Column:
@@ -35,7 +41,8 @@ def verdict_column(family: int, index: str | None = None) -> Column:
 
 
 def _effect(effect: Effect, c: Comparison) -> list[str]:
-    verdict = effect.verdict if effect.reason is None else f"{effect.verdict} (no interval)"
+    said = verdict_said(effect.verdict, effect.low, effect.high, effect.margin)
+    verdict = said if effect.reason is None else f"{effect.verdict} (no interval)"
     n = str(effect.n) if c.pairing_ok else f"{effect.n} runs, unpaired"
     interval = signed_between(effect.low, effect.high)
     return [verdict, signed(effect.estimate), interval, n, further_runs(effect, pair_run_s(c))]
@@ -79,11 +86,17 @@ def attribution(result: StudyResult) -> Table:
     rows = []
     for name, effect in found.effects.items() if found else ():
         numbers = [_attributed(effect.indices[index]) for index in SHOWN]
-        verdict = effect.verdict if effect.verdict_from else f"{effect.verdict} (no interval)"
+        verdict = attributed_verdict(effect, result) if effect.verdict_from else f"{effect.verdict} (no interval)"
         rows.append([name, verdict, *numbers, further_runs(effect, design_run_s(result))])
     if found:
         rows.append(["total", "", "", "", _attributed(found.total), ""])
     return make("The total split among the components, nats per token, on minus off", columns, rows)
+
+
+def attributed_verdict(effect: ComponentEffect, result: StudyResult) -> str:
+    """The verdict on a component of a design, in words."""
+    shown = effect.indices[effect.verdict_from] if effect.verdict_from else Number(estimate=None)
+    return verdict_said(effect.verdict, shown.low, shown.high, result.plan.margin_nats)
 
 
 def headline(found: Attribution | None) -> str | None:

@@ -33,7 +33,7 @@ def asked(result: StudyResult, study_file: Path) -> tuple[Fact, ...]:
     lines = [
         ("Hypothesis", clean(plan.hypothesis) or "none was stated"),
         ("Primary metric", f"{metric.title} ({better} is better)"),
-        ("Margin", f"differences up to {size} are of no interest"),
+        ("Margin", f"differences up to {size} count as negligible"),
     ]
     if found is None:
         return tuple(Fact(label=name, value=value) for name, value in [*lines, ("Stated", "by a version that kept no "
