@@ -114,7 +114,7 @@ class Fp8Linear(nn.Module):
 
             (x_NI,) = autocast(x_NI)
             y_NO = fp8_linear(
-                x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x.device)
+                x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x_NI)
             )
             watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
@@ -122,7 +122,7 @@ class Fp8Linear(nn.Module):
     def _of_normed(self, x: Normed) -> Tensor:
         from ablate.components.fp8.kernel.normed import fp8_linear_of_normed
 
-        power_of_two, products = self.recipe.power_of_two_scales, self.products(x.value.device)
+        power_of_two, products = self.recipe.power_of_two_scales, self.products(x.value)
         y = fp8_linear_of_normed(x, self.weight, power_of_two=power_of_two, backend=products)
         watch(self.observation, self.recipe, x.value.flatten(0, -2), self.weight, y)
         return y
@@ -135,20 +135,21 @@ class Fp8Linear(nn.Module):
 
         def whole(x: Any) -> Tensor:
             (x_NI,) = autocast(unquantised(x).reshape(-1, x.shape[-1]))
-            library = "library" == self.products(x_NI.device) == down.products(x_NI.device)
+            library = "library" == self.products(x_NI) == down.products(x_NI)
             power_of_two = self.recipe.power_of_two_scales
             y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
             return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
         return whole
 
-    def products(self, device: torch.device) -> str:
+    def products(self, x: Tensor) -> str:
         """What multiplies: with backend `library` cuBLAS where it takes these sizes, and the kernels where not."""
         if self.backend != "library":
             return self.backend
         from ablate.components.fp8.kernel.product import machine_of, supported
 
-        obstacle = supported(machine_of(device), self.weight.shape[1], self.weight.shape[0])
+        n_outputs, n_inputs = self.weight.shape
+        obstacle = supported(machine_of(x.device), n_inputs, n_outputs, x.numel() // x.shape[-1])
         return "triton" if obstacle else "library"
 
 
