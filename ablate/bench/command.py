@@ -31,7 +31,7 @@ GROUPS: dict[str, Callable[[], list[Operation]]] = {
 NAMES = ("kernels", *GROUPS, "step")
 BUDGET_S = 0.2  # of measuring, for each implementation of an operation
 SMOKE_BUDGET_S = 0.004
-PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
+LADDER = ("h200-d1024", "h200-d768", "h200-d512")  # the first that fits the GPU by libraries
 SMOKE_PRESET = "nano"
 
 
@@ -171,6 +171,23 @@ def _fills() -> dict[tuple[str, str, str], str]:
     }
 
 
+def _default_preset(machine: Machine) -> str:
+    """The largest of the ladder whose step by libraries fits this GPU; on a processor `cpu`."""
+    from ablate.components.variants import Variant
+    from ablate.presets import preset
+    from ablate.presets.training_memory import RESERVE, by_backends
+
+    if machine.kind != "cuda":
+        return "cpu"
+    available = torch.cuda.get_device_properties(0).total_memory
+    for name in LADDER:
+        full = preset(name)
+        spec = Variant.full(full).resolve(full)
+        if by_backends(spec.model, spec.trainer)["library"]["total"] <= (1 - RESERVE) * available:
+            return name
+    return LADDER[-1]
+
+
 def _steps(
     document: dict[str, Any], machine: Machine, limits: Ceilings, name: str, smoke: bool, left_s: Callable[[], float]
 ) -> Iterator[str]:
@@ -179,7 +196,7 @@ def _steps(
         from ablate.bench.step import ladder
         from ablate.presets import preset
 
-        base = preset(name or (SMOKE_PRESET if smoke else PRESETS[machine.kind]))
+        base = preset(name or (SMOKE_PRESET if smoke else _default_preset(machine)))
     except ImportError as fault:
         raise ValueError(f"training steps need {fault.name}; install {fault.name}") from None
     trainer = base.trainer

@@ -13,6 +13,7 @@ from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.observation import Observation
 from ablate.kernels.weight_gradients import linear_in_both
 from ablate.model.modules import RMSNorm, unquantised
+from ablate.model.step_weights import of_step
 from ablate.spec.backends import EMULATED, require_concrete
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_in_both(F.linear, x, self.weight)
+        return linear_in_both(F.linear, x, of_step(self.weight))
 
     def feed_forward(self, down: Linear) -> Callable[[Tensor], Tensor] | None:
         """This map, SwiGLU and `down` as one operation, where there is one; else None."""
@@ -52,10 +53,10 @@ class GroupedLinear(nn.Module):
         if self.backend == "triton":
             from ablate.kernels.grouped_product import grouped_linear
 
-            x_NI, weight = autocast(x_NI, self.weight)
+            x_NI, weight = autocast(x_NI, of_step(self.weight))
             return grouped_linear(x_NI, weight, offsets_E)
         product = grouped_reference if self.backend == "reference" else grouped_library
-        return linear_in_both(lambda x, weight: product(x, weight, offsets_E), x_NI, self.weight)
+        return linear_in_both(lambda x, weight: product(x, weight, offsets_E), x_NI, of_step(self.weight))
 
     def experts(self, down: GroupedLinear) -> Callable[..., Tensor] | None:
         """Routed experts whole, where kernels do without a copy of the rows that are sorted by expert; else None."""
@@ -64,7 +65,7 @@ class GroupedLinear(nn.Module):
         from ablate.kernels.routed_experts import routed_experts
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
-            x_ND, gate_up, down_weight = autocast(x_ND, self.weight, down.weight)
+            x_ND, gate_up, down_weight = autocast(x_ND, of_step(self.weight), of_step(down.weight))
             token_of_row_P, row_of_choice_NA, offsets_E = plan
             return routed_experts(x_ND, weight_NA, gate_up, down_weight, token_of_row_P, row_of_choice_NA, offsets_E)
 
