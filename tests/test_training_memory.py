@@ -1,4 +1,4 @@
-"""The closed form of training memory against what autograd really keeps, and the presets against the device they name."""
+"""The closed form of training memory against what autograd really keeps, and presets against the device they name."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ GROUPS: dict[str, Callable[[], list[Operation]]] = {
     "norm": norms.operations,
 }
 NAMES = ("kernels", *GROUPS, "step")
+TUNING = "a candidate of its kernels"  # to which the device was lost
 BUDGET_S = 0.2  # of measuring, for each implementation of an operation
 SMOKE_BUDGET_S = 0.004
 LADDER = ("h200-d1024", "h200-d768", "h200-d512")  # the first that fits the GPU by libraries
@@ -125,6 +126,8 @@ def _operations(
                 return
         if tune and left_s() > 0 and all(entry["operation"] != operation.title for entry in document["tuned"]):
             yield from _tuned(document, operation, machine)
+            if [operation.title, TUNING] in document["lost"][-1:]:
+                return
 
 
 def _is_of(row: dict[str, Any], operation: Operation) -> bool:
@@ -143,6 +146,8 @@ def _known(document: dict[str, Any], operation: Operation) -> dict[str, Any] | N
 def _tuned(document: dict[str, Any], operation: Operation, machine: Machine) -> Iterator[str]:
     from ablate.bench.tune import tune_operation
 
+    if [operation.title, TUNING] in document["lost"]:
+        return
     ours = {implementation.name for implementation in operation.implementations if implementation.needs == "triton"}
     row = next(row for row in document["operations"] if _is_of(row, operation))
     right = {each["backend"] for each in row["backends"] if each["status"] in ("measured", "checked")}
@@ -156,6 +161,9 @@ def _tuned(document: dict[str, Any], operation: Operation, machine: Machine) -> 
         )
     except Exception as fault:
         document["skipped"].append(f"{operation.title}: its kernels were not tuned; {first_line(fault)}")
+        if is_lost(torch.device(machine.kind)):
+            document["lost"].append([operation.title, TUNING])
+            yield "  the device was lost to a candidate"
         return
     document["tuned"] += found
     yield f"  tuned: {', '.join(entry['kernel'] for entry in found) or 'nothing'}"

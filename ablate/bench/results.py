@@ -50,7 +50,7 @@ def go_on(document: dict[str, Any], out: Path | None) -> None:
     same = ("group", "machine", "smoke")
     if not isinstance(earlier, dict) or any(earlier.get(key) != document[key] for key in same):
         raise ValueError(f"{path} is of another machine or of a smoke test; move it away, or give another --out")
-    document |= {key: earlier[key] for key in ("operations", "steps", "tuned", "lost", "seconds")}
+    document |= {key: earlier.get(key, document[key]) for key in ("operations", "steps", "tuned", "lost", "seconds")}
     document["steps"] = [row for row in document["steps"] if row.get("reason") != NO_TIME]
 
 

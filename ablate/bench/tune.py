@@ -22,6 +22,7 @@ from ablate.bench.operation import (
     Prepared,
     as_tensors,
     first_line,
+    is_lost,
     largest_error,
     made,
     release,
@@ -100,6 +101,8 @@ def _try(
                 error = largest_error(implementation.read(prepared[0]()), as_tensors(tuple(expected)))
         except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
             row["fault"] = first_line(fault)
+            if is_lost(inputs[0][0].device):
+                raise
             continue
         if error > 2 * implementation.allowed(operation):
             row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
