@@ -79,7 +79,9 @@ def test_a_failing_case_stops_no_other_and_each_is_written(tmp_path: Path) -> No
     log = tmp_path / "cases.jsonl"
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "-q", "-p", "benchmarks.case_log"]
     environment = {**os.environ, "CASES": str(log), "PYTHONPATH": str(ROOT)}
-    code = subprocess.run([*command, "test_cases.py"], cwd=tmp_path, env=environment, capture_output=True, check=False).returncode
+    code = subprocess.run(
+        [*command, "test_cases.py"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    ).returncode
     cases = [json.loads(line) for line in log.read_text().splitlines()]
     assert code == 1
     assert [case["outcome"] for case in cases] == ["passed", "failed", "passed", "skipped"]
