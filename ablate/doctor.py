@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.quantities import memory
-from ablate.spec.machine import c_compiler, cache_folder, has_gpu
+from ablate.spec.machine import c_compiler, cache_folder, has_driver
 
 OPTIONAL = {"pyarrow": "parquet", "datasets": "datasets", "transformers": "transformers", "openai": "endpoint",
             "gguf": "teacher"}  # fmt: skip
@@ -46,8 +46,8 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     warnings = []
     if not facts["cuda"]:
         warnings.append("no GPU: fp8 is exact in its numbers and emulated in its speed; presets beyond cpu take days")
-    if has_gpu() and not facts["cuda"]:
-        warnings.append("there is an NVIDIA device, and this torch cannot use it: install the CUDA build of torch")
+    if has_driver() and not facts["cuda"]:
+        warnings.append("there is an NVIDIA driver, and torch finds no device to use: install its CUDA build")
     if not facts["cuda"] and not facts["c_compiler"]:
         warnings.append("no C compiler (cc, gcc, clang, $CC): torch runs what `compiled` would be faster at")
     if facts["free_bytes"] < 2 * 2**30:

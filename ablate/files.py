@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ablate.documents import SEAL, read_sealed_document, text_hash
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 WRITING = ".writing-"  # prefix of what is not committed yet
 STALE_AFTER_S = 86_400  # where the file system has no locks: a writer that was killed a day ago is not coming back
 COMMIT_ATTEMPTS = 5
+NOT_HASHED: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 CURES = {
     errno.ENOSPC: "make room on that disk",
@@ -200,14 +202,17 @@ def new_folder(parent: Path, what: str = "") -> Iterator[Path]:
         yield folder
 
 
-def commit_folder(folder: Path, final: Path, manifest: Mapping[str, Any]) -> None:
+def commit_folder(
+    folder: Path, final: Path, manifest: Mapping[str, Any], hashed: Mapping[str, Mapping[str, Any]] = NOT_HASHED
+) -> None:
     """Seal the folder's files in manifest["files"] (bytes, sha256) and rename it to final; durable when it returns.
 
+    hashed: bytes and sha256 of files, by name, from who wrote them; the others are read for theirs.
     If another process was first and its folder is sound, that one stays; a damaged one makes way.
     """
     files = {}
     for path in sorted(folder.iterdir()):
-        files[path.name] = _file_facts(path)
+        files[path.name] = dict(hashed.get(path.name) or _file_facts(path))
         _sync(path)
     write_sealed(folder / MANIFEST, {**manifest, "files": files})
     for _ in range(COMMIT_ATTEMPTS):

@@ -5,23 +5,20 @@ Operations need torch and Triton alone; the steps need pydantic and Lightning to
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ablate.bench import attention, fp8, loss, moe, norms, quantise
-from ablate.bench.operation import Operation, first_line, run_operation
-from ablate.bench.render import render
+from ablate.bench import attention, fp8, loss, moe, norms, quantise, results
+from ablate.bench.operation import Operation, first_line, is_lost, run_operation
 from ablate.bench.timing import Ceilings, ceilings
 from ablate.kernels import launch  # noqa: F401  # repairs the interpreter before any kernel runs
-from ablate.runs import environment
 from ablate.spec.machine import Machine, this_machine
+from ablate.spec.measured import measured_file
 
 # The most telling first: what a time limit cuts off are the last.
 GROUPS: dict[str, Callable[[], list[Operation]]] = {
@@ -32,9 +29,10 @@ GROUPS: dict[str, Callable[[], list[Operation]]] = {
     "norm": norms.operations,
 }
 NAMES = ("kernels", *GROUPS, "step")
+TUNING = "a candidate of its kernels"  # to which the device was lost
 BUDGET_S = 0.2  # of measuring, for each implementation of an operation
 SMOKE_BUDGET_S = 0.004
-PRESETS = {"cuda": "h200-d1024", "cpu": "cpu"}
+LADDER = ("h200-d1024", "h200-d768", "h200-d512")  # the first that fits the GPU by libraries
 SMOKE_PRESET = "nano"
 
 
@@ -46,18 +44,21 @@ def run_bench(
     smoke: bool = False,
     out: Path | None = None,
     limit_s: float | None = None,
+    resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything measured, in plain data; with `out` also in <group>.json and <group>.md, after every operation.
 
     group: one of NAMES; `kernels` is all but `step`. `tune`: also time the candidates of every kernel that ships, and
     write what is fastest for this device. `smoke`: every path, figures without meaning. `limit_s`: what is not begun
-    by then is listed and left out. ValueError for a group or preset that there is not, and for tuning without CUDA.
+    by then is listed and left out. `resume`: what `out` has of this group is kept and not measured again, and an
+    implementation to which the device was lost is not tried again. ValueError for a group or preset that there is not,
+    for tuning without CUDA, and for going on from another machine's document.
     """
     machine = this_machine()
     if group not in NAMES:
         raise ValueError(f"there is no group {group!r} of benchmarks; there are: {', '.join(NAMES)}")
-    if tune and (machine.kind != "cuda" or not machine.runs_triton):
+    if tune and not (machine.runs_triton and (smoke or machine.kind == "cuda")):
         raise ValueError(f"--tune measures kernels on a GPU of compute capability 9.0; this machine is: {machine}")
     if tune and group == "step":
         raise ValueError("--tune measures kernels: use it with the group kernels, or with one of its parts")
@@ -67,39 +68,30 @@ def run_bench(
         return float("inf") if limit_s is None else limit_s - (time.monotonic() - began)
 
     limits = ceilings(torch.device(machine.kind), smoke=smoke)
-    document = _empty(group, machine, limits, smoke)
+    document = results.empty(group, machine, limits, smoke)
+    if resume:
+        results.go_on(document, out)
+    earlier_s = document["seconds"]
     parts = _steps(document, machine, limits, preset, smoke, left_s) if group == "step" else None
     for text in parts or _operations(document, machine, limits, group, tune, smoke, left_s):
         say(text)
-        document["seconds"] = round(time.monotonic() - began, 1)
-        if out is not None:
-            save(document, out)
+        if tune:
+            _write_tables(document, machine, out, smoke)
+        results.save(document, out, earlier_s + time.monotonic() - began)
     if tune:
-        from ablate.bench.tune import write
-
-        document["written"] = write(document, machine, _fills())
-        if out is not None:
-            save(document, out)
+        _write_tables(document, machine, out, smoke, _fills())
+    results.save(document, out, earlier_s + time.monotonic() - began)
     return document
 
 
-def _empty(group: str, machine: Machine, limits: Ceilings, smoke: bool) -> dict[str, Any]:
-    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
-    return {
-        "group": group,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"kind": machine.kind, "name": machine.name, "slug": machine.slug, "smoke": smoke},
-        "environment": environment.describe(),
-        "cuda": torch.version.cuda,
-        "cudnn": cudnn,
-        "smoke": smoke,
-        "ceilings": limits.summary(),
-        "operations": [],
-        "steps": [],
-        "tuned": [],
-        "skipped": [],
-        "seconds": 0.0,
-    }
+def _write_tables(document: dict[str, Any], machine: Machine, out: Path | None, smoke: bool, fills: Any = None) -> None:
+    """What has been tuned so far, where the tables read it and in `out`; `fills`: at the end, for slots' backends."""
+    from ablate.bench.tune import write
+
+    places = [] if smoke else [measured_file(machine)]
+    places += [out / "measured.json"] if out is not None else []
+    for place in places:
+        document["written"] = write(document, machine, fills or {}, place)
 
 
 def _operations(
@@ -119,30 +111,59 @@ def _operations(
         if machine.kind != "cuda" and key in seen:
             continue
         seen.add(key)
-        if left_s() <= 0:
-            document["skipped"].append(f"{operation.title}: no time was left")
+        row = _known(document, operation)
+        if row is None and left_s() <= 0:
+            document["skipped"].append(f"{operation.title}: {results.NO_TIME}")
             continue
-        document["operations"].append(run_operation(operation, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S))
-        yield summary(document["operations"][-1])
-        if tune and left_s() > 0:
+        if row is None:
+            spent = [name for title, name in document["lost"] if title == operation.title]
+            row = run_operation(operation, machine, limits, SMOKE_BUDGET_S if smoke else BUDGET_S, spent)
+            document["operations"] = [r for r in document["operations"] if not _is_of(r, operation)] + [row]
+            if "lost" in row:
+                document["lost"].append([operation.title, row["lost"]])
+            yield results.summary(row)
+            if "lost" in row:
+                return
+        if tune and left_s() > 0 and all(entry["operation"] != operation.title for entry in document["tuned"]):
             yield from _tuned(document, operation, machine)
+            if [operation.title, TUNING] in document["lost"][-1:]:
+                return
+
+
+def _is_of(row: dict[str, Any], operation: Operation) -> bool:
+    return (row["group"], row["name"]) == (operation.group, operation.name) and row["shape"] in (
+        dict(operation.shape),
+        dict(operation.small),
+    )
+
+
+def _known(document: dict[str, Any], operation: Operation) -> dict[str, Any] | None:
+    """What an earlier process measured of an operation; None where one of its implementations lost the device."""
+    row = next((r for r in document["operations"] if _is_of(r, operation)), None)
+    return None if row is None or row.get("lost") else row
 
 
 def _tuned(document: dict[str, Any], operation: Operation, machine: Machine) -> Iterator[str]:
     from ablate.bench.tune import tune_operation
 
+    if [operation.title, TUNING] in document["lost"]:
+        return
     ours = {implementation.name for implementation in operation.implementations if implementation.needs == "triton"}
-    right = {row["backend"] for row in document["operations"][-1]["backends"] if row["status"] == "measured"}
+    row = next(row for row in document["operations"] if _is_of(row, operation))
+    right = {each["backend"] for each in row["backends"] if each["status"] in ("measured", "checked")}
     if not ours & right:
         return
     try:
         found = tune_operation(
             replace(operation, implementations=[w for w in operation.implementations if w.name in right]),
             machine,
-            BUDGET_S,
+            SMOKE_BUDGET_S if document["smoke"] else BUDGET_S,
         )
     except Exception as fault:
         document["skipped"].append(f"{operation.title}: its kernels were not tuned; {first_line(fault)}")
+        if is_lost(torch.device(machine.kind)):
+            document["lost"].append([operation.title, TUNING])
+            yield "  the device was lost to a candidate"
         return
     document["tuned"] += found
     yield f"  tuned: {', '.join(entry['kernel'] for entry in found) or 'nothing'}"
@@ -158,6 +179,23 @@ def _fills() -> dict[tuple[str, str, str], str]:
     }
 
 
+def _default_preset(machine: Machine) -> str:
+    """The largest of the ladder whose step by libraries fits this GPU; on a processor `cpu`."""
+    from ablate.components.variants import Variant
+    from ablate.presets import preset
+    from ablate.presets.training_memory import RESERVE, by_backends
+
+    if machine.kind != "cuda":
+        return "cpu"
+    available = torch.cuda.get_device_properties(0).total_memory
+    for name in LADDER:
+        full = preset(name)
+        spec = Variant.full(full).resolve(full)
+        if by_backends(spec.model, spec.trainer)["library"]["total"] <= (1 - RESERVE) * available:
+            return name
+    return LADDER[-1]
+
+
 def _steps(
     document: dict[str, Any], machine: Machine, limits: Ceilings, name: str, smoke: bool, left_s: Callable[[], float]
 ) -> Iterator[str]:
@@ -166,7 +204,7 @@ def _steps(
         from ablate.bench.step import ladder
         from ablate.presets import preset
 
-        base = preset(name or (SMOKE_PRESET if smoke else PRESETS[machine.kind]))
+        base = preset(name or (SMOKE_PRESET if smoke else _default_preset(machine)))
     except ImportError as fault:
         raise ValueError(f"training steps need {fault.name}; install {fault.name}") from None
     trainer = base.trainer
@@ -179,24 +217,12 @@ def _steps(
         length=trainer.sequence_length,
         rounds=2 if smoke else 10,
         left_s=left_s,
+        done=[row["name"] for row in document["steps"]],
     )
     for row in rows:
         document["steps"].append(row)
         rate = f"{row['tokens_per_s']:,.0f} tokens/s" if "seconds" in row else f"{row['status']}; {row['reason']}"
         yield f"{row['name']}: {rate}"
-
-
-def summary(operation: dict[str, Any]) -> str:
-    """One line of an operation: every implementation with its milliseconds, or what became of it."""
-    parts = []
-    for row in operation["backends"]:
-        became = f"{row['seconds']['median'] * 1e3:.3g} ms" if "seconds" in row else row["status"]
-        parts.append(f"{row['backend']} {became}")
-    return f"{operation['name']} {' '.join(f'{k}{v}' for k, v in operation['shape'].items())}: {', '.join(parts)}"
-
-
-def save(document: dict[str, Any], out: Path) -> None:
-    """Write <group>.json and <group>.md into `out`, which is made if it is not there."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{document['group']}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (out / f"{document['group']}.md").write_text(render(document), encoding="utf-8")
+        if row["status"] == "failed" and is_lost(torch.device(machine.kind)):
+            document["lost"].append([row["name"], ""])
+            return

@@ -23,7 +23,7 @@ from ablate.bench.moe import (
     product_operation,
     products_flops,
 )
-from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors
+from ablate.bench.operation import Implementation, Operation, Prepared, Shape, Tensors, Unavailable
 from ablate.bench.passes import backward, expected_backward, random
 
 
@@ -60,6 +60,14 @@ def _quantised(x: Tensor, weight: Tensor) -> Tensors:
     return values, scales, weight_values, weight_scales
 
 
+def _by_cublas(x: Tensor, weight: Tensor) -> None:
+    """Unavailable, with the reason, where cuBLAS does not take the products of these rows and this weight."""
+    from ablate.components.fp8.kernel.product import machine_of, supported
+
+    if obstacle := supported(machine_of(x.device), weight.shape[1], weight.shape[0], x.shape[0]):
+        raise Unavailable(obstacle)
+
+
 def _dense_operation(shape: Shape) -> Operation:
     """The product alone, of matrices that are quantised already."""
 
@@ -69,6 +77,7 @@ def _dense_operation(shape: Shape) -> Operation:
     def library(x: Tensor, weight: Tensor, _: Tensor) -> Prepared:
         from ablate.components.fp8.kernel.product import library_product as product
 
+        _by_cublas(x, weight)
         a, a_scales, w, w_scales = _quantised(x, weight)
         return lambda: product(a, a_scales, w, w_scales, torch.bfloat16)
 
@@ -98,6 +107,8 @@ def _linear_operation(shape: Shape) -> Operation:
         def function(x: Tensor, weight: Tensor) -> Tensor:
             from ablate.components.fp8.kernel.linear import fp8_linear
 
+            if backend == "library":
+                _by_cublas(x, weight)
             return fp8_linear(x, weight, power_of_two=False, backend=backend)
 
         return Implementation(name=backend, prepare=backward(function, 2, both=True), needs=needs, fills=backend)
@@ -139,6 +150,9 @@ def _feed_forward_operation(shape: Shape) -> Operation:
         def function(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
             from ablate.components.fp8.kernel.feed_forward import fp8_feed_forward
 
+            if library:
+                _by_cublas(x, gate_up)
+                _by_cublas(x, down)
             return fp8_feed_forward(x, gate_up, down, power_of_two=False, library=library)
 
         return function

@@ -8,8 +8,7 @@ listed with its error and has no seconds; what cannot run here is listed with th
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +30,14 @@ LENIENCE = 4.0  # what others may be off by, in these: they round more often, an
 
 class Unavailable(Exception):
     """Why an implementation cannot run here, in one sentence."""
+
+
+class DeviceLost(Exception):
+    """The device answers no call of this process any more; `name`: the implementation that it was lost to, if known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +101,8 @@ class Result:
 
     def row(self, operation: Operation, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
         """As a document holds it: seconds, FLOP and bytes a second, share of the ceilings where there is a sample."""
-        row: dict[str, Any] = {"backend": self.implementation.name, "status": self.status}
+        ours = self.implementation.needs == "triton"
+        row: dict[str, Any] = {"backend": self.implementation.name, "ours": ours, "status": self.status}
         row |= {"reason": self.reason} if self.reason else {}
         row |= {"relative_error": self.error} if self.error is not None else {}
         if self.sample is None:
@@ -106,25 +114,53 @@ class Result:
         return row | ({"share_of_ceiling": ceilings.least_seconds(flops, bytes_) / seconds} if flops or bytes_ else {})
 
 
-def run_operation(operation: Operation, machine: Machine, ceilings: Ceilings, budget_s: float) -> dict[str, Any]:
-    """Check every implementation, time those that are right, and say what became of the others."""
+def run_operation(
+    operation: Operation, machine: Machine, ceilings: Ceilings, budget_s: float, spent: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check every implementation, time those that are right, and say what became of the others.
+
+    spent: those that an earlier process lost the device to; they are not tried again. Where one of these loses it, the
+    row has the key `lost` with its name ("" if several ran in turn), and this process can use the device no more.
+    """
     device = torch.device(machine.kind)
     shape = operation.shape if machine.kind == "cuda" else operation.small
-    found = [_checked(operation, implementation, machine) for implementation in operation.implementations]
-    good = [
-        f for f in found if f.status == "checked" and not (f.implementation.needs == "triton" and machine.interpreted)
+    found = [
+        Result(each, "failed", "it left the device unusable") if each.name in spent else Result(each, "waiting")
+        for each in operation.implementations
     ]
-    if machine.kind == "cuda" and good:
-        good = _agreeing(operation, good, device)
-    if good:
-        _time(operation, shape, good, device, budget_s)
-    if machine.kind == "cuda":
+    good: list[Result] = []
+    gone: dict[str, str] = {}
+    try:
+        good = _right(operation, machine, [f for f in found if f.status == "waiting"])
+        if machine.kind == "cuda" and good:
+            good = _agreeing(operation, good, device)
+        if good:
+            _time(operation, shape, good, device, budget_s)
+    except DeviceLost as fault:
+        gone = {"lost": fault.name}
+        _tell(found, fault.name)
+    if machine.kind == "cuda" and not gone:
         torch.compiler.reset()  # or the limit of graphs for one function ends in eager calls
     for each in found:
         if each.status == "checked" and each.implementation.needs == "triton" and machine.interpreted:
             each.reason = "right, and not timed: the interpreter's seconds say nothing of a kernel"
         each.prepared = []
-    release()
+    if not gone:
+        release()
+    return _row(operation, shape, ceilings, found) | _ratios(good) | gone
+
+
+def _tell(found: Sequence[Result], name: str) -> None:
+    """Say of what was not tried, or not timed, to whom the device was lost before."""
+    to = name or "one of those that were timed in turn"
+    for each in found:
+        if each.status == "waiting":
+            each.status, each.reason = "failed", f"not tried: the device was lost to {to}"
+        elif each.status == "checked":
+            each.reason = f"not timed: the device was lost to {to}"
+
+
+def _row(operation: Operation, shape: Shape, ceilings: Ceilings, found: Sequence[Result]) -> dict[str, Any]:
     return {
         "group": operation.group,
         "name": operation.name,
@@ -134,7 +170,6 @@ def run_operation(operation: Operation, machine: Machine, ceilings: Ceilings, bu
         "flops": operation.flops(shape),
         "bytes": operation.bytes(shape),
         "backends": [f.row(operation, shape, ceilings) for f in found],
-        **_ratios(good),
     }
 
 
@@ -142,6 +177,29 @@ def made(operation: Operation, shape: Shape, seed: int, device: torch.device) ->
     """A set of inputs. The default device is set for this alone: while it is, every call of torch's takes longer."""
     with device:
         return operation.inputs(shape, seed)
+
+
+def _right(operation: Operation, machine: Machine, waiting: Sequence[Result]) -> list[Result]:
+    """Check each at the small shape; those that are right and can be timed here."""
+    for each in waiting:
+        checked = _checked(operation, each.implementation, machine)
+        each.status, each.reason, each.error = checked.status, checked.reason, checked.error
+        if each.status == "failed" and is_lost(torch.device(machine.kind)):
+            raise DeviceLost(each.implementation.name)
+    return [
+        f for f in waiting if f.status == "checked" and not (f.implementation.needs == "triton" and machine.interpreted)
+    ]
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a fault took the device with it: after an illegal access every later call of the process fails."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _checked(operation: Operation, implementation: Implementation, machine: Machine) -> Result:
@@ -177,6 +235,8 @@ def _agreeing(operation: Operation, good: Sequence[Result], device: torch.device
         except Exception as fault:
             each.status = "unavailable" if isinstance(fault, Unavailable) else "failed"
             each.reason = str(fault) if isinstance(fault, Unavailable) else first_line(fault)
+            if is_lost(device):
+                raise DeviceLost(each.implementation.name) from None
             release()
             continue
         bound = each.implementation.allowed(operation) + (kept or [each])[0].implementation.allowed(operation)
@@ -197,28 +257,55 @@ def _time(operation: Operation, shape: Shape, good: Sequence[Result], device: to
     sets = [made(operation, shape, 0, device)]
     n = n_sets(sum(t.numel() * t.element_size() for t in sets[0]), device)
     sets += [made(operation, shape, seed, device) for seed in range(1, n)]
+    fits = True
     for each in good:
         try:
             each.prepared = [each.implementation.prepare(*inputs) for inputs in sets]
+        except torch.OutOfMemoryError:
+            fits = False
+            break
         except Exception as fault:
             each.status, each.reason, each.prepared = "failed", first_line(fault), []
-    ready = {each.implementation.name: each.prepared for each in good if each.prepared}
-    try:
-        samples = measure(ready, device, budget_s)
-    except torch.cuda.OutOfMemoryError:  # all at once do not fit: one by one, each with its own graphs
-        samples = {}
-        for each in good:
-            each.prepared = []
-        for each in good:
-            release()
-            with suppress(torch.cuda.OutOfMemoryError):
-                own = [each.implementation.prepare(*inputs) for inputs in sets]
-                samples |= measure({each.implementation.name: own}, device, budget_s)
+            if is_lost(device):
+                raise DeviceLost(each.implementation.name) from None
+    ready = ((each.implementation.name, each.prepared) for each in good if each.prepared)
+    samples = _in_turn(dict(ready), device, budget_s) if fits else None
+    if samples is None:
+        samples = _one_by_one(good, sets, device, budget_s)
     for each in good:
         if each.implementation.name in samples:
             each.status, each.sample = "measured", samples[each.implementation.name]
-        elif each.status == "checked":
-            each.status, each.reason = "failed", "out of memory"
+
+
+def _in_turn(ready: dict[str, list[Prepared]], device: torch.device, budget_s: float) -> dict[str, Sample] | None:
+    """Samples of all together; None where they do not fit together, or one of them fails."""
+    try:
+        return measure(ready, device, budget_s)
+    except Exception:
+        if is_lost(device):
+            raise DeviceLost("") from None
+        return None
+
+
+def _one_by_one(
+    good: Sequence[Result], sets: Sequence[Tensors], device: torch.device, budget_s: float
+) -> dict[str, Sample]:
+    """Each alone, with its own graphs and nobody else's: whatever was prepared before is let go first."""
+    samples: dict[str, Sample] = {}
+    waiting = [each for each in good if each.status == "checked"]
+    for each in waiting:
+        each.prepared = []
+    for each in waiting:
+        own: dict[str, list[Prepared]] = {}
+        release()
+        try:
+            own = {each.implementation.name: [each.implementation.prepare(*inputs) for inputs in sets]}
+            samples |= measure(own, device, budget_s)
+        except Exception as fault:
+            each.status, each.reason = "failed", first_line(fault)
+            if is_lost(device):
+                raise DeviceLost(each.implementation.name) from None
+    return samples
 
 
 def _ratios(good: Sequence[Result]) -> dict[str, Any]:

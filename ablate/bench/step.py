@@ -7,7 +7,7 @@ prediction and FP8, which it does not have.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.bench.operation import first_line, release
+from ablate.bench.results import NO_TIME
 from ablate.bench.timing import Sample
 from ablate.model.loss import training_loss
 from ablate.spec.machine import Machine
@@ -70,12 +71,21 @@ def on(spec: Spec, backend: str, *slots: str) -> Spec:
 
 
 def ladder(
-    base: Any, machine: Machine, peak_flops: float, *, batch: int, length: int, rounds: int, left_s: Callable[[], float]
+    base: Any,
+    machine: Machine,
+    peak_flops: float,
+    *,
+    batch: int,
+    length: int,
+    rounds: int,
+    left_s: Callable[[], float],
+    done: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A row for each rung, as its group is measured."""
-    for group in rungs(base, machine):
+    """A row for each rung that is not among the names `done`, as its group is measured."""
+    for whole in rungs(base, machine):
+        group = [rung for rung in whole if rung.name not in done]
         if left_s() <= 0:
-            yield from ({"name": rung.name, "status": "unavailable", "reason": "no time was left"} for rung in group)
+            yield from ({"name": rung.name, "status": "unavailable", "reason": NO_TIME} for rung in group)
             continue
         yield from _measured(group, machine, peak_flops, batch, length, rounds)
         release()
@@ -83,23 +93,31 @@ def ladder(
 
 def _measured(
     group: Sequence[Rung], machine: Machine, peak_flops: float, batch: int, length: int, rounds: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """All of a group at once, in turn; where they do not fit together one by one, and then with less batch."""
-    try:
-        return _in_turn(group, machine, peak_flops, batch, length, rounds)
-    except torch.cuda.OutOfMemoryError:
-        release()
-    rows = []
+    if (found := _if_it_fits(group, machine, peak_flops, batch, length, rounds)) is not None:
+        yield from found
+        return
     for rung in group:
         for size in (batch, batch // 2, batch // 4):
-            try:
-                rows += _in_turn([rung], machine, peak_flops, max(1, size), length, rounds)
+            if (found := _if_it_fits([rung], machine, peak_flops, max(1, size), length, rounds)) is not None:
+                yield from found
                 break
-            except torch.cuda.OutOfMemoryError:
-                release()
         else:
-            rows.append({"name": rung.name, "status": "failed", "reason": "out of memory at a quarter of the batch"})
-    return rows
+            yield {"name": rung.name, "status": "failed", "reason": "out of memory at a quarter of the batch"}
+
+
+def _if_it_fits(*arguments: Any) -> list[dict[str, Any]] | None:
+    """Rows as of `_in_turn`; None where memory is short, with nothing of the attempt left.
+
+    Memory is released outside the handler: inside it the fault keeps every frame, and so every model, alive.
+    """
+    try:
+        return _in_turn(*arguments)
+    except torch.OutOfMemoryError:
+        pass
+    release()
+    return None
 
 
 def _in_turn(
@@ -131,7 +149,14 @@ def _in_turn(
             row |= {"status": "failed", "reason": first_line(fault)}
         else:
             row |= {"tokens_per_step": batch * length, "peak_bytes": _peak(device, before)}
-    samples = in_turn(steps, rounds, device)
+    try:
+        samples = in_turn(steps, rounds, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:
+        samples = {}
+        for row in (row for row in rows if row["name"] in steps):
+            row |= {"status": "failed", "reason": first_line(fault)}
     for rung, row in zip(group, rows, strict=True):
         if rung.name in samples:
             row |= figures(rung.spec.model, samples[rung.name], batch, length, machine, peak_flops)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ablate.bench.operation import (
     Prepared,
     as_tensors,
     first_line,
+    is_lost,
     largest_error,
     made,
     release,
@@ -30,7 +32,7 @@ from ablate.files import replace_file
 from ablate.kernels import table
 from ablate.kernels.table import Configuration, Table, forced
 from ablate.spec.machine import Machine
-from ablate.spec.measured import measured_file, read_json
+from ablate.spec.measured import read_json
 
 WORTH_CHANGING = 0.99  # of the shipped choice's seconds: less is noise
 NEAR = (3 / 4, 3 / 2)  # of a measured size
@@ -99,6 +101,8 @@ def _try(
                 error = largest_error(implementation.read(prepared[0]()), as_tensors(tuple(expected)))
         except Exception as fault:  # too much shared memory, a shape that it does not fit, a fault of the compiler
             row["fault"] = first_line(fault)
+            if is_lost(inputs[0][0].device):
+                raise
             continue
         if error > 2 * implementation.allowed(operation):
             row["fault"] = f"its result is {error:.1e} from the shipped configuration's"
@@ -168,9 +172,12 @@ def backends(operations: Sequence[Mapping[str, Any]], fills: Mapping[tuple[str, 
     return {slot: next(iter(names)) for slot, names in sorted(winners.items()) if len(names) == 1}
 
 
-def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[str, str, str], str]) -> str:
-    """The device's file of measured choices; kernels and slots that were not measured this time keep theirs."""
-    path = measured_file(machine)
+def write(document: Mapping[str, Any], machine: Machine, fills: Mapping[tuple[str, str, str], str], path: Path) -> str:
+    """The measured choices of a device into `path`; kernels and slots that were not measured this time keep theirs.
+
+    fills: as of `backends`; empty as long as operations are still to come.
+    """
+    read_json.cache_clear()
     before = read_json(path)
     content = {
         "device": machine.name,

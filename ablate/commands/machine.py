@@ -20,19 +20,30 @@ def bench(
     preset: Annotated[str, typer.Option(help="Sizes of `step`; default: cpu, or h200-d1024 on a GPU.")] = "",
     tune: Annotated[bool, typer.Option("--tune", help="Find the kernels' configurations for this GPU.")] = False,
     limit: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin nothing after this.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what --out has, and measure the rest.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", hidden=True)] = False,  # every path, figures without meaning
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Time every operation on every backend of this machine, once its numbers are right."""
+    """Time every operation on every backend of this machine, once its numbers are right.
+
+    Exit code 1 where a kernel of this program is wrong or fails, a training step fails, or the device is lost; what was
+    measured is written and printed all the same.
+    """
     from ablate.bench.command import run_bench
     from ablate.bench.render import render
 
-    document = run_bench(group, preset=preset, tune=tune, smoke=smoke, out=out, limit_s=limit, say=say)
+    if resume and out is None:
+        raise ValueError("--resume goes on with what --out has: give the folder of the earlier benchmark with --out")
+    document = run_bench(group, preset=preset, tune=tune, smoke=smoke, out=out, limit_s=limit, resume=resume, say=say)
     if json:
         print_json(document)
     else:
         typer.echo(render(document))
+    for fault in document["faults"]:
+        say(f"fault: {fault}")
+    if document["faults"]:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: dsv3-ablate doctor --json")

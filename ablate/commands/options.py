@@ -89,7 +89,7 @@ def print_json(document: Any) -> None:
 
 
 def default_preset() -> str:
-    """`cpu` on a machine without a GPU. Asked of the driver, since importing torch takes seconds."""
+    """`cpu` on a machine without a GPU. Torch is asked, which takes seconds, only where there is a driver."""
     from ablate.spec.machine import has_gpu
 
     return "h200-d512" if has_gpu() else "cpu"

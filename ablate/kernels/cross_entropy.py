@@ -25,6 +25,7 @@ KERNELS: dict[str, tuple[str, ...]] = {"cross_entropy_forward_kernel": ()}
 LOGITS_BYTES = 2**30
 MAX_TOKENS = 8192
 ALIGNED_COLUMNS = 16  # rows of logits start at multiples of this, which both the products and the kernel read faster
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # what deterministic algorithms ask for
 
 
 @triton.jit
@@ -131,11 +132,17 @@ def _accumulate(total_CD: Tensor, g_CN: Tensor, x_ND: Tensor, *, first: bool) ->
 
 @cache
 def _adds_to_float32(device: torch.device) -> bool:
-    """Whether torch adds a product of bfloat16 to a float32 sum in place; some releases want the sum in bfloat16."""
+    """Whether torch adds a product of bfloat16 to a float32 sum in place; some releases want the sum in bfloat16.
+
+    What fails for another cause is raised, and so not remembered as an answer: memory that is full, a device that is
+    lost, deterministic algorithms without CUBLAS_WORKSPACE_CONFIG.
+    """
     total, x = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device, dtype=torch.bfloat16)
     try:
         torch.addmm(total, x, x, out_dtype=torch.float32, out=total)
-    except RuntimeError:
+    except RuntimeError as fault:
+        if isinstance(fault, torch.OutOfMemoryError | torch.AcceleratorError) or WORKSPACE in str(fault):
+            raise
         return False
     return True
 

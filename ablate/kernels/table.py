@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from ablate.spec.decoding import FORBID_UNKNOWN, decode
 from ablate.spec.machine import Machine
 from ablate.spec.measured import WHAT, measured_file, read_json, section
 
@@ -30,8 +29,6 @@ class Configuration:
     num_warps: int = 4
     num_stages: int = 2
     when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
-
-    __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether every bound of `when` holds for these sizes; KeyError where one of them is not given."""
@@ -126,4 +123,36 @@ def forget() -> None:
 
 
 def _decode(path: Path, entries: Any) -> tuple[Configuration, ...]:
-    return decode(tuple[Configuration, ...], entries, f"{WHAT} {path}: choices")
+    """Configurations from plain data, without pydantic, which machines that only measure kernels may lack.
+
+    ValueError names the file and what in it is none.
+    """
+    try:
+        if not isinstance(entries, list):
+            raise ValueError(f"choices is {entries!r}, not a list")
+        return tuple(map(_configuration, entries))
+    except ValueError as fault:
+        raise ValueError(f"cannot use {WHAT} {path}: {fault}") from None
+
+
+def _configuration(entry: Any) -> Configuration:
+    """One entry of `choices`: `blocks` and `when` by name, `num_warps`, `num_stages`; each may be left out."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{entry!r} in choices is no object")
+    if unknown := entry.keys() - {f.name for f in fields(Configuration)}:
+        raise ValueError(f"{sorted(unknown)[0]} in choices is unknown; {entry!r}")
+    blocks, when = entry.get("blocks", {}), entry.get("when", {})
+    numbers = [entry.get("num_warps", 4), entry.get("num_stages", 2)]
+    if not (isinstance(blocks, Mapping) and isinstance(when, Mapping)):
+        raise ValueError(f"blocks and when are objects; {entry!r}")
+    if not all(type(n) is int and n > 0 for n in [*blocks.values(), *numbers]):
+        raise ValueError(f"blocks, num_warps and num_stages are whole numbers above 0; {entry!r}")
+    for bounds in when.values():
+        if not isinstance(bounds, list) or [type(n) in (int, type(None)) for n in bounds] != [True, True]:
+            raise ValueError(f"when has two bounds for each size, numbers or null; {entry!r}")
+    return Configuration(
+        blocks=dict(blocks),
+        num_warps=numbers[0],
+        num_stages=numbers[1],
+        when={k: (v[0], v[1]) for k, v in when.items()},
+    )

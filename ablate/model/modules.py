@@ -8,17 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ablate.model.step_weights import of_step
 from ablate.spec.backends import require_concrete
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm with a weight; float32 inside whatever the input is."""
+    """Root-mean-square norm with a weight; float32 inside whatever the input is.
+
+    `product_dtype`: its readers are products, so that under autocast it gives what these would each convert.
+    """
+
+    product_dtype = False
 
     def __init__(self, dim: int, eps: float, backend: str) -> None:
         super().__init__(dim, eps=eps)
         self.backend, self.epsilon = require_concrete(backend), eps
 
     def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if self.product_dtype and torch.is_autocast_enabled(kind):
+            return self._normed(x).to(torch.get_autocast_dtype(kind))
+        return self._normed(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
         if self.backend == "triton":
             from ablate.kernels.rms_norm import rms_norm
 
@@ -52,6 +64,10 @@ class Head(nn.Linear):
     def __init__(self, dim: int, vocab_size: int, backend: str) -> None:
         super().__init__(dim, vocab_size, bias=False)
         self.backend = require_concrete(backend)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., C)."""
+        return F.linear(hidden, of_step(self.weight))
 
     def cross_entropy(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean nats over the targets that are not -100; float32."""

@@ -5,8 +5,6 @@ Its manifest says what they are: the run's whole specification, and the facts th
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -70,28 +68,13 @@ def write_weights(folder: Path, state_dict: Mapping[str, Tensor], run: RunSpec) 
         training_flops=run.n_tokens * cost.training_flops_per_token,
         flops_per_token=cost.forward_flops_per_token,
     )
-    # Copies: safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    from ablate.model.tensor_file import save_tensors
+
     with new_folder(folder.parent, f"the weights {folder}") as place:
-        save_tensors(tensors, place / TENSORS)
-        commit_folder(place, folder, asdict(manifest))
+        hashed = {TENSORS: save_tensors(state_dict, place / TENSORS)}
+        commit_folder(place, folder, asdict(manifest), hashed)
     if (read_sealed(folder / MANIFEST) or {}).get("run_id") != manifest.run_id:
         raise ValueError(f"{folder} holds the weights of another run; move it away and give the same command again")
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; OSError as from any other write."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        # The library tells what the system refused in words alone.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ablate.components.variants import Variant, on_ranks
 from ablate.documents import read_toml
 from ablate.presets import preset, preset_file
 from ablate.presets.architecture import Architecture, decode_architecture
-from ablate.quantities import memory, number, whole
+from ablate.presets.training_memory import by_backends
+from ablate.quantities import memory, number, plural, whole
 from ablate.spec.cost import DTYPE_BYTES
 from ablate.spec.model import ModelSpec
 from ablate.spec.ranks import Ranks
@@ -59,6 +61,9 @@ def account_preset(
     spec = variant.resolve(base)
     length = _length(sequence_length, base.trainer.sequence_length)
     figures = {"preset": base.name, "variant": variant.levels} | spec.model.cost(length).summary()
+    trainer = replace(spec.trainer, sequence_length=length)
+    training = {"training_memory": by_backends(spec.model, trainer)} if spec.trainer.ranks.world == 1 else {}
+    figures |= {"micro_batch_size": trainer.micro_batch_size} | training
     return figures | ({"transports": _transports(spec)} if spec.trainer.transport else {})
 
 
@@ -141,6 +146,13 @@ def render(figures: Mapping[str, Any]) -> str:
             f"{whole(of['most_copies_between_nodes'])}), {number(of['copies_inside_nodes'])} inside, a layer; training "
             f"{memory(of['model_training_bytes_between_nodes'])} and "
             f"{memory(of['model_training_bytes_inside_nodes'])} a token"
+        )
+    for backend, of in figures.get("training_memory", {}).items():
+        lines.append(
+            f"training on one GPU by {'libraries' if backend == 'library' else 'kernels'}: {memory(of['total'])} at "
+            f"{plural(figures['micro_batch_size'], 'sequence')} at a time: states {memory(of['states'])}, copies of "
+            f"weights {memory(of['copies'])}, activations {memory(of['activations'])}, logits {memory(of['logits'])}; "
+            f"with every block recomputed {memory(of['total_recomputed'])}"
         )
     if "variant" in figures:
         levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 HOPPER = (9, 0)
 COMPILERS = ("cc", "gcc", "clang")
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +63,26 @@ def c_compiler() -> tuple[str, ...]:
     return (found, *asked[1:]) if found else ()
 
 
+def has_driver() -> bool:
+    """Whether anything here speaks of an NVIDIA driver, whatever the device's number or the sandbox; without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    if any(Path(place).exists() for place in DRIVER_FILES) or any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def has_gpu() -> bool:
-    """Whether an NVIDIA driver offers a device, without importing torch."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    return not hidden and Path("/dev/nvidia0").exists()
+    """Whether torch has a device to use. It is asked, and so imported, only where there is a driver."""
+    if not has_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @cache
@@ -77,12 +95,11 @@ def this_machine() -> Machine:
     if has_gpu():
         import torch
 
-        if torch.cuda.is_available():
-            return Machine(
-                kind="cuda",
-                name=torch.cuda.get_device_name(),
-                capability=torch.cuda.get_device_capability(),
-                torch_version=version,
-            )
+        return Machine(
+            kind="cuda",
+            name=torch.cuda.get_device_name(),
+            capability=torch.cuda.get_device_capability(),
+            torch_version=version,
+        )
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return Machine(kind="cpu", interpreted=interpreted, torch_version=version, compiles_c=bool(c_compiler()))

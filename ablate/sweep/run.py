@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ablate.presets.training_memory import training_memory
+from ablate.quantities import memory
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.events import Listener
 from ablate.runs.executors.cluster_file import Cluster, read_cluster
@@ -95,6 +97,7 @@ def run_variants(
     n_ranks = base.trainer.ranks.world
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
     fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
+    fits = fits and (n_ranks > 1 or not has_gpu() or check_device(whole, dry_run=options.dry_run))
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)
@@ -200,6 +203,27 @@ def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bo
         f"training {name} needs at least {needed / 2**30:.1f} GiB for its weights, gradients and moments, and this "
         f"machine has {available / 2**30:.1f}; choose a smaller --preset or fewer --jobs"
     )
+
+
+def check_device(asked: Sequence[NamedVariant], *, dry_run: bool) -> bool:
+    """Whether every variant's step fits the GPU, activations and logits included; ValueError if not, but in a dry run.
+
+    The closed form of `ablate.presets.training_memory`; a variant of which it knows nothing passes.
+    """
+    available = _available_bytes()
+    for variant in asked:
+        trainer = variant.spec.trainer
+        needed = training_memory(variant.spec.model, trainer)
+        if needed is None or needed.fits(available):
+            continue
+        if dry_run:
+            return False
+        raise ValueError(
+            f"training {variant.name} needs about {memory(needed.total)} at {trainer.micro_batch_size} sequences a "
+            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, or a preset file with a "
+            "smaller trainer.micro_batch_size"
+        )
+    return True
 
 
 def _available_bytes() -> int:

@@ -19,6 +19,8 @@ from ablate.training.schedule import learning_rate_factor
 
 CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
 TELL_EVERY_S = 0.5
+WRITING_SHARE = 0.02  # of a run's time, that writing checkpoints may take
+ASSUMED_BYTES_PER_S = 0.5e9  # of a disk, before the first checkpoint was written
 WARM_UP_STEPS = 5  # not part of the measured speed: the first steps allocate and compile
 
 Tell = Callable[[int, float | None, float], None]  # step, loss of the last one (None: none has ended), tokens per s
@@ -173,6 +175,8 @@ def _now() -> float:
 class Keeper(Callback):
     """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary where `stop` is true.
 
+    Less often where writing takes long: never so often that it would be more than WRITING_SHARE of a run's time, going
+    by the last one, or before the first by the bytes that there are to write.
     Checkpoints of one attempt go to its own folder. Random states are saved here, since Lightning saves none.
     """
 
@@ -193,10 +197,16 @@ class Keeper(Callback):
         """
         self.attempt, self.every_s, self.curve, self.stop = attempt, every_s, curve, stop
         self.at, self.branch = frozenset(at), branch
-        self._last = time.monotonic()
+        self._last, self._write_s = time.monotonic(), 0.0
         self._restore: dict[str, Any] | None = None
 
+    @property
+    def interval_s(self) -> float:
+        """Seconds from one checkpoint to the next."""
+        return max(self.every_s, self._write_s / WRITING_SHARE)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._write_s = self._write_s or _state_bytes(pl_module) / ASSUMED_BYTES_PER_S
         if self._restore is not None:
             restore_random_state(self._restore)
             self._restore = None
@@ -206,12 +216,15 @@ class Keeper(Callback):
             return
         agreed = trainer.strategy.reduce_boolean_decision  # what one rank wants all do, at one step
         stop = agreed(self.stop(), all=False)
-        if agreed(trainer.global_step in self.at or time.monotonic() - self._last >= self.every_s, all=False) or stop:
+        due = time.monotonic() - self._last >= self.interval_s
+        if agreed(trainer.global_step in self.at or due, all=False) or stop:
+            start = time.monotonic()
             self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step, self.branch))
             if trainer.is_global_zero:
                 prune(self.attempt, self.branch)
             self._last = time.monotonic()
+            self._write_s = self._last - start
         if stop:
             raise Interrupted
 
@@ -220,6 +233,11 @@ class Keeper(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restore = state_dict
+
+
+def _state_bytes(pl_module: Any) -> int:
+    """What a checkpoint holds: every parameter and two moments of it."""
+    return 3 * sum(p.numel() * p.element_size() for p in pl_module.parameters())
 
 
 class Branches(Callback):

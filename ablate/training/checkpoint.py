@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ablate.documents import read_json
 from ablate.files import MANIFEST, commit_folder, damage, new_folder, read_sealed, remove_folder
-from ablate.model.weights import load_tensors, save_tensors
+from ablate.model.tensor_file import save_tensors
+from ablate.model.weights import load_tensors
 
 TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
 RANK_TENSORS = "tensors-{:05d}.safetensors"  # of further ranks
@@ -49,9 +50,9 @@ def write(folder: Path, checkpoint: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     state = flatten(checkpoint, "", tensors)
     with new_folder(folder.parent, f"the checkpoint {folder}") as place:
-        save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / TENSORS)
+        hashed = {TENSORS: save_tensors(tensors, place / TENSORS)}
         (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
-        commit_folder(place, folder, {"place": _place(folder)})
+        commit_folder(place, folder, {"place": _place(folder)}, hashed)
 
 
 def write_together(folder: Path, checkpoint: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def write_together(folder: Path, checkpoint: dict[str, Any]) -> None:
         place = shared[0]
         assert place is not None
         name = TENSORS if rank == 0 else RANK_TENSORS.format(rank)
-        save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, place / name)
+        save_tensors(tensors, place / name)
         parts: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
         dist.gather_object((state["state_dict"], state["optimizer_states"]), parts)  # and all have written theirs
         if parts is not None:
@@ -153,7 +154,7 @@ def step_of(checkpoint: Path) -> int:
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, tensors taken out into `tensors`. Raises TypeError for what has no faithful JSON."""
     if isinstance(value, Tensor):
-        tensors[name] = value.clone()  # tied or overlapping storage is refused by safetensors
+        tensors[name] = value  # no copy: it is on the disk before the next step changes it
         return {"!": "tensor", "name": name}
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value) and "!" not in value:

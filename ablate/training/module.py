@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ablate.data.batches import Batch
 from ablate.model.loss import training_loss
+from ablate.model.step_weights import begin_step, end_step
 from ablate.model.transformer import Transformer, initialise, parameter_hashes
 from ablate.randomness import torch_generator
 from ablate.spec.run import RunSpec
@@ -67,6 +68,15 @@ class TrainingModule(LightningModule):
             factor = learning_rate_factor(self.run, self.global_step)
             for group, rate in zip(optimizer.param_groups, schedule.scheduler.base_lrs, strict=True):
                 group["lr"] = rate * factor
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Where one process goes through all micro-batches of a step: weights are converted for all of them at once.
+        several = 1 < self.n_micro_batches == self.trainer.accumulate_grad_batches
+        if several and batch_idx % self.n_micro_batches == 0:
+            begin_step()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        end_step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = training_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,14 @@ def test_no_time_is_told() -> None:
     ("group", "options", "sentence"),
     [
         ("norms", {}, "no group 'norms'.*attention"),
-        ("kernels", {"tune": True}, "this machine is: cpu"),
+        ("kernels", {"tune": True, "smoke": False}, "this machine is: cpu"),
         ("step", {"preset": "h300"}, "unknown preset 'h300'"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tuning is no error on a GPU")
 def test_what_is_refused(group: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        command.run_bench(group, smoke=True, **options)
+        command.run_bench(group, **({"smoke": True} | options))
 
 
 def test_steps_have_rates_and_their_backends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -293,7 +294,9 @@ def test_tuning_tries_candidates_and_the_tables_read_what_it_wrote(
     rows[0]["seconds"], rows[1]["seconds"] = 2.0, 1.0
     document = {"tuned": tuned, "operations": [], "environment": {"packages": {"torch": "2"}}}
     try:
-        written = json.loads(Path(tune.write(document, INTERPRETED, {})).read_text())
+        written = json.loads(
+            Path(tune.write(document, INTERPRETED, {}, measured.measured_file(INTERPRETED))).read_text()
+        )
         assert set(written) == {"device", "date", "versions", "kernels", "backends"}
         assert written["kernels"]["rms_norm_backward"]["choices"][0]["when"] == {"D": [192, 384]}
         assert rms_norm.TABLE.choose("rms_norm_backward", INTERPRETED, D=256).blocks == {"ROWS": 8}
@@ -333,13 +336,15 @@ def test_what_is_forced_and_asked_reaches_the_threads_of_autograd() -> None:
 
 BLOCKED = """
 import sys
+import weakref
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"pydantic", "optuna", "wandb", "typer", "lightning", "transformers", "pandas"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 from ablate.bench import command
-assert command.run_bench("norm", smoke=True)["operations"]
+for operation in command.run_bench("norm", smoke=True)["operations"]:
+    assert all(row["status"] in ("measured", "checked", "unavailable") for row in operation["backends"]), operation
 for group in command.GROUPS.values():
     group()
 try:
@@ -359,7 +364,7 @@ def test_kernels_need_only_torch_and_triton() -> None:
 def test_the_script_refuses_without_a_gpu(tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "gpu.sh"
     done = subprocess.run(
-        ["bash", str(script), "kernels"],
+        ["bash", str(script), "step"],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OUT": str(tmp_path)},
@@ -381,4 +386,86 @@ def test_the_command_is_the_one_that_the_script_calls() -> None:
     document = json.loads(done.stdout)
     assert document["smoke"]
     assert document["skipped"]
-    assert "cli.py bench" in (ROOT / "benchmarks" / "gpu.sh").read_text(encoding="utf-8")
+    assert "cli.py" in (ROOT / "benchmarks" / "gpu_stages.py").read_text(encoding="utf-8")
+
+
+# What fails on a device, and must stop nothing else.
+
+
+def broken(x: Tensor) -> Tensor:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def losing(*names: str) -> Operation:
+    """Three implementations, of which those named lose the device."""
+    return case_of(
+        *(
+            Implementation(name=name, prepare=forward(broken if name in names else lambda x: 2 * x))
+            for name in ("first", "second", "third")
+        )
+    )
+
+
+def test_a_lost_device_is_told_and_the_next_process_leaves_out_what_lost_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "GROUPS", {"test": lambda: [losing("second")]})
+    monkeypatch.setattr(command, "NAMES", ("test",))
+    monkeypatch.setattr("ablate.bench.operation.is_lost", lambda device: True)
+    document = command.run_bench("test", smoke=True, out=tmp_path, resume=True)
+    (rows,) = [operation["backends"] for operation in document["operations"]]
+    assert [row["status"] for row in rows] == ["checked", "failed", "failed"]
+    assert "not timed" in rows[0]["reason"]
+    assert "not tried: the device was lost to second" in rows[2]["reason"]
+    assert document["lost"] == [["double N64", "second"]]
+    assert document["faults"] == ["the device was lost in double N64, to second"]
+    again = command.run_bench("test", smoke=True, out=tmp_path, resume=True)
+    (rows,) = [operation["backends"] for operation in again["operations"]]
+    assert [row["status"] for row in rows] == ["measured", "failed", "measured"]
+    assert again["faults"] == document["faults"]
+    once_more = command.run_bench("test", smoke=True, out=tmp_path, resume=True)
+    assert once_more["operations"] == again["operations"]  # nothing is measured twice
+    with pytest.raises(ValueError, match="another machine or of a smoke test"):
+        command.run_bench("test", out=tmp_path, resume=True)
+
+
+def test_memory_that_is_short_for_all_suffices_for_each_once_the_others_are_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every implementation holds its inputs while it is prepared; two at a time are too many."""
+    alive: list[Any] = []
+
+    class Held:
+        def __init__(self) -> None:
+            alive.append(weakref.ref(self))
+
+    def prepare(x: Tensor) -> Any:
+        held = Held()
+        return lambda: (held, 2 * x)[1]
+
+    real = timing.measure
+
+    def measure(candidates: Any, *rest: Any) -> Any:
+        if len(candidates) > 1:
+            raise torch.OutOfMemoryError("all together")
+        assert sum(ref() is not None for ref in alive) == 1, "what was prepared before is still alive"
+        return real(candidates, *rest)
+
+    monkeypatch.setattr("ablate.bench.operation.measure", measure)
+    rows = rows_of(case_of(*(Implementation(name=name, prepare=prepare) for name in ("first", "second"))))
+    assert [row["status"] for row in rows.values()] == ["measured", "measured"]
+
+
+def test_a_step_that_fails_is_a_fault_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ablate.cli import app
+
+    groups = {rung.name: rung for group in step.rungs(preset("nano"), CPU) for rung in group}
+    monkeypatch.setattr(step, "rungs", lambda *_: [[groups["none"]], [groups["full without mtp"]]])
+    monkeypatch.setattr(step, "ours", lambda *_: broken(torch.zeros(1)))
+    done = CliRunner().invoke(app, ["bench", "step", "--smoke", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "fault: none: RuntimeError: CUDA error" in done.stderr
+    assert "full without mtp" in done.stderr
+    assert len(json.loads((tmp_path / "step.json").read_text())["steps"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ablate.spec.machine import has_gpu
 
 DEVICE = "cuda" if has_gpu() else "cpu"
+# Else cuBLAS refuses every product under deterministic algorithms, which `poisoned` turns on.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Root-mean-square error over root-mean-square of the reference. The only tolerances of kernel tests.
 TOLERANCE = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
@@ -172,3 +174,36 @@ def test_chunks_are_large_and_equal(n: int, n_classes: int, bytes_: int, tokens:
 def test_what_is_refused(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         linear_cross_entropy_op(hidden.to(DEVICE), weight.to(DEVICE), targets.to(DEVICE), IGNORED, False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [
+        (None, True),
+        (RuntimeError("self must have the dtype of the matrices"), False),
+        (RuntimeError("Deterministic behavior was enabled, and CUBLAS_WORKSPACE_CONFIG is not set"), None),
+        (torch.OutOfMemoryError("CUDA out of memory"), None),
+    ],
+)
+def test_only_a_refusal_of_the_dtypes_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None, answer: bool | None
+) -> None:
+    asked = []
+
+    def addmm(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        if fault is not None:
+            raise fault
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    cross_entropy._adds_to_float32.cache_clear()
+    try:
+        for _ in range(2):
+            if answer is None:
+                with pytest.raises(RuntimeError, match=str(fault)):
+                    cross_entropy._adds_to_float32(torch.device("cpu"))
+            else:
+                assert cross_entropy._adds_to_float32(torch.device("cpu")) is answer
+        assert len(asked) == (2 if answer is None else 1)
+    finally:
+        cross_entropy._adds_to_float32.cache_clear()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
-from ablate.model.weights import save_tensors
+from ablate.model.tensor_file import save_tensors
 from ablate.parallel.team import assemble
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks

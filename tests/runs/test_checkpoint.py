@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from ablate.components.variants import Variant
 from ablate.files import MANIFEST, CannotWrite, read_sealed, write_sealed
+from ablate.model import tensor_file
 from ablate.model.weights import load_state, load_tensors, read_weights, write_weights
 from ablate.presets import preset
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec
+from ablate.training import callbacks
 from ablate.training.checkpoint import (
     PROGRAM,
     checkpoint_path,
@@ -152,13 +157,58 @@ def test_a_full_disk_is_told_whoever_finds_it_out(
     name: str, run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(tensor_file, "open", full, raising=False)
     what = "weights" if name == "weights" else "checkpoint"
     with pytest.raises(CannotWrite, match=f"cannot write the {what} {tmp_path / name}: No space left .*; make room"):
         write_weights(tmp_path / name, {}, run) if name == "weights" else write(tmp_path / name, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_are_written_as_the_library_writes_them_and_hashed_on_the_way(tmp_path: Path) -> None:
+    from safetensors.torch import save
+
+    whole = torch.randn(6, 4)
+    tensors = {f"of {dtype}": torch.ones(3, 5).to(dtype) for dtype in tensor_file.NAMES}
+    tensors |= {"b": whole[2:], "a": whole.T, "nothing": torch.empty(0, 3), "one": torch.tensor(2.0), "ü": whole[0]}
+    facts = tensor_file.save_tensors(tensors, tmp_path / "x")
+    content = (tmp_path / "x").read_bytes()
+    assert content == save({name: t.clone().contiguous() for name, t in tensors.items()})
+    assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    read_back = load_tensors(tmp_path / "x")
+    assert all(torch.equal(read_back[name].double(), t.double()) for name, t in tensors.items())
+    with pytest.raises(ValueError, match="complex64 cannot be written"):
+        tensor_file.save_tensors({"z": torch.zeros(1, dtype=torch.complex64)}, tmp_path / "y")
+
+
+def test_writing_takes_no_more_than_its_share_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only training (a second a step) and writing (three) move: 5000 steps."""
+    now, written = [0.0], []
+
+    class Trainer:
+        global_step, is_global_zero = 0, True
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value)
+
+        def save_checkpoint(self, path: Path) -> None:
+            written.append(now[0])
+            now[0] += 3.0
+
+    weights = torch.nn.Linear(10, 10)
+    module = SimpleNamespace(n_micro_batches=1, run=SimpleNamespace(n_steps=10_000), parameters=weights.parameters)
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    keeper = callbacks.Keeper(tmp_path, 30.0, SimpleNamespace(take_losses=lambda *_: None), lambda: False)  # type: ignore[arg-type]
+    trainer = Trainer()
+    keeper.on_train_start(trainer, module)
+    assert keeper.interval_s == 30.0  # 440 bytes are written in no time
+    for step in range(5000):
+        now[0] += 1.0
+        trainer.global_step = step + 1
+        keeper.on_train_batch_end(trainer, module, None, None, step)
+    assert written[0] == 30.0
+    assert keeper.interval_s == 150.0
+    assert 3.0 * len(written) <= 0.02 * now[0] + 3.0
+    assert len(written) > 25
 
 
 def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ablate.components.fp8.emulation import Recipe, fp8_product
 from ablate.components.fp8.observation import Observation
 from ablate.kernels.weight_gradients import linear_in_both
 from ablate.model.modules import RMSNorm, unquantised
+from ablate.model.step_weights import of_step
 from ablate.spec.backends import EMULATED, require_concrete
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_in_both(F.linear, x, self.weight)
+        return linear_in_both(F.linear, x, of_step(self.weight))
 
     def feed_forward(self, down: Linear) -> Callable[[Tensor], Tensor] | None:
         """This map, SwiGLU and `down` as one operation, where there is one; else None."""
@@ -52,10 +53,10 @@ class GroupedLinear(nn.Module):
         if self.backend == "triton":
             from ablate.kernels.grouped_product import grouped_linear
 
-            x_NI, weight = autocast(x_NI, self.weight)
+            x_NI, weight = autocast(x_NI, of_step(self.weight))
             return grouped_linear(x_NI, weight, offsets_E)
         product = grouped_reference if self.backend == "reference" else grouped_library
-        return linear_in_both(lambda x, weight: product(x, weight, offsets_E), x_NI, self.weight)
+        return linear_in_both(lambda x, weight: product(x, weight, offsets_E), x_NI, of_step(self.weight))
 
     def experts(self, down: GroupedLinear) -> Callable[..., Tensor] | None:
         """Routed experts whole, where kernels do without a copy of the rows that are sorted by expert; else None."""
@@ -64,7 +65,7 @@ class GroupedLinear(nn.Module):
         from ablate.kernels.routed_experts import routed_experts
 
         def whole(x_ND: Tensor, weight_NA: Tensor, *plan: Tensor) -> Tensor:
-            x_ND, gate_up, down_weight = autocast(x_ND, self.weight, down.weight)
+            x_ND, gate_up, down_weight = autocast(x_ND, of_step(self.weight), of_step(down.weight))
             token_of_row_P, row_of_choice_NA, offsets_E = plan
             return routed_experts(x_ND, weight_NA, gate_up, down_weight, token_of_row_P, row_of_choice_NA, offsets_E)
 
@@ -114,7 +115,7 @@ class Fp8Linear(nn.Module):
 
             (x_NI,) = autocast(x_NI)
             y_NO = fp8_linear(
-                x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x.device)
+                x_NI, self.weight, power_of_two=self.recipe.power_of_two_scales, backend=self.products(x_NI)
             )
             watch(self.observation, self.recipe, x_NI, self.weight, y_NO)
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
@@ -122,7 +123,7 @@ class Fp8Linear(nn.Module):
     def _of_normed(self, x: Normed) -> Tensor:
         from ablate.components.fp8.kernel.normed import fp8_linear_of_normed
 
-        power_of_two, products = self.recipe.power_of_two_scales, self.products(x.value.device)
+        power_of_two, products = self.recipe.power_of_two_scales, self.products(x.value)
         y = fp8_linear_of_normed(x, self.weight, power_of_two=power_of_two, backend=products)
         watch(self.observation, self.recipe, x.value.flatten(0, -2), self.weight, y)
         return y
@@ -135,20 +136,21 @@ class Fp8Linear(nn.Module):
 
         def whole(x: Any) -> Tensor:
             (x_NI,) = autocast(unquantised(x).reshape(-1, x.shape[-1]))
-            library = "library" == self.products(x_NI.device) == down.products(x_NI.device)
+            library = "library" == self.products(x_NI) == down.products(x_NI)
             power_of_two = self.recipe.power_of_two_scales
             y_NO = fp8_feed_forward(x_NI, self.weight, down.weight, power_of_two=power_of_two, library=library)
             return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
         return whole
 
-    def products(self, device: torch.device) -> str:
+    def products(self, x: Tensor) -> str:
         """What multiplies: with backend `library` cuBLAS where it takes these sizes, and the kernels where not."""
         if self.backend != "library":
             return self.backend
         from ablate.components.fp8.kernel.product import machine_of, supported
 
-        obstacle = supported(machine_of(device), self.weight.shape[1], self.weight.shape[0])
+        n_outputs, n_inputs = self.weight.shape
+        obstacle = supported(machine_of(x.device), n_inputs, n_outputs, x.numel() // x.shape[-1])
         return "triton" if obstacle else "library"
 
 

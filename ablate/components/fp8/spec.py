@@ -24,6 +24,12 @@ RecipeName = Literal["blockwise", "tensorwise", "gradient-blocks"]
 Fp8Backend = Literal["auto", "compiled", "emulated", "library", "triton"]
 
 
+def read_by_products(norm: Any) -> Any:
+    """A norm whose output only products read, which then take it in the dtype of autocast, converted once for all."""
+    norm.product_dtype = True
+    return norm
+
+
 @checked("linear")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StandardLinear:
@@ -45,7 +51,7 @@ class StandardLinear:
         return Linear(in_features, out_features)
 
     def norm(self, dim: int, node: NormNode) -> nn.Module:
-        return node.build(dim)
+        return read_by_products(node.build(dim))
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import GroupedLinear
@@ -108,7 +114,7 @@ class Fp8Linear:
         from ablate.components.fp8.module import Fp8Norm
 
         fused = node.backend == "triton" and self.backend not in EMULATED
-        return Fp8Norm(dim, node.eps, self._recipe()) if fused else node.build(dim)
+        return Fp8Norm(dim, node.eps, self._recipe()) if fused else read_by_products(node.build(dim))
 
     def grouped(self, n_groups: int, in_features: int, out_features: int) -> nn.Module:
         from ablate.components.fp8.module import Fp8GroupedLinear as Module

@@ -121,7 +121,7 @@ def fp8_linear(x_NI: Tensor, weight_OI: Tensor, *, power_of_two: bool, backend: 
         raise ValueError(f"backend is {backend!r}; of a linear map in FP8 there are: {', '.join(BACKENDS)}")
     if library := backend == "library":
         machine = product.machine_of(x_NI.device)
-        if obstacle := product.supported(machine, weight_OI.shape[1], weight_OI.shape[0]):
+        if obstacle := product.supported(machine, weight_OI.shape[1], weight_OI.shape[0], x_NI.shape[0]):
             raise ValueError(f"backend is 'library', and {obstacle}: choose backend triton")
     return fp8_linear_op(x_NI, weight_OI, power_of_two, library, *kept(x_NI, weight_OI))[0]
 

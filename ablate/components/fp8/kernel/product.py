@@ -169,8 +169,16 @@ def library_obstacle(machine: Machine) -> str:
     return ""
 
 
-def supported(machine: Machine, in_features: int, out_features: int) -> str:
-    """Why cuBLAS cannot do the three products of a linear map of these sizes on a machine; "" if it can."""
+SCALE_STRIDE = 4  # float32 numbers: cuBLAS fetches the scales of rows in columns, 16 bytes at once
+
+
+def supported(machine: Machine, in_features: int, out_features: int, n_rows: int) -> str:
+    """Why cuBLAS cannot do the three products of a linear map of these sizes on a machine; "" if it can.
+
+    n_rows: of what is multiplied; the scales of one block of channels lie so many float32 numbers apart.
+    """
+    if n_rows % SCALE_STRIDE:
+        return f"cuBLAS reads the scales of rows in columns of multiples of {SCALE_STRIDE}, and there are {n_rows} rows"
     if in_features % layout.ROW_BYTES or out_features % layout.ROW_BYTES:
         return f"cuBLAS needs multiples of 16 in FP8, and the weight is {out_features} x {in_features}"
     return library_obstacle(machine)
