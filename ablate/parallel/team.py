@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -12,12 +11,12 @@ import torch.distributed as dist
 from ablate.model.stage import Stage, part, stages
 from ablate.model.transformer import Part, Transformer
 from ablate.parallel.executor import Pipeline
+from ablate.parallel.groups import WATCHDOG
 from ablate.parallel.layout import layers_of, schedule_of
 from ablate.parallel.mesh import Mesh, make_mesh
 from ablate.spec.run import RunSpec
 
 T = TypeVar("T")
-WATCHDOG = timedelta(minutes=5)  # without news of another rank: then the run ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from ablate.components.fp8.wire import Fp8Wire
 from ablate.components.moe.spec import RoutedExperts
 from ablate.errors import RunFailed
 from ablate.model.loss import training_loss
-from ablate.parallel.experts import build_divided
+from ablate.parallel.experts import hold
 from ablate.parallel.launch import launch
 from ablate.parallel.mesh import make_mesh, members
 from ablate.parallel.transport.equality import Case, Equality, check, run_of
@@ -131,7 +131,8 @@ def observed(case: Case) -> dict[str, tuple[list[int], list[int]]]:
     rank = torch.distributed.get_rank()
     torch.set_default_dtype(torch.float64)
     run, mesh = run_of(case), make_mesh(case.ranks)
-    model, ours = build_divided(run, mesh)
+    ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
+    model = ours.model
     assert ours.peers is not None
     chosen: list[Tensor] = []
     for module in model.modules():
