@@ -72,9 +72,12 @@ class RanksModule(TrainingModule):
         self.team.pipeline.train(forward, lambda micro: self._empty(shape), 1 / len(self.batches))
         self.holders.join()
         self.loads.counts = self._everywhere(self.loads.counts)
-        mean = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
-        dist.all_reduce(mean)  # each loss has arisen on one rank
-        self.step_losses.append(mean / len(self.batches))
+        # Of one dtype on all ranks, whichever of them have a head.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for loss in losses:
+            total += loss
+        dist.all_reduce(total)  # each loss has arisen on one rank
+        self.step_losses.append((total / len(self.batches)).float())
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         some = next(self.model.parameters())

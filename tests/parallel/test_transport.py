@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablate.components.alltoall.module import from_bytes
 from ablate.components.alltoall.reference import REFERENCES
 from ablate.components.alltoall.spec import Deduplicated, Flat, TwoHop
 from ablate.components.fp8.quantise import Strips, quantise
@@ -111,7 +112,7 @@ def test_every_rank_is_in_one_group_of_a_name() -> None:
 
 @pytest.mark.parametrize("dim", [32, 128, 300])
 @pytest.mark.parametrize("power_of_two", [True, False])
-@pytest.mark.parametrize("n", [0, 5])
+@pytest.mark.parametrize("n", [0, 1, 5])
 def test_the_wire_gives_what_the_product_would_have_made(dim: int, power_of_two: bool, n: int) -> None:
     x, wire = torch.randn(n, dim, generator=torch.Generator().manual_seed(0)) * 30, Fp8Wire(power_of_two)
     sent = wire.encode(x)
@@ -119,6 +120,13 @@ def test_the_wire_gives_what_the_product_would_have_made(dim: int, power_of_two:
     found = wire.decode(sent, dim, torch.float32)
     expected = quantise(x, Strips(-1), power_of_two_scales=power_of_two).dequantise() if n else x
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_part_of_any_number_of_rows_is_read_as_numbers(n: int) -> None:
+    sent = torch.arange(n * 5, dtype=torch.float32).view(n, 5)
+    part = sent.view(torch.uint8)[:, 4:20]  # of one row, torch calls any strides contiguous
+    assert torch.equal(from_bytes(part, 2, torch.float64), torch.from_numpy(sent[:, 1:].numpy().copy().view("float64")))
 
 
 def cases(ranks: Ranks, changes: Sequence[dict[str, str]]) -> list[Case]:
