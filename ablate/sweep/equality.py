@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.components.variants import Variant, on_ranks
+from ablate.files import replace_file, sealed
 from ablate.presets import preset
 from ablate.runs.plan import NamedVariant
+from ablate.runs.store import EQUALITY
 from ablate.spec.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -21,10 +24,11 @@ LENGTH = 16  # tokens of a sequence
 MOST_RANKS = 8  # of a check, which this machine starts whatever runs the study
 
 
-def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None]) -> None:
+def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None], folder: Path) -> None:
     """Compare each of a study's variants, at the size of the preset nano, on its ranks with one process.
 
-    In float64, where nothing may differ but the order of sums. ValueError if something does: the study does not run.
+    In float64, where nothing may differ but the order of sums. What came of it is kept in the study's folder, for its
+    report. ValueError if something differs: the study does not run.
     """
     say("checking that the ranks compute what one process computes (float64, a small model of each variant)")
     # In a process of its own, which loads torch, while this one stays able to fork.
@@ -32,6 +36,8 @@ def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None]) ->
         found = pool.submit(equalities, cases(named)).result()
     for each in found:
         say(sentence(each))
+    said = [each.facts() | {"sentence": sentence(each)} for each in found]
+    replace_file(folder / EQUALITY, sealed({"cases": said}), "what the check of the ranks found")
     if wrong := [f"{each.variant} ({each.what})" for each in found if not each.holds]:
         raise ValueError(
             f"on these ranks {', '.join(wrong)} does not compute what one process computes; nothing was run: "

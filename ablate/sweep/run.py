@@ -131,7 +131,7 @@ def run_variants(
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
     if n_ranks > 1:
-        check_equality(named, display.say)
+        check_equality(named, display.say, folder)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)

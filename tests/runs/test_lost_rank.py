@@ -1,0 +1,87 @@
+"""A rank that is gone: which it was is said in one sentence, and the run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+
+from ablate.parallel.lost import missing, present
+from ablate.runs.conduct import execute_all
+from ablate.runs.events import Ended, Event, Killed, Progress
+from ablate.runs.executors import worker
+from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.job import Job
+from ablate.runs.store import Store
+from ablate.spec.ranks import Ranks
+
+MakeJob = Callable[..., Job]
+BROKEN = RuntimeError("[/gloo/transport/tcp/pair.cc:1] Connection closed by peer\nmore")
+ENDS = """
+import os, pathlib, sys
+from ablate.parallel.lost import present
+with present(pathlib.Path(sys.argv[1]), 1):
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "study")
+    made.create()
+    return made
+
+
+def test_a_rank_is_missing_once_its_process_has_ended(tmp_path: Path) -> None:
+    with present(tmp_path, 0), present(tmp_path, 2):
+        subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], check=False)
+        assert missing(tmp_path) == [1]
+    assert missing(tmp_path) == [0, 1, 2]
+
+
+def test_a_broken_connection_is_another_ranks_failure_and_any_other_error_its_own(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GRACE_S", 0.0)
+    job = make_job(ranks=Ranks(pipeline=2))
+    with present(tmp_path, 0):
+        with present(tmp_path, 1):
+            said = str(worker._of_this_rank(BROKEN, job, tmp_path))
+            assert said.startswith(f"{worker.LOST}: one of 2 does not answer")
+        said = str(worker._of_this_rank(BROKEN, job, tmp_path))
+    assert said.startswith(f"{worker.LOST}: rank 1 of 2 has ended (")
+    assert "more" not in said
+    own = ValueError("no such thing")
+    assert worker._of_this_rank(own, job, tmp_path) is own
+    assert worker._of_this_rank(BROKEN, make_job(), tmp_path) is BROKEN, "one process has no other"
+
+
+@pytest.mark.slow
+def test_a_run_whose_rank_is_killed_goes_on_from_its_checkpoint(
+    make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, events, killed = make_job("distill", n_steps=400, ranks=Ranks(data=2), micro_batch_size=2), list[Event](), []
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        kept = list(store.attempts_folder(job.run_id).glob("*/step-*/manifest.json"))
+        if isinstance(event, Progress) and kept and not killed:
+            (agent,) = processes.workers(os.getpid())
+            ranks = processes.children(agent)
+            killed.append(max(ranks))
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert execute_all([job], store, LocalExecutor(store, 1), listener=listener).status == {job.run_id: "finished"}
+    (reason,) = (event.reason for event in events if isinstance(event, Killed))
+    assert reason.startswith(f"{worker.LOST}: rank 1 of 2 has ended")
+    assert isinstance(events[-1], Ended)
+    record = store.read(job.run_id)
+    assert record is not None
+    assert len(record.attempts) == 2
+    assert record.metrics["step_s"] > 0
