@@ -196,9 +196,14 @@ class Session:
         return {
             "step_s": step_s,
             "tokens_per_s": self.job.run.trainer.tokens_per_step / step_s,
-            "peak_memory_bytes": float(peak_memory_bytes()),
+            "peak_memory_bytes": self._peak_memory_bytes(),
             "evaluation_s": self.curve.evaluation_s,
         }
+
+    def _peak_memory_bytes(self) -> float:
+        """On ranks the largest of them."""
+        mine = float(peak_memory_bytes())
+        return mine if self.team is None else self.team.largest(mine)
 
 
 def probe(job: Job, folder: Path, seconds: float) -> float:

@@ -109,8 +109,9 @@ def sentence(found: Equality) -> str:
     told = "equal" if found.holds else "NOT EQUAL"
     losses = "bit for bit" if found.losses_exact else f"within {found.loss_error:.0e}"
     counts = "bit for bit" if found.counts_exact else "DIFFERENT"
+    live = f"; live chunks {', '.join(map(str, found.peak_live_chunks))}" if len(found.peak_live_chunks) > 1 else ""
     return (
         f"{found.what} in {found.variant} on {found.ranks}: {told}; expert counts {counts}, losses {losses}, "
         f"{found.n_gradients_exact} of {found.n_gradients} gradients bit for bit, the others within "
-        f"{found.gradient_error:.0e}; live chunks {', '.join(map(str, found.peak_live_chunks))}"
+        f"{found.gradient_error:.0e}{live}"
     )
