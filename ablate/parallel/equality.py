@@ -66,20 +66,21 @@ class Case:
         return model.portable().with_backends({"linear": "reference"})
 
     @property
-    def in_fp8(self) -> bool:
-        """Whether rows travel in FP8. Which of them share a scale at an expert, and in which order its products sum in
-        float32, is then a matter of those that meet there: one process has to compute them at once.
+    def in_tiles(self) -> bool:
+        """Whether the products at an expert depend on which rows meet there, of which tiles share a scale.
+
+        One process then has to compute at once what meets on ranks.
         """
-        return self.transport is not None and self.model.linear.wire() is not None
+        return self.transport is not None and self.model.linear.shares_scales() == "tiles"
 
     @property
     def blocks(self) -> list[list[tuple[int, ...]]]:
         """The micro-batches of all data ranks as one process computes them: groups at once, blocks added up apart.
 
         A block is what one copy of a stage sees, so that sums have the same order; a group is one micro-batch, or where
-        they meet in FP8 one of each expert rank.
+        they meet in tiles one of each expert rank.
         """
-        m, width = self.n_micro_batches, self.ranks.expert if self.in_fp8 else 1
+        m, width = self.n_micro_batches, self.ranks.expert if self.in_tiles else 1
         of_copy, found = m // self.table.n_directions, []
         for first in range(0, self.ranks.data, width):
             for start in range(0, m, of_copy):
@@ -173,7 +174,7 @@ def _compare(case: Case, mesh: Mesh) -> Equality:
         norm_error=_relative(ours.norm, single.norm),
         peak_live_chunks=tuple(everyone[place * mesh.ranks.data][5] for place in range(mesh.ranks.pipeline)),
         seconds=max(row[6] for row in everyone),
-        tolerance=FP8_TOLERANCE if case.in_fp8 else TOLERANCE,
+        tolerance=FP8_TOLERANCE if case.in_tiles else TOLERANCE,
     )
 
 
@@ -298,7 +299,7 @@ def _alone(case: Case, spec: ModelSpec, batches: Sequence[Mapping[str, Any]]) ->
 def _whole(case: Case, spec: ModelSpec) -> Transformer:
     """The model in one process. Where rows travel in FP8 they do so here, to itself."""
     model = Transformer(spec)
-    if case.transport is not None and case.in_fp8:
+    if case.transport is not None and case.in_tiles:
         n_experts: int = getattr(spec.feed_forward, "n_routed_experts")  # noqa: B009
         peers = alone(n_experts)
         divided(model, peers, case.transport.build(peers, n_experts, spec.linear.wire()), n_experts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -19,12 +20,15 @@ from ablate.components.alltoall.spec import Deduplicated, Flat, TwoHop
 from ablate.components.fp8.quantise import Strips, quantise
 from ablate.components.fp8.wire import Fp8Wire
 from ablate.components.moe.spec import RoutedExperts
+from ablate.components.variants import Variant, on_ranks
 from ablate.errors import RunFailed
 from ablate.model.loss import training_loss
 from ablate.parallel.experts import hold
 from ablate.parallel.launch import launch
+from ablate.parallel.layout import check_ranks
 from ablate.parallel.mesh import make_mesh, members
 from ablate.parallel.transport.equality import Case, Equality, check, run_of
+from ablate.presets import preset
 from ablate.presets.account import account_preset
 from ablate.spec.ranks import Ranks, read_ranks
 
@@ -213,3 +217,24 @@ def failing() -> None:
 def test_a_rank_that_fails_ends_the_others_and_is_named() -> None:
     with pytest.raises(RunFailed, match="rank 1 of 2 failed: ValueError: no such thing"):
         launch(failing, 2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "levels", "message"),
+    [
+        (Ranks(data=16, expert=16), {}, "8 routed experts do not give each of 16"),
+        (Ranks(data=2, expert=2), {"fp8": "tensorwise"}, "one scale of all experts"),
+        (Ranks(data=2, expert=2), {"aux-free": "batch-aux"}, "no such order"),
+        (Ranks(data=3), {}, "cannot be shared evenly by 3"),
+        (Ranks(data=2, expert=2), {"fp8": "gradient-blocks"}, ""),
+        (Ranks(data=2, expert=2), {"moe": "dense", "aux-free": "sequence-aux", "alltoall": "flat"}, ""),
+    ],
+)
+def test_what_ranks_cannot_compute_as_one_process_does_is_refused(
+    ranks: Ranks, levels: dict[str, str], message: str
+) -> None:
+    small = on_ranks(preset("nano"), ranks)
+    small = replace(small, trainer=replace(small.trainer, batch_size=16, micro_batch_size=1))
+    spec = (Variant.full(small) | {"distill": "raw"} | levels).resolve(small)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_ranks(spec.model, spec.trainer)
