@@ -44,7 +44,7 @@ def check_ranks(model: ModelSpec, trainer: TrainerSpec) -> None:
     if trainer.transport is not None and model.linear.shares_scales() == "tensor":
         raise ValueError(
             "fp8=tensorwise takes one scale of all experts and all their tokens, which expert ranks have in "
-            "parts: numbers would depend on the ranks; choose blockwise (fp8 on), gradient-blocks or bf16, or leave expert out"
+            "parts: numbers would depend on the ranks; choose blockwise, gradient-blocks or bf16, or leave expert out"
         )
     if trainer.ranks.pipeline > 1 and trainer.pipeline is None:
         raise ValueError("there are several pipeline ranks and no schedule; leave dualpipe to the recipe")
