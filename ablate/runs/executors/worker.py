@@ -132,8 +132,9 @@ def _of_this_rank(error: Exception, job: Job, attempt: Path) -> Exception:
         return error
     time.sleep(GRACE_S)
     gone = ", ".join(map(str, missing(attempt)))
-    which = f"rank {gone} of {job.ranks} has ended" if gone else f"one of {job.ranks} does not answer"
-    return RankLost(f"{LOST}: {which} ({str(error).strip().splitlines()[0]})")
+    if gone:
+        return RankLost(f"{LOST}: the process of rank {gone} of {job.ranks} has ended")
+    return RankLost(f"{LOST}: one of {job.ranks} does not answer ({str(error).strip().splitlines()[0]})")
 
 
 def _note(store: Store, attempt: Path, run_id: str, job: Job | None, error: Exception) -> None:
