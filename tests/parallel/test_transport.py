@@ -31,6 +31,7 @@ from ablate.parallel.transport.equality import Case, Equality, check, run_of
 from ablate.presets import preset
 from ablate.presets.account import account_preset
 from ablate.spec.ranks import Ranks, read_ranks
+from ablate.sweep.equality import few
 
 NODES = (TwoHop(), Flat(), Deduplicated())
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on", "fp8": "on"}
@@ -238,3 +239,17 @@ def test_what_ranks_cannot_compute_as_one_process_does_is_refused(
     spec = (Variant.full(small) | {"distill": "raw"} | levels).resolve(small)
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         check_ranks(spec.model, spec.trainer)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "checked"),
+    [
+        (Ranks(pipeline=2, data=2, expert=2), Ranks(pipeline=2, data=2, expert=2)),
+        (Ranks(pipeline=16, data=64, expert=64), Ranks(pipeline=2, data=4, expert=4, node=2)),
+        (Ranks(data=16, expert=16, node=16), Ranks(data=2, expert=2, node=2)),
+        (Ranks(pipeline=16), Ranks(pipeline=2, node=1)),
+        (Ranks(data=64), Ranks(data=2, node=1)),
+    ],
+)
+def test_a_large_layout_is_checked_on_few_ranks_with_the_same_axes(ranks: Ranks, checked: Ranks) -> None:
+    assert few(ranks) == checked
