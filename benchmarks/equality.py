@@ -91,7 +91,6 @@ def main() -> None:
     print(FORM.format("schedule", "transport", "variant", "equal", "losses", "counts", "gradients", "error", "live"))
     for ranks in layouts:
         found += _table(ranks)
-    print(f"{sum(e.holds for e in found)} of {len(found)} equal")
     if arguments.out:
         arguments.out.write_text(json.dumps([e.facts() for e in found], indent=1) + "\n", encoding="utf-8")
     if not all(e.holds for e in found):
@@ -99,16 +98,20 @@ def main() -> None:
 
 
 def _table(ranks: Ranks) -> list[Equality]:
-    """The cases of one layout, all in one start of its ranks."""
-    begun = time.monotonic()
-    found: list[Equality] = launch(compare_all, ranks.world, cases(ranks))[0]
-    print(f"{ranks}, {time.monotonic() - begun:.0f} s with the start of the ranks")
-    for e in found:
-        losses = "bits" if e.losses_exact else f"{e.loss_error:.0e}"
-        words = ["yes" if e.holds else "NO", losses, "bits" if e.counts_exact else "DIFFER"]
-        exact, live = f"{e.n_gradients_exact}/{e.n_gradients}", ",".join(map(str, e.peak_live_chunks))
-        schedule = e.schedule if ranks.pipeline > 1 else "-"
-        print(FORM.format(schedule, e.transport, e.variant, *words, exact, f"{e.gradient_error:.0e}", live))
+    """The cases of one layout, those of a schedule in one start of its ranks, each told when they are done."""
+    begun, found = time.monotonic(), []
+    print(f"{ranks}:")
+    for _, together in itertools.groupby(cases(ranks), key=lambda case: case.schedule):
+        of_schedule: list[Equality] = launch(compare_all, ranks.world, list(together))[0]
+        for e in of_schedule:
+            losses = "bits" if e.losses_exact else f"{e.loss_error:.0e}"
+            words = ["yes" if e.holds else "NO", losses, "bits" if e.counts_exact else "DIFFER"]
+            exact, live = f"{e.n_gradients_exact}/{e.n_gradients}", ",".join(map(str, e.peak_live_chunks))
+            schedule = e.schedule if ranks.pipeline > 1 else "-"
+            row = FORM.format(schedule, e.transport, e.variant, *words, exact, f"{e.gradient_error:.0e}", live)
+            print(row, flush=True)
+        found += of_schedule
+    print(f"{sum(e.holds for e in found)} of {len(found)} equal, {time.monotonic() - begun:.0f} s")
     return found
 
 
