@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,14 @@ from ablate.parallel.lost import present
 with present(pathlib.Path(sys.argv[1]), 1):
     os.kill(os.getpid(), 9)
 """
+RANK = """
+import os, time
+from ablate.parallel.lost import end_with
+end_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(100)
+"""
+AGENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {RANK!r}])"
 
 
 @pytest.fixture
@@ -60,6 +69,18 @@ def test_a_broken_connection_is_another_ranks_failure_and_any_other_error_its_ow
     own = ValueError("no such thing")
     assert worker._of_this_rank(own, job, tmp_path) is own
     assert worker._of_this_rank(BROKEN, make_job(), tmp_path) is BROKEN, "one process has no other"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_rank_ends_with_its_agent_even_while_it_waits() -> None:
+    with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        rank = int(agent.stdout.readline())
+        agent.kill()
+    deadline = time.monotonic() + 30
+    while rank in processes.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rank not in processes.alive()
 
 
 @pytest.mark.slow
