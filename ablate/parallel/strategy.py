@@ -30,6 +30,11 @@ class RanksStrategy(ModelParallelStrategy):
         super().__init__()
         self.team = team
 
+    @property
+    def world_size(self) -> int:
+        """1, for Lightning, which else broadcasts in every step: what ranks agree on, they agree on here."""
+        return 1
+
     def setup_environment(self) -> None:
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
