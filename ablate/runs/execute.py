@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import statistics
@@ -34,6 +35,8 @@ from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS, MAX_PROBE_STEPS = 6, 1000
@@ -114,6 +117,8 @@ class Session:
                 found = newest_valid(Path(self.job.earlier), environment.program(), branch)
                 if found:
                     replace_file(self.attempt / WENT_ON_FROM, f"{found}\n")
+                elif not branch:
+                    log.warning("%s has no checkpoint of this very program; the run begins anew", self.job.earlier)
         return found if self.team is None else self.team.from_first(found if self.team.leads else None)
 
     def fit(self, resume: Path | None) -> None:
