@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,4 +71,5 @@ def render(facts: Mapping[str, Any]) -> str:
         f"extras     missing: {', '.join(missing)}" if missing else "extras     all there",
         *(f"note       {warning}" for warning in facts["warnings"]),
     ]
-    return "\n".join(lines)
+    indent = " " * len("packages   ")
+    return "\n".join(textwrap.fill(line, 80, subsequent_indent=indent, break_on_hyphens=False) for line in lines)

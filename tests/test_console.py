@@ -38,11 +38,13 @@ def test_the_doctor_says_what_is_emulated_here() -> None:
     facts = examine()
     said = render(facts)
     assert facts["packages"]["torch"] in said
+    assert max(map(len, said.splitlines())) <= 80
     assert facts["cuda"] or any("emulated" in warning for warning in facts["warnings"])
 
 
 def test_every_component_is_listed_and_has_a_card() -> None:
     listed = overview()
+    assert max(map(len, listed.splitlines())) <= 80
     for name in NAMES:
         assert f"{name}: " in listed
         assert card(name).startswith("# ")

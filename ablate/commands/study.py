@@ -115,12 +115,12 @@ def run(
     run_and_report(study, out=out, n_parallel=jobs, json=json, at=at, **options)
 
 
-def _show_price(done: Any, display: Any, *, per_hour: float | None, noise: Path | None) -> dict[str, Any]:
+def _show_price(study: Any, done: Any, display: Any, *, per_hour: float | None, noise: Path | None) -> dict[str, Any]:
     """Print what the plan will take, and give it for the JSON document."""
     from ablate.spec.decoding import encode
-    from ablate.sweep.price import lines, noise_of, price
+    from ablate.sweep.price import lines, noise_of, price, published_noise
 
-    known = None if noise is None else noise_of(noise)
+    known = noise_of(noise) if noise else published_noise(done.plan, study.load_preset())
     found = price(done.plan, n_parallel=done.n_parallel, per_hour=per_hour, noise=known)
     for line in lines(found, per_hour):
         display.say(line)
@@ -135,7 +135,7 @@ def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **op
     display = ConsoleDisplay()
     done = conduct(study, Options(**options), display)
     if done.outcome is None:
-        priced = _show_price(done, display, **(pricing or {"per_hour": None, "noise": None}))
+        priced = _show_price(study, done, display, **(pricing or {"per_hour": None, "noise": None}))
         if json:
             from ablate.spec.decoding import encode
 

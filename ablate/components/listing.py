@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from importlib import resources
 
 from ablate.components.component import Component
 from ablate.components.registry import REGISTRY
+
+WIDTH = 80  # of a terminal that nobody has widened
 
 
 def overview() -> str:
@@ -41,7 +44,9 @@ def _paragraph(chosen: Component) -> str:
         lines.append(f"It does not commute with {', '.join(chosen.does_not_commute_with)}: the order here decides.")
     lines.append(f"It affects {', '.join(chosen.affects)}.")
     lines.append(f"It comes with the package {package}.")
-    return "\n  ".join(lines)
+    head, *rest = lines
+    indented = [textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in rest]
+    return "\n".join([textwrap.fill(head, WIDTH, subsequent_indent="    "), *indented])
 
 
 def _slots(names: tuple[str, ...]) -> str:

@@ -12,9 +12,11 @@ from ablate.attribution.study.cells import LATTICES, design_cells
 from ablate.attribution.study.compare import compare
 from ablate.attribution.study.designed import AGAINST_REFERENCE, cell_of, design_lattice
 from ablate.attribution.verdicts import t_quantile
-from ablate.quantities import duration, memory, number, plural, scaled, significant
+from ablate.presets.noise import known_noise
+from ablate.quantities import duration, listed, memory, number, plural, scaled, significant
 from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
+from ablate.spec.run import Preset
 
 BYTES_PER_PARAMETER = 16  # float32 weight, gradient and two moments; activations come on top
 PETAFLOP = 1e15
@@ -111,6 +113,19 @@ def noise_of(folder: Path) -> Noise:
     else:
         raise ValueError(f"--noise is {folder}, and too few of its runs have finished to tell their noise")
     return Noise(pair_sd=pair_sd, run_sd=run_sd, origin=origin)
+
+
+def published_noise(plan: Plan, preset: Preset) -> Noise | None:
+    """The noise that was published for runs like these; the widest, where it was for several comparisons."""
+    found = known_noise(preset, plan.match, plan.budget)
+    if not found:
+        return None
+    widest = max(found, key=lambda noise: noise.pair_sd_nats)
+    origin = (
+        f"the sd of a pair's difference of {significant(widest.pair_sd_nats)} in {widest.origin} "
+        f"({listed(widest.components)}, {widest.pair_df:.0f} degrees of freedom)"
+    )
+    return Noise(pair_sd=widest.pair_sd_nats, run_sd=widest.run_sd_nats, origin=origin)
 
 
 def expected_half_width(plan: Plan, noise: Noise | None) -> tuple[float | None, str]:

@@ -107,9 +107,10 @@ class _Writer:
     def rounds(self) -> Iterator[int]:
         """Tokens kept after each round, until they are enough."""
         training, recipe, n_round = train_documents(self.corpus), self.recipe, 0
+        # Not of what is still missing: a text that is ended sooner begins with the rounds of the longer one.
+        wanted = recipe.n_tokens / recipe.max_tokens / EXPECTED_SHARE
+        n = round(min(MAX_PROMPTS, max(MIN_PROMPTS, wanted)))
         while self.n_tokens < recipe.n_tokens:
-            wanted = (recipe.n_tokens - self.n_tokens) / recipe.max_tokens / EXPECTED_SHARE
-            n = round(min(MAX_PROMPTS, max(MIN_PROMPTS, wanted)))
             chosen = prompts(
                 training,
                 self.tokenizer,

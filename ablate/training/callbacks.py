@@ -149,7 +149,8 @@ class Clock(Callback):
         return {"training_s": self.training_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._earlier_s = state_dict["training_s"]
+        # A trunk that goes on after a branch loads what it saved itself, and its steps are in `step_s` already.
+        self._earlier_s = state_dict["training_s"] - math.fsum(self.step_s)
 
 
 class Until(Callback):

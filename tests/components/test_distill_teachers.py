@@ -214,6 +214,17 @@ class TestWriting:
         assert second.seen
         assert {path.name for path in tmp_path.iterdir()} == {"whole", "text"}
 
+    def test_a_text_that_is_ended_sooner_begins_with_the_rounds_of_the_longer_one(
+        self, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        asked = {}
+        for n_tokens in (40_000, 25_000):
+            asked[n_tokens] = FakeTeacher(paragraph)
+            recipe = Recipe(n_tokens=n_tokens, prompt_tokens=12, max_tokens=120)
+            self.write(corpus, tmp_path / str(n_tokens), asked[n_tokens], recipe=recipe)
+        longer, shorter = (asked[n].seen for n in (40_000, 25_000))
+        assert shorter == longer[: len(shorter)]
+
     two = (Prompt(text="a"), Prompt(text="b"))
 
     def test_a_torn_part_is_asked_for_again(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.store import Store
 from ablate.spec.decoding import run_id
-from ablate.training.callbacks import Interrupted
+from ablate.training.callbacks import Clock, Interrupted
 
 MakeJob = Callable[..., Job]
 PARTS: dict[str, Any] = {"branches": (), "n_evaluations": 2, "decay_share": 0.2, "warmup_share": 0.05}
@@ -85,3 +85,12 @@ def test_a_run_too_short_for_a_branch_has_none(make_job: MakeJob) -> None:
     run = make_job(n_steps=3, **PARTS | {"branches": (0.25,)}).run
     assert run.branch_runs == ()
     assert run_id(run) != run_id(replace(run, trainer=replace(run.trainer, branches=())))
+
+
+def test_seconds_before_a_branch_count_once_in_the_trunk_that_goes_on() -> None:
+    clock = Clock(tokens_per_step=1)
+    clock.load_state_dict({"training_s": 10.0})  # an earlier attempt's
+    clock.step_s += [1.0, 2.0]
+    clock.load_state_dict(clock.state_dict())  # as a trunk does that goes on from its own checkpoint
+    clock.step_s.append(4.0)
+    assert clock.training_s == 17.0
