@@ -39,7 +39,7 @@ def test_the_same_run_on_other_ranks_is_found_and_no_other(make_job: MakeJob, tm
 def test_a_run_that_was_stopped_on_two_ranks_ends_on_one(make_job: MakeJob, tmp_path: Path) -> None:
 
     there, here = Store(tmp_path / "there"), Store(tmp_path / "here")
-    job = make_job("distill", n_steps=400, ranks=Ranks(data=2), micro_batch_size=2)
+    job = make_job("distill", n_steps=60, ranks=Ranks(data=2), micro_batch_size=2)
 
     def stop(event: Event) -> None:
         if isinstance(event, Progress) and list(there.attempts_folder(job.run_id).glob("*/step-*/manifest.json")):
@@ -49,10 +49,10 @@ def test_a_run_that_was_stopped_on_two_ranks_ends_on_one(make_job: MakeJob, tmp_
         store.create()
     assert execute_all([job], there, LocalExecutor(there, 1), listener=stop).interrupted
     assert not processes.workers(os.getpid())
-    (again,) = with_checkpoints_of([make_job("distill", n_steps=400)], there.folder)
+    (again,) = with_checkpoints_of([make_job("distill", n_steps=60)], there.folder)
     outcome = execute_all([again], here, LocalExecutor(here, 1), listener=lambda event: None)
     assert outcome.status == {again.run_id: "finished"}
     record = here.read(again.run_id)
     assert record is not None
     assert "there/runs" in record.attempts[0]["went_on_from"]
-    assert record.curve[0]["step"] == 100, "the points of the part that ran there"
+    assert record.curve[0]["step"] == 15, "the points of the part that ran there"

@@ -87,7 +87,7 @@ def test_a_rank_ends_with_its_agent_even_while_it_waits() -> None:
 def test_a_run_whose_rank_is_killed_goes_on_from_its_checkpoint(
     make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, events, killed = make_job("distill", n_steps=400, ranks=Ranks(data=2), micro_batch_size=2), list[Event](), []
+    job, events, killed = make_job("distill", n_steps=60, ranks=Ranks(data=2), micro_batch_size=2), list[Event](), []
 
     def listener(event: Event) -> None:
         events.append(event)
