@@ -38,6 +38,7 @@ class Fit:
     ranks: Ranks = field(default_factory=Ranks)
     levels: Mapping[str, str] = field(default_factory=dict)
     resume: Path | None = None
+    n_layers: int = 2  # one for each stage
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def _run(fit: Fit) -> RunSpec:
     small = on_ranks(preset("nano"), fit.ranks)
     size = fitting_micro_batch(8, 4, Ranks(pipeline=2, data=2))
     trainer = replace(small.trainer, batch_size=8, micro_batch_size=size, gradient_clip=0.5, branches=())
-    # A layer for each of two stages a rank.
-    small = replace(small, trainer=trainer, model=replace(small.model, n_layers=4))
+    small = replace(small, trainer=trainer, model=replace(small.model, n_layers=fit.n_layers))
     spec = (Variant.full(small) | {"distill": "raw", "fp8": "bf16"} | fit.levels).resolve(small)
     model = spec.model.portable().with_backends({"linear": "reference"})
     run = spec.run(corpus_hash="", seed=3, n_steps=STEPS, n_warmup_steps=0)

@@ -52,7 +52,13 @@ def test_four_ranks_train_as_one_process_and_checkpoints_know_no_ranks(tmp_path:
         "experts from flat": (Ranks(data=4, expert=4, node=2), {}, "flat"),
     }
     fits = [
-        Fit(place=tmp_path / name, ranks=ranks, levels=levels, resume=tmp_path / resume if resume else None)
+        Fit(
+            place=tmp_path / name,
+            ranks=ranks,
+            levels=levels,
+            resume=tmp_path / resume if resume else None,
+            n_layers=4,  # for two stages a rank
+        )
         for name, (ranks, levels, resume) in plans.items()
     ]
     found = dict(zip(plans, fit_all(fits, 4), strict=True))
