@@ -1,22 +1,28 @@
-"""Equality table: every pipeline schedule on gloo ranks against one process, in float64; prints it and writes JSON.
+"""Equality table: pipeline schedules and expert transports on gloo ranks against one process, in float64.
 
-python benchmarks/equality.py --ranks pipeline=4 --out equality.json
+    python benchmarks/equality.py [--ranks pipeline=2 --ranks pipeline=2,data=2,expert=2,node=1] [--out FILE.json]
+
+Every schedule and every transport that each layout of ranks can have, with every variant: prints a line a case and
+writes JSON. `--trace FILE.json` writes a step of the first case for chrome://tracing instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
 
+from ablate.components.component import ON
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
-from ablate.parallel.equality import Case, compare_all, trace
+from ablate.parallel.equality import Case, Equality, compare_all, trace
 from ablate.parallel.launch import launch
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
 
+LAYOUTS = ("pipeline=2", "data=2,expert=2,node=1", "pipeline=2,data=2,expert=2,node=1", "data=4,expert=4,node=2")
 VARIANTS = {
     "full": {},
     "-fp8": {"fp8": "bf16"},
@@ -27,54 +33,86 @@ VARIANTS = {
     "-moe": {"moe": "dense", "aux-free": "sequence-aux"},
     "none": {name: component(name).default_alternative for name in preset("nano").recipe},
 }
+FORM = "{:12} {:13} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
 
 
 def cases(ranks: Ranks) -> list[Case]:
-    """All schedules that these ranks can have, each with every variant."""
+    """All schedules and transports that these ranks can have, each with every variant."""
     small, found = on_ranks(preset("nano"), ranks), []
-    names = ["dualpipe", *(a.name for a in component("dualpipe").alternatives)] if ranks.pipeline > 1 else ["1f1b"]
-    for name in names:
-        level = {} if ranks.pipeline == 1 else {"dualpipe": "on" if name == "dualpipe" else name}
-        n_micro_batches = ranks.pipeline * 2 if name == "interleaved" else ranks.pipeline * 2 + 2
-        for variant, levels in VARIANTS.items():
-            spec = (Variant.full(small) | {"distill": "raw"} | levels | level).resolve(small)
+    levels = {
+        name: (ON, *(a.name for a in component(name).alternatives)) if ranks.on_several(axis) else (None,)
+        for name, axis in (("dualpipe", "pipeline"), ("alltoall", "expert"))
+    }
+    for schedule, transport in itertools.product(*levels.values()):
+        name = {None: "1f1b", ON: "dualpipe"}.get(schedule, schedule)
+        for variant, others in VARIANTS.items():
+            routes = "moe" not in others
+            if not routes and transport not in (None, ON):
+                continue  # without experts nothing is sent
+            chosen = {"dualpipe": schedule, "alltoall": transport if routes else None}
+            own = {name: level for name, level in chosen.items() if level}
+            if transport and not routes:
+                own["alltoall"] = component("alltoall").default_alternative
+            spec = (Variant.full(small) | {"distill": "raw"} | others | own).resolve(small)
             found.append(
                 Case(
-                    schedule=name,
+                    schedule=name or "",
                     variant=variant,
                     model=spec.model,
                     text=spec.data.text,
                     pipeline=spec.trainer.pipeline,
+                    transport=spec.trainer.transport,
                     ranks=ranks,
-                    n_micro_batches=n_micro_batches,
+                    n_micro_batches=_micro_batches(ranks, name),
                     length=16,
                 )
             )
     return found
 
 
+def _micro_batches(ranks: Ranks, schedule: str | None) -> int:
+    if ranks.pipeline == 1:
+        return 2
+    return ranks.pipeline * 2 if schedule == "interleaved" else ranks.pipeline * 2 + 2
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", default="pipeline=2")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", action="append", help=f"default: {' and '.join(LAYOUTS)}")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--trace", type=Path, help="write a step of the first case for chrome://tracing, and stop")
     arguments = parser.parse_args()
-    ranks, begun = read_ranks(arguments.ranks), time.monotonic()
+    layouts = [read_ranks(text) for text in arguments.ranks or LAYOUTS]
     if arguments.trace:
-        arguments.trace.write_text(json.dumps(launch(trace, ranks.world, cases(ranks)[0])[0]) + "\n", encoding="utf-8")
+        made = launch(trace, layouts[0].world, cases(layouts[0])[0])[0]
+        arguments.trace.write_text(json.dumps(made) + "\n", encoding="utf-8")
         return
-    found = launch(compare_all, ranks.world, cases(ranks))[0]
-    form = "{:12} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
-    print(form.format("schedule", "variant", "equal", "losses", "counts", "gradients", "error", "live chunks"))
-    for e in found:
-        words = ["yes" if each else "NO" for each in (e.holds, e.losses_exact, e.counts_exact)]
-        exact, live = f"{e.n_gradients_exact}/{e.n_gradients}", ",".join(map(str, e.peak_live_chunks))
-        print(form.format(e.schedule, e.variant, *words, exact, f"{e.gradient_error:.0e}", live))
-    print(f"{sum(e.holds for e in found)} of {len(found)} equal, {time.monotonic() - begun:.0f} s with the start")
+    found: list[Equality] = []
+    print(FORM.format("schedule", "transport", "variant", "equal", "losses", "counts", "gradients", "error", "live"))
+    for ranks in layouts:
+        found += _table(ranks)
     if arguments.out:
         arguments.out.write_text(json.dumps([e.facts() for e in found], indent=1) + "\n", encoding="utf-8")
     if not all(e.holds for e in found):
         raise SystemExit(1)
+
+
+def _table(ranks: Ranks) -> list[Equality]:
+    """The cases of one layout, those of a schedule in one start of its ranks, each told when they are done."""
+    begun, found = time.monotonic(), []
+    print(f"{ranks}:")
+    for _, together in itertools.groupby(cases(ranks), key=lambda case: case.schedule):
+        of_schedule: list[Equality] = launch(compare_all, ranks.world, list(together))[0]
+        for e in of_schedule:
+            losses = "bits" if e.losses_exact else f"{e.loss_error:.0e}"
+            words = ["yes" if e.holds else "NO", losses, "bits" if e.counts_exact else "DIFFER"]
+            exact, live = f"{e.n_gradients_exact}/{e.n_gradients}", ",".join(map(str, e.peak_live_chunks))
+            schedule = e.schedule if ranks.pipeline > 1 else "-"
+            row = FORM.format(schedule, e.transport, e.variant, *words, exact, f"{e.gradient_error:.0e}", live)
+            print(row, flush=True)
+        found += of_schedule
+    print(f"{sum(e.holds for e in found)} of {len(found)} equal, {time.monotonic() - begun:.0f} s")
+    return found
 
 
 if __name__ == "__main__":

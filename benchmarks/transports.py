@@ -24,7 +24,6 @@ FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on", "fp8": "on"}
 VARIANTS = {
     "full": {},
     "-fp8": {"fp8": "bf16"},
-    "fp8=tensorwise": {"fp8": "tensorwise"},
     "-mtp": {"mtp": "next-token"},
     "-aux-free": {"aux-free": "sequence-aux"},
     "-fp8 -mla": {"fp8": "bf16", "mla": "gqa"},

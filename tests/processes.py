@@ -24,6 +24,16 @@ def workers(command: int) -> list[int]:
     return [process for process, parent, _ in alive if parent in children]
 
 
+def children(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    return [process for process, of, _ in _alive() if of == parent]
+
+
+def alive() -> set[int]:
+    """All processes that are no zombies."""
+    return {process for process, _, _ in _alive()}
+
+
 def session(leader: int) -> list[int]:
     """The processes of a session that are alive."""
     return [process for process, _, of in _alive() if of == leader]

@@ -73,6 +73,10 @@ Noise = Annotated[
 At = Annotated[
     str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
 ]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Go on from the checkpoints of the same runs on other ranks: a study's folder."),
+]
 Wandb = Annotated[
     str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
 ]

@@ -11,6 +11,7 @@ from ablate.commands.options import (
     INTERRUPTED,
     Alternatives,
     At,
+    Checkpoints,
     Disable,
     DryRun,
     Enable,
@@ -73,6 +74,7 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     wandb: Wandb = "",
+    checkpoints: Checkpoints = None,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
@@ -109,7 +111,8 @@ def run(
         trainer={name: value for name, value in changes.items() if value is not None},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    run_and_report(study, out=out, n_parallel=jobs, dry_run=dry_run, wandb_project=wandb, json=json, at=at)
+    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints}
+    run_and_report(study, out=out, n_parallel=jobs, json=json, at=at, **options)
 
 
 def _show_price(study: Any, done: Any, display: Any, *, per_hour: float | None, noise: Path | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from ablate.commands.options import (
     At,
+    Checkpoints,
     DryRun,
     Jobs,
     Json,
@@ -56,6 +57,7 @@ def run(
     cluster: Annotated[str, typer.Option(metavar="NAME", help="clusters/NAME.toml, with --executor slurm.")] = "",
     jobs: Jobs = None,
     wandb: Wandb = "",
+    checkpoints: Checkpoints = None,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     price: Price = None,
@@ -69,6 +71,7 @@ def run(
         raise ValueError("--executor slurm and --cluster NAME belong together; give both, or none to run here")
     study = with_seeds(read_study(file), seeds, precision or "", until or "", max_seeds)
     options = {"out": out, "n_parallel": jobs, "dry_run": dry_run, "wandb_project": wandb, "cluster": cluster}
+    options["checkpoints"] = checkpoints
     run_and_report(study, json=json, at=at, pricing={"per_hour": price, "noise": noise}, **options)
 
 

@@ -130,11 +130,13 @@ def initialise(model: nn.Module, init: Init, seed: int, parts: Mapping[str, Rows
 
 def parameter_hashes(model: nn.Module) -> dict[str, str]:
     """Shape and hash of the values of every parameter, by name: what pairing of two runs is checked by."""
-    hashes = {}
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-        hashes[name] = f"{'x'.join(map(str, parameter.shape))}:{hashlib.sha256(values).hexdigest()[:16]}"
-    return hashes
+    return {name: parameter_hash(parameter) for name, parameter in model.named_parameters()}
+
+
+def parameter_hash(parameter: Tensor) -> str:
+    """Of one parameter."""
+    values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return f"{'x'.join(map(str, parameter.shape))}:{hashlib.sha256(values).hexdigest()[:16]}"
 
 
 def build(spec: ModelSpec, seed: int) -> Transformer:

@@ -1,4 +1,4 @@
-"""One rule for gradients of many ranks: that of a name is the sum over the ranks that hold it."""
+"""One rule for gradients of many ranks: that of a piece of the model is the sum over the ranks that hold it."""
 
 from __future__ import annotations
 
@@ -8,39 +8,48 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ablate.model.transformer import NO_PARTS, RowsOf
 from ablate.parallel.groups import Group, made
+
+Piece = tuple[str, int, int]  # a parameter's name, and the first of its rows and the one behind the last
 
 
 class Holders:
-    """Who holds which parameter. The same bits reach all holders, so that equal copies stay equal.
+    """Who holds which piece of the model. The same bits reach all holders, so that equal copies stay equal.
 
-    A name is held by both copies of a stage under a bidirectional schedule, by both ends of the pipeline (the embedding
-    beside a module that predicts further tokens), and by the data ranks: there is no other rule for any of these.
+    A parameter is one piece, or one for each share of its experts. A piece is held by both copies of a stage under a
+    bidirectional schedule, by both ends of the pipeline (the embedding beside a module that predicts further tokens),
+    and by the data ranks, or those of them that have the same experts: there is no other rule for any of these. The
+    gradient of an expert has the tokens of its whole expert group already.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Every rank of the world makes it at once, each with its own part of the model."""
+    def __init__(self, model: nn.Module, parts: Mapping[str, RowsOf] = NO_PARTS) -> None:
+        """Every rank of the world makes it at once, each with its own part of the model.
+
+        `parts`: the rows that this rank has of parameters that it holds in part.
+        """
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, list(self.parameters))
-        ranks: dict[str, list[int]] = {}
-        for rank, names in enumerate(everyone):
-            for name in names:
-                ranks.setdefault(name, []).append(rank)
-        self.ranks: Mapping[str, Group] = {name: tuple(held_by) for name, held_by in ranks.items()}
+        self.pieces = {name: _piece(name, p, parts) for name, p in self.parameters.items()}
+        everyone: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, list(self.pieces.values()))
+        ranks: dict[Piece, list[int]] = {}
+        for rank, pieces in enumerate(everyone):
+            for piece in pieces:
+                ranks.setdefault(piece, []).append(rank)
+        self.ranks: Mapping[Piece, Group] = {piece: tuple(held_by) for piece, held_by in ranks.items()}
         self.groups = made(group for group in self.ranks.values() if len(group) > 1)
 
     def first(self, name: str) -> bool:
-        """Whether this rank is the lowest that holds a name."""
-        return self.ranks[name][0] == dist.get_rank()
+        """Whether this rank is the lowest that holds its piece of a parameter."""
+        return self.ranks[self.pieces[name]][0] == dist.get_rank()
 
     def join(self) -> None:
         """Replace every gradient by the sum over the holders: one all-reduce for each set of them.
 
-        A parameter that nobody has a gradient of keeps none, so that the optimizer passes over it as on one rank.
+        A piece that nobody has a gradient of keeps none, so that the optimizer passes over it as on one rank.
         """
         for group, handle in self.groups.items():
-            shared = [p for name, p in self.parameters.items() if self.ranks[name] == group]
+            shared = [p for name, p in self.parameters.items() if self.ranks[self.pieces[name]] == group]
             there = torch.tensor([p.grad is not None for p in shared], device=shared[0].device).to(shared[0].dtype)
             parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in shared]
             flat = torch.cat([*parts, there])
@@ -52,17 +61,25 @@ class Holders:
     def clip(self, limit: float, order: Iterable[str]) -> Tensor:
         """Scale the gradients so that their norm over the whole model is at most `limit`; the norm before.
 
-        `order`: every name of the whole model. Each norm is counted by the lowest holder and they are joined in this
-        order, as on one rank.
+        `order`: every name of the whole model. Each piece's norm is counted by its lowest holder and they are joined in
+        this order, as on one rank.
         """
-        names = list(order)
+        of_name: dict[str, list[Piece]] = {}
+        for piece in sorted(self.ranks):
+            of_name.setdefault(piece[0], []).append(piece)
+        pieces = [piece for name in order for piece in of_name[name]]
         some = next(iter(self.parameters.values()))
-        norms = torch.zeros(len(names), dtype=some.dtype, device=some.device)
-        for i, name in enumerate(names):
-            gradient = self.parameters[name].grad if name in self.parameters else None
+        norms = torch.zeros(len(pieces), dtype=some.dtype, device=some.device)
+        for i, (name, *_) in enumerate(pieces):
+            gradient = self.parameters[name].grad if self.pieces.get(name) == pieces[i] else None
             if gradient is not None and self.first(name):
                 norms[i] = torch.linalg.vector_norm(gradient)
         dist.all_reduce(norms)
         total = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, total)
         return total
+
+
+def _piece(name: str, parameter: nn.Parameter, parts: Mapping[str, RowsOf]) -> Piece:
+    rows = parts[name][0] if name in parts else slice(0, len(parameter))
+    return name, rows.start, rows.stop

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import RunFailed
+from ablate.parallel.lost import is_loss
 
 POLL_S = 0.2
 GRACE_S = 2.0  # after the first failure: whoever caused it may tell of it later than whoever lost the connection by it
@@ -30,7 +31,8 @@ def launch(function: Callable[..., Any], n_ranks: int, *arguments: Any) -> list[
     RunFailed says which rank failed and why, in one line; the others are then ended.
     """
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed"])
+    # What the ranks need is imported once, by the server that forks them.
+    context.set_forkserver_preload(["torch.distributed", function.__module__])
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         pipes, processes = [], []
         for rank in range(n_ranks):
@@ -83,9 +85,12 @@ def _rank(
     import torch
     import torch.distributed as dist
 
+    from ablate.parallel.groups import WATCHDOG
+
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{Path(store)}", rank=rank, world_size=n_ranks)
+        where = f"file://{Path(store)}"
+        dist.init_process_group("gloo", init_method=where, rank=rank, world_size=n_ranks, timeout=WATCHDOG)
         try:
             result = function(*arguments)
             dist.barrier()
@@ -95,6 +100,5 @@ def _rank(
         lines = str(error).strip().splitlines()
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-        broken = isinstance(error, RuntimeError) and "gloo" in str(error)
-        result = _Failure(said=f"{said} ({Path(place.filename).name}:{place.lineno})", by_another=broken)
+        result = _Failure(said=f"{said} ({Path(place.filename).name}:{place.lineno})", by_another=is_loss(error))
     told.send(result)

@@ -35,11 +35,16 @@ def check_ranks(model: ModelSpec, trainer: TrainerSpec) -> None:
     """ValueError if a run cannot be computed on its ranks as one process would compute it."""
     if trainer.ranks.world == 1:
         return
-    if trainer.ranks.data > 1:
+    n_experts = getattr(model.feed_forward, "n_routed_experts", 0)
+    if trainer.transport is not None and trainer.ranks.expert > n_experts:
         raise ValueError(
-            f"the ranks are {trainer.ranks}: runs train on pipeline ranks alone so far. Data and expert ranks are "
-            "priced (account --ranks), and that transports change nothing is shown by benchmarks/transports.py; give "
-            "pipeline=N, or leave --ranks out"
+            f"the ranks are {trainer.ranks}, and {n_experts} routed experts do not give each of {trainer.ranks.expert} "
+            f"expert ranks one; give expert={n_experts} or fewer"
+        )
+    if trainer.transport is not None and model.linear.shares_scales() == "tensor":
+        raise ValueError(
+            "fp8=tensorwise takes one scale of all experts and all their tokens, which expert ranks have in "
+            "parts: numbers would depend on the ranks; choose blockwise, gradient-blocks or bf16, or leave expert out"
         )
     if trainer.ranks.pipeline > 1 and trainer.pipeline is None:
         raise ValueError("there are several pipeline ranks and no schedule; leave dualpipe to the recipe")

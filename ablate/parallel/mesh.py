@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
+from ablate.parallel.groups import new_group
 from ablate.spec.ranks import Ranks
 
 
@@ -31,6 +31,11 @@ class Mesh:
     @property
     def data_rank(self) -> int:
         return self.rank % self.ranks.data
+
+    @property
+    def pipeline_ranks(self) -> tuple[int, ...]:
+        """The ranks of this one's pipeline, in the order of their places."""
+        return tuple(range(self.data_rank, self.ranks.world, self.ranks.data))
 
     @property
     def expert_rank(self) -> int:
@@ -62,11 +67,7 @@ def make_mesh(ranks: Ranks) -> Mesh:
     # Every rank makes every group: a group that only its members make can hang where ranks are in different numbers.
     for name, sets in members(ranks).items():
         for each in sets:
-            group = _group(each)
+            group = new_group(each)
             if rank in each:
                 groups[name] = group
     return Mesh(ranks, rank, groups)
-
-
-def _group(ranks: Sequence[int]) -> Any:
-    return dist.new_group(list(ranks))

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ablate.model.transformer import Transformer
+from ablate.parallel.pieces import rows_of
 from ablate.parallel.team import Team
 
 
@@ -28,6 +29,11 @@ class RanksStrategy(ModelParallelStrategy):
     def __init__(self, team: Team) -> None:
         super().__init__()
         self.team = team
+
+    @property
+    def world_size(self) -> int:
+        """1, for Lightning, which else broadcasts in every step: what ranks agree on, they agree on here."""
+        return 1
 
     def setup_environment(self) -> None:
         super(ModelParallelStrategy, self).setup_environment()
@@ -50,16 +56,21 @@ class RanksStrategy(ModelParallelStrategy):
         return int(n) == self.team.mesh.ranks.world if all else int(n) > 0
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What of the model is written here: the lowest rank that holds a name writes it."""
+        """What of the model is written here: the lowest rank that holds a piece writes it."""
         module: Any = self.lightning_module
-        return {name: tensor for name, tensor in module.state_dict().items() if module.writes(name)}
+        state = module.state_dict()
+        return {name: rows_of(tensor, module.rows(name)) for name, tensor in state.items() if module.writes(name)}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The same of the optimizer, each parameter numbered as an optimizer of the whole model numbers it."""
         module: Any = self.lightning_module
         places, names = self._places(), {p: f"model.{n}" for n, p in module.model.named_parameters()}
         plain = getattr(optimizer, "_optimizer", optimizer)
-        state = {places[names[p]]: dict(s) for p, s in plain.state.items() if module.writes(names[p])}
+        state = {
+            places[names[p]]: {key: _as_rows(value, p, module.rows(names[p])) for key, value in s.items()}
+            for p, s in plain.state.items()
+            if module.writes(names[p])
+        }
         sizes = [len(g["params"]) for g in self._whole().param_groups]
         groups, first = [], 0
         for group, size in zip(plain.param_groups, sizes, strict=True):
@@ -71,7 +82,8 @@ class RanksStrategy(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take what of a whole model's state is held here."""
         module: Any = self.lightning_module
-        module.load_state_dict({name: checkpoint["state_dict"][name] for name in module.state_dict()})
+        saved = checkpoint["state_dict"]
+        module.load_state_dict({name: saved[name][module.rows(name)] for name in module.state_dict()})
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """The same of the optimizer."""
@@ -82,7 +94,8 @@ class RanksStrategy(ModelParallelStrategy):
         for group, kept in zip(optimizer.param_groups, saved["param_groups"], strict=True):
             for parameter in group["params"]:
                 if (found := saved["state"].get(places[names[parameter]])) is not None:
-                    state[n] = found
+                    rows = module.rows(names[parameter])
+                    state[n] = {key: _own(value, parameter, rows) for key, value in found.items()}
                 n += 1
             groups.append({**kept, "params": list(range(n - len(group["params"]), n))})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -115,3 +128,13 @@ class RanksStrategy(ModelParallelStrategy):
         whole = self._whole()
         every = [p for group in whole.param_groups for p in group["params"]]
         return {whole.names[p]: i for i, p in enumerate(every)}  # type: ignore[attr-defined]
+
+
+def _as_rows(value: Any, parameter: Tensor, rows: slice) -> Any:
+    """A part of a parameter's state in the optimizer: what has the parameter's shape has its rows too."""
+    return rows_of(value, rows) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+
+
+def _own(value: Any, parameter: Tensor, rows: slice) -> Any:
+    """The inverse: of what belongs to a whole parameter, what belongs to the rows that are here."""
+    return value[rows].clone() if isinstance(value, Tensor) and value.ndim == parameter.ndim else value

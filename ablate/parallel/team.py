@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -12,12 +12,12 @@ import torch.distributed as dist
 from ablate.model.stage import Stage, part, stages
 from ablate.model.transformer import Part, Transformer
 from ablate.parallel.executor import Pipeline
+from ablate.parallel.groups import WATCHDOG
 from ablate.parallel.layout import layers_of, schedule_of
 from ablate.parallel.mesh import Mesh, make_mesh
 from ablate.spec.run import RunSpec
 
 T = TypeVar("T")
-WATCHDOG = timedelta(minutes=5)  # without news of another rank: then the run ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,17 @@ class Team:
         dist.broadcast_object_list(shared)
         return shared[0]
 
+    def largest(self, value: float) -> float:
+        """The largest that any rank has; every rank calls it."""
+        every = [value] * self.mesh.ranks.world
+        dist.all_gather_object(every, value)
+        return max(every)
+
 
 def assemble(run: RunSpec) -> Team:
     """Meet the other ranks of a run, which torchrun or a cluster has started. Every rank calls it at once."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks of a machine take its first one
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WATCHDOG)
     schedule, mesh = schedule_of(run.trainer), make_mesh(run.trainer.ranks)

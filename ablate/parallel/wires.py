@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from ablate.parallel.groups import pipeline_ranks
+from ablate.parallel.groups import new_group
 from ablate.parallel.mesh import Mesh
 from ablate.schedules.action import Action, Schedule
 from ablate.schedules.check import Channel, channel
@@ -21,7 +21,7 @@ class Wires:
 
     def __init__(self, schedule: Schedule, mesh: Mesh) -> None:
         """`schedule`: with transfers. Every rank of the world makes the channels of all pipelines, in one order."""
-        self.schedule, self.ranks = schedule, pipeline_ranks(mesh)
+        self.schedule, self.ranks = schedule, mesh.pipeline_ranks
         self.place = mesh.pipeline_rank
         rows = enumerate(schedule.ranks)
         wanted = sorted({channel(schedule, rank, a) for rank, row in rows for a in row if not a.is_compute})
@@ -29,7 +29,7 @@ class Wires:
         for data_rank in range(mesh.ranks.data):
             for each in wanted:
                 members = sorted(end * mesh.ranks.data + data_rank for end in each[:2])
-                group = dist.new_group(members)
+                group = new_group(members)
                 if data_rank == mesh.data_rank:
                     self.groups[each] = group
         self._sending: list[tuple[Any, Tensor]] = []

@@ -15,7 +15,7 @@ from ablate.report.curves import Curve, Gap, curves, gaps
 from ablate.report.facts import Fact, held_equal, provenance
 from ablate.report.interplay import Interplay, interplay
 from ablate.report.limits import limits
-from ablate.report.notes import effect_notes, scale, speed_notes, unfinished
+from ablate.report.notes import effect_notes, equality_notes, scale, speed_notes, unfinished
 from ablate.report.repeat import citation, commands, links, values
 from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.beside import beside
@@ -173,7 +173,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         search=searched,
         speed=speed(result),
         speed_ratios=speed_ratios(result),
-        speed_notes=tuple(speed_notes(result)),
+        speed_notes=(*speed_notes(result), *equality_notes(folder)),
         sizes=sizes(result),
         routing=routing(result),
         other_metrics=other_metrics(result),

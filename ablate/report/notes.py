@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ablate.attribution.study.cells import FACTORIAL
 from ablate.attribution.study.compare import StudyResult
+from ablate.documents import read_document
 from ablate.quantities import between, budget, listed, number, percent, plural, scaled, short, signed, times
 from ablate.report.cleaning import clean
 from ablate.report.names import confidence, emulated, ladder_sizes, matched, why_no_interval
 from ablate.report.tables.effects import NEEDED, headline
+from ablate.runs.store import EQUALITY
 
 MAX_NAMED = 6  # variants in one sentence
 
@@ -134,3 +137,16 @@ def speed_notes(result: StudyResult) -> Iterator[str]:
         "Speed is the median optimizer step of each run, without evaluation and checkpoints; memory is the peak of the "
         "device, or of the process where there is none. FLOPs and KV bytes are exact closed forms."
     )
+
+
+def equality_notes(folder: Path) -> Iterator[str]:
+    """What a study on ranks showed before it ran: that they compute what one process does."""
+    path = folder / EQUALITY
+    if not path.exists():
+        return
+    found = read_document(path, "what the check of the ranks found", "give the study's command again")["cases"]
+    yield (
+        f"The ranks against one process, in float64 at the size of the preset nano, before the first run: "
+        f"{sum(case['holds'] for case in found)} of {plural(len(found), 'variant')} equal."
+    )
+    yield from (clean(f"{case['sentence']}.") for case in found)

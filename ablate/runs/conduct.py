@@ -12,7 +12,7 @@ from ablate.runs.attempts import newest
 from ablate.runs.events import Ended, Failed, Interrupted, Killed, Leaving, Listener, Progress, Started, Stopping
 from ablate.runs.executors.protocol import Executor, Seen
 from ablate.runs.executors.signals import Stop, stopping
-from ablate.runs.executors.worker import OUT_OF_MEMORY
+from ablate.runs.executors.worker import LOST, OUT_OF_MEMORY
 from ablate.runs.job import Job
 from ablate.runs.progress import Standing, standing
 from ablate.runs.record import Failure, RunStatus
@@ -197,7 +197,7 @@ class _Conductor:
             note = read_failure(attempt / FAILURE) if attempt and (attempt / FAILURE).exists() else None
         except ValueError as error:
             return Failed(identity, str(error))
-        if note and not (note.reason.startswith(OUT_OF_MEMORY) and not self.executor.outlives):
+        if note and not self._passes(note.reason):
             return Failed(identity, note.reason, note.traceback)
         if self.stop.requested:
             return Interrupted(identity)
@@ -209,6 +209,10 @@ class _Conductor:
         reason = f"{reason}, {run.n_lost + 1} times"
         self.store.note_failure(_failure(run.job, reason), None if note else attempt)
         return Failed(identity, reason)
+
+    def _passes(self, reason: str) -> bool:
+        """Whether a failure may be another one's doing, so that the run is tried again."""
+        return reason.startswith(LOST) or (reason.startswith(OUT_OF_MEMORY) and not self.executor.outlives)
 
 
 def _failure(job: Job, reason: str) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import statistics
@@ -29,15 +30,18 @@ from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
 from ablate.training.callbacks import Branches, Clock, Curve, Diverged, Keeper, Progress, Tell, Until
-from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoints, state_hash, step_of
+from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoints, newest_valid, state_hash, step_of
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
+log = logging.getLogger(__name__)
+
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS, MAX_PROBE_STEPS = 6, 1000
 WANDB_PATIENCE_S = 3.0
+WENT_ON_FROM = "went-on-from.txt"
 
 
 def execute(
@@ -109,6 +113,12 @@ class Session:
         """The checkpoint to go on from, the same on all ranks; `branch`: its name, or "" for the trunk."""
         if self.team is None or self.team.leads:
             found = adopt(self.attempt.parent, self.attempt, environment.program(), branch)
+            if found is None and self.job.earlier:
+                found = newest_valid(Path(self.job.earlier), environment.program(), branch)
+                if found:
+                    replace_file(self.attempt / WENT_ON_FROM, f"{found}\n")
+                elif not branch:
+                    log.warning("%s has no checkpoint of this very program; the run begins anew", self.job.earlier)
         return found if self.team is None else self.team.from_first(found if self.team.leads else None)
 
     def fit(self, resume: Path | None) -> None:
@@ -185,8 +195,16 @@ class Session:
             backends=_backends(run),
             evidence=_evidence(run),
             environment=dict(environment.describe()) | {"n_threads": torch.get_num_threads()},
-            attempts=tuple({"name": p.name} for p in sorted(self.attempt.parent.iterdir())),
+            attempts=self._attempts(),
         )
+
+    def _attempts(self) -> tuple[dict[str, str], ...]:
+        """All that there were; of one that went on from another study's checkpoint, from which."""
+        found = []
+        for folder in sorted(self.attempt.parent.iterdir()):
+            note = folder / WENT_ON_FROM
+            found.append({"name": folder.name} | ({"went_on_from": note.read_text().strip()} if note.exists() else {}))
+        return tuple(found)
 
     def speed(self) -> dict[str, float]:
         """Of this attempt's optimizer steps; none if it resumed at the very end."""
@@ -196,9 +214,14 @@ class Session:
         return {
             "step_s": step_s,
             "tokens_per_s": self.job.run.trainer.tokens_per_step / step_s,
-            "peak_memory_bytes": float(peak_memory_bytes()),
+            "peak_memory_bytes": self._peak_memory_bytes(),
             "evaluation_s": self.curve.evaluation_s,
         }
+
+    def _peak_memory_bytes(self) -> float:
+        """On ranks the largest of them."""
+        mine = float(peak_memory_bytes())
+        return mine if self.team is None else self.team.largest(mine)
 
 
 def probe(job: Job, folder: Path, seconds: float) -> float:

@@ -20,6 +20,7 @@ from ablate.spec.decoding import decode
 log = logging.getLogger(__name__)
 
 FAILURE = "failure.json"
+EQUALITY = "equality.json"  # of a study on ranks: what they compute against one process
 STATUS = re.compile(r'^ "status": "(finished|diverged)",$', re.MULTILINE)  # as `files.sealed` writes it
 
 CURE = "move it away and give the study's command again: it makes the run anew"

@@ -138,6 +138,9 @@ class LinearNode(Node, Protocol):
     def wire_bytes(self, dim: int, dtype: str) -> int:
         """Bytes of a row of `dim` channels that travels so, in a run's dtype."""
 
+    def shares_scales(self) -> str:
+        """With what an element shares a scale in these products: nothing (""), "tiles" of rows, the whole "tensor"."""
+
     def callbacks(self) -> list[Any]: ...
 
     def speed_evidence(self) -> str:

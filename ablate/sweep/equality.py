@@ -1,28 +1,34 @@
-"""What a study on several ranks does first: shows that its schedules change neither losses nor gradients."""
+"""What a study on several ranks does first: shows that schedules and transports change neither loss nor gradients."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS
 from ablate.components.variants import Variant, on_ranks
+from ablate.files import replace_file, sealed
 from ablate.presets import preset
 from ablate.runs.plan import NamedVariant
+from ablate.runs.store import EQUALITY
+from ablate.spec.ranks import Ranks
 
 if TYPE_CHECKING:
     from ablate.parallel.equality import Case, Equality
 
 LENGTH = 16  # tokens of a sequence
+MOST_RANKS = 8  # of a check, which this machine starts whatever runs the study
 
 
-def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None]) -> None:
+def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None], folder: Path) -> None:
     """Compare each of a study's variants, at the size of the preset nano, on its ranks with one process.
 
-    In float64, where nothing may differ but the order of sums. ValueError if something does: the study does not run.
+    In float64, where nothing may differ but the order of sums. What came of it is kept in the study's folder, for its
+    report. ValueError if something differs: the study does not run.
     """
     say("checking that the ranks compute what one process computes (float64, a small model of each variant)")
     # In a process of its own, which loads torch, while this one stays able to fork.
@@ -30,7 +36,9 @@ def check_equality(named: Sequence[NamedVariant], say: Callable[[str], None]) ->
         found = pool.submit(equalities, cases(named)).result()
     for each in found:
         say(sentence(each))
-    if wrong := [f"{each.schedule} in {each.variant}" for each in found if not each.holds]:
+    said = [each.facts() | {"sentence": sentence(each)} for each in found]
+    replace_file(folder / EQUALITY, sealed({"cases": said}), "what the check of the ranks found")
+    if wrong := [f"{each.variant} ({each.what})" for each in found if not each.holds]:
         raise ValueError(
             f"on these ranks {', '.join(wrong)} does not compute what one process computes; nothing was run: "
             "report it with the lines above, or leave --ranks out"
@@ -43,7 +51,7 @@ def cases(named: Sequence[NamedVariant]) -> list[Case]:
 
     found = []
     for variant in named:
-        small = on_ranks(preset("nano"), variant.spec.trainer.ranks)
+        small = on_ranks(preset("nano"), few(variant.spec.trainer.ranks))
         # What the text is concerns no rank; logits of a teacher would need one.
         levels = {name: level for name, level in variant.levels.items() if not _of_text(name)}
         spec = Variant.of(levels).resolve(small)
@@ -55,12 +63,25 @@ def cases(named: Sequence[NamedVariant]) -> list[Case]:
                 model=spec.model,
                 text=spec.data.text,
                 pipeline=spec.trainer.pipeline,
+                transport=spec.trainer.transport,
                 ranks=ranks,
                 n_micro_batches=2 * ranks.pipeline + (2 if ranks.pipeline > 1 else 0),
                 length=LENGTH,
             )
         )
     return found
+
+
+def few(ranks: Ranks) -> Ranks:
+    """A layout with the same axes on at most as many processes as one machine bears: the code that runs is the same.
+
+    Experts that lay on several nodes of several ranks still do.
+    """
+    if ranks.world <= MOST_RANKS:
+        return ranks
+    expert, node = (4, 2) if ranks.n_nodes > 1 < ranks.per_node else (min(2, ranks.expert), min(2, ranks.per_node))
+    data = expert if expert > 1 else min(2, ranks.data)
+    return Ranks(pipeline=min(2, ranks.pipeline), data=data, expert=expert, node=node)
 
 
 def _of_text(name: str) -> bool:
@@ -86,9 +107,11 @@ def equalities(cases: Sequence[Case]) -> list[Equality]:
 def sentence(found: Equality) -> str:
     """A case in one line."""
     told = "equal" if found.holds else "NOT EQUAL"
-    losses = "bit for bit" if found.losses_exact and found.counts_exact else "DIFFERENT"
+    losses = "bit for bit" if found.losses_exact else f"within {found.loss_error:.0e}"
+    counts = "bit for bit" if found.counts_exact else "DIFFERENT"
+    live = f"; live chunks {', '.join(map(str, found.peak_live_chunks))}" if len(found.peak_live_chunks) > 1 else ""
     return (
-        f"{found.schedule} in {found.variant} on {found.ranks}: {told}; losses and expert counts {losses}, "
+        f"{found.what} in {found.variant} on {found.ranks}: {told}; expert counts {counts}, losses {losses}, "
         f"{found.n_gradients_exact} of {found.n_gradients} gradients bit for bit, the others within "
-        f"{found.gradient_error:.0e}; live chunks {', '.join(map(str, found.peak_live_chunks))}"
+        f"{found.gradient_error:.0e}{live}"
     )

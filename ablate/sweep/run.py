@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.presets.training_memory import training_memory
 from ablate.quantities import memory
 from ablate.runs.conduct import Outcome, execute_all
+from ablate.runs.earlier import with_checkpoints_of
 from ablate.runs.events import Listener
 from ablate.runs.executors.cluster_file import Cluster, read_cluster
 from ablate.runs.executors.local import LocalExecutor, measure_all, start_server
@@ -57,6 +58,7 @@ class Options:
     n_parallel: int | None = None
     dry_run: bool = False
     wandb_project: str = ""
+    checkpoints: Path | None = None  # a study of the same runs on other ranks, from whose checkpoints they go on
     cluster: str = ""  # a Slurm cluster's name; "": this machine
 
 
@@ -133,12 +135,14 @@ def run_variants(
     display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
+    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
+    if options.checkpoints:
+        jobs = with_checkpoints_of(jobs, options.checkpoints)
     if n_ranks > 1:
-        check_equality(named, display.say)
+        check_equality(named, display.say, folder)
     executor: Executor = LocalExecutor(claim.store, n_parallel)
     if cluster:
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
-    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
     listener, earlier = display.follow(plan, n_parallel), ended(claim.store)
     try:
         outcome = execute_all(jobs, claim.store, executor, listener=listener)

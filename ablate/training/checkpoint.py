@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ablate.documents import read_json
 from ablate.files import MANIFEST, commit_folder, damage, new_folder, read_sealed, remove_folder
 from ablate.model.tensor_file import save_tensors
 from ablate.model.weights import load_tensors
+from ablate.parallel.pieces import Rows
 
 TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
 RANK_TENSORS = "tensors-{:05d}.safetensors"  # of further ranks
@@ -72,19 +73,31 @@ def write_together(folder: Path, checkpoint: dict[str, Any]) -> None:
         parts: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
         dist.gather_object((state["state_dict"], state["optimizer_states"]), parts)  # and all have written theirs
         if parts is not None:
-            state["state_dict"] = {name: item for named, _ in parts for name, item in named.items()}
+            models, optimizers = zip(*parts, strict=True)
+            state["state_dict"] = _together(models)
             for i, optimizer in enumerate(state["optimizer_states"]):
-                items = [item for _, states in parts for item in _items(states[i]["state"])]
-                optimizer["state"] = {"!": "dict", "items": items}
+                optimizer["state"] = _together([states[i]["state"] for states in optimizers])
             (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
             commit_folder(place, folder, {"place": _place(folder)})
     dist.barrier()
 
 
-def _items(flat: dict[str, Any]) -> list[Any]:
-    """The items of a flattened dictionary whose keys are numbers; one without items has no mark."""
-    found: list[Any] = flat.get("items", [])
-    return found
+def _together(parts: Sequence[Any]) -> Any:
+    """One flattened value from what the ranks have of it: dictionaries joined key by key, rows piece by piece."""
+    some = parts[0]
+    if not isinstance(some, dict) or some.get("!") == "tensor":
+        return some
+    if some.get("!") == "rows":
+        return {"!": "rows", "pieces": sorted(piece for part in parts for piece in part["pieces"])}
+    if all(part.get("!", "dict") == "dict" for part in parts) and any("!" in part for part in parts):
+        items: dict[Any, list[Any]] = {}
+        for key, item in (pair for part in parts for pair in part.get("items", [])):
+            items.setdefault(key, []).append(item)
+        return {"!": "dict", "items": [[key, _together(found)] for key, found in items.items()]}
+    named: dict[str, list[Any]] = {}
+    for key, item in (pair for part in parts for pair in part.items()):
+        named.setdefault(key, []).append(item)
+    return {key: _together(found) for key, found in named.items()}
 
 
 def _place(folder: Path) -> list[str]:
@@ -156,6 +169,10 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value  # no copy: it is on the disk before the next step changes it
         return {"!": "tensor", "name": name}
+    if isinstance(value, Rows):
+        own = f"{name}/from row {value.start}"
+        tensors[own] = value.tensor.clone()
+        return {"!": "rows", "pieces": [[value.start, own]]}
     if isinstance(value, dict):
         if all(isinstance(key, str) for key in value) and "!" not in value:
             return {key: flatten(item, f"{name}/{key}", tensors) for key, item in value.items()}
@@ -178,6 +195,8 @@ def unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     kind = value.get("!")
     if kind == "tensor":
         return tensors[value["name"]]
+    if kind == "rows":
+        return torch.cat([tensors[name] for _, name in value["pieces"]])
     if kind == "tuple":
         return tuple(unflatten(item, tensors) for item in value["items"])
     if kind == "dict":

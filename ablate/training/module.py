@@ -62,6 +62,14 @@ class TrainingModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         return [self.loads]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of a checkpoint as they come here: by micro-batches, or on ranks by whole steps."""
+        n = checkpoint["global_step"] * self.n_micro_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            under_way = counts["ready"] - counts["completed"]
+            counts |= {"ready": n, "started": n, "processed": n, "completed": n - under_way}
+
     def on_train_start(self) -> None:
         # A branch goes on from a checkpoint of its trunk, whose rate for this step was another.
         for optimizer, schedule in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):

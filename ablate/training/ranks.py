@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ablate.data.batches import Batch
 from ablate.model.stage import predict, stage_loss
-from ablate.model.transformer import Transformer, initialise
-from ablate.parallel.gradients import Holders
+from ablate.model.transformer import Transformer, parameter_hash
+from ablate.parallel.experts import hold
 from ablate.parallel.team import Team
 from ablate.spec.run import RunSpec
 from ablate.training.evaluation import HeldOut, Tally
@@ -31,9 +31,9 @@ class RanksModule(TrainingModule):
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
-            self.model = Transformer(self.run.model, self.team.part)
-            initialise(self.model, self.run.model.init, self.run.seed)
-            self.holders = Holders(self.model)
+            run, team = self.run, self.team
+            held = hold(run.model, run.trainer.transport, team.mesh, seed=run.seed, part=team.part)
+            self.model, self.parts, self.holders = held.model, held.parts, held.holders
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batches = batch
@@ -72,9 +72,12 @@ class RanksModule(TrainingModule):
         self.team.pipeline.train(forward, lambda micro: self._empty(shape), 1 / len(self.batches))
         self.holders.join()
         self.loads.counts = self._everywhere(self.loads.counts)
-        mean = torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
-        dist.all_reduce(mean)  # each loss has arisen on one rank
-        self.step_losses.append(mean / len(self.batches))
+        # Of one dtype on all ranks, whichever of them have a head.
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for loss in losses:
+            total += loss
+        dist.all_reduce(total)  # each loss has arisen on one rank
+        self.step_losses.append((total / len(self.batches)).float())
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         some = next(self.model.parameters())
@@ -111,7 +114,7 @@ class RanksModule(TrainingModule):
 
     def _tally(self, held_out: HeldOut, batch_size: int) -> Tally:
         mesh, tally = self.team.mesh, Tally()
-        windows = held_out.windows_WT1.split(batch_size)[mesh.data_rank :: mesh.ranks.data]
+        windows = self._share(held_out.windows_WT1, batch_size)
         names = {module: name for name, module in self.model.named_modules()}
 
         def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, None]:
@@ -131,27 +134,58 @@ class RanksModule(TrainingModule):
         dist.all_gather_object(every, tally)
         return Tally.sum(every)
 
+    def _share(self, windows_WT1: Tensor, batch_size: int) -> list[Tensor]:
+        """The batches of windows that go through this rank's pipeline.
+
+        Ranks that share experts meet in every layer, so each of them goes through equally many, the last one empty
+        where there is none left.
+        """
+        batches, ranks = list(windows_WT1.split(batch_size)), self.team.mesh.ranks
+        if ranks.expert > 1:
+            batches += [windows_WT1[:0]] * (-len(batches) % ranks.data)
+        return batches[self.team.mesh.data_rank :: ranks.data]
+
     def writes(self, name: str) -> bool:
         """Whether this rank is the one that writes a name of the state: the lowest that holds it."""
         parameter = name.removeprefix("model.")
-        if parameter in self.holders.ranks:
+        if parameter in self.holders.parameters:
             return self.holders.first(parameter)
         module = parameter.rpartition(".")[0]  # of a buffer: as its module's parameters
         return any(n.startswith(f"{module}.") and self.holders.first(n) for n in self.holders.parameters)
 
+    def rows(self, name: str) -> slice:
+        """Which rows of a tensor of the state are here."""
+        return self.parts[name.removeprefix("model.")][0] if name.removeprefix("model.") in self.parts else slice(None)
+
     def hashes(self) -> dict[str, str]:
         """Of every parameter of the whole model, on all ranks."""
+        mine = {name: parameter_hash(p) for name, p in self.model.named_parameters() if name not in self.parts}
+        divided = {name: p.detach().cpu() for name, p in self.model.named_parameters() if name in self.parts}
+        mine |= {name: parameter_hash(p) for name, p in self._whole(divided).items()}
         every: list[dict[str, str]] = [{} for _ in range(self.team.mesh.ranks.world)]
-        dist.all_gather_object(every, super().hashes())
+        dist.all_gather_object(every, mine)
         found = {name: text for part in every for name, text in part.items()}
         return {name: found[name] for name in self.team.names}
 
     def whole_state(self) -> dict[str, Tensor]:
         """The whole model's state on rank 0, in its order; nothing elsewhere."""
-        mine = {name: t.detach().cpu() for name, t in self.model.state_dict().items() if self.writes(name)}
-        every: list[Any] | None = [None] * self.team.mesh.ranks.world if self.team.leads else None
-        dist.gather_object(mine, every)
-        found = {name: tensor for part in every or () for name, tensor in part.items()}
+        found = self._whole({name: t.detach().cpu() for name, t in self.model.state_dict().items()})
         with torch.device("meta"):
             order = list(Transformer(self.run.model).state_dict()) if found else []
         return {name: found[name] for name in order}
+
+    def _whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the whole model on rank 0, from what each rank has of them; nothing elsewhere."""
+        mine = [(name, self.rows(name).start or 0, t) for name, t in state.items() if self.writes(name)]
+        every: list[Any] | None = [None] * self.team.mesh.ranks.world if self.team.leads else None
+        dist.gather_object(mine, every)
+        found: dict[str, list[tuple[int, Tensor]]] = {}
+        for name, start, tensor in (piece for part in every or () for piece in part):
+            found.setdefault(name, []).append((start, tensor))
+        return {name: _joined(pieces) for name, pieces in found.items()}
+
+
+def _joined(pieces: list[tuple[int, Tensor]]) -> Tensor:
+    """A tensor from its pieces, each with its first row."""
+    in_order = [tensor for _, tensor in sorted(pieces, key=lambda piece: piece[0])]
+    return in_order[0] if len(in_order) == 1 else torch.cat(in_order)

@@ -46,7 +46,7 @@ def trainer_for(
     """
     _quiet()
     kind = device()
-    return Trainer(
+    trainer = Trainer(
         accelerator=kind,
         **_processes(team),
         max_steps=run.n_steps if until is None else until,
@@ -62,6 +62,10 @@ def trainer_for(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+    # A signal to stop is the Keeper's. Lightning ends training at the next micro-batch, in the middle of a step, where
+    # no checkpoint can be; and on ranks it broadcasts inside its handler, whatever they are just sending each other.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _processes(team: Team | None) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +15,33 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablate.components.variants import Variant, on_ranks
+from ablate.documents import read_document
 from ablate.kernels.weight_gradients import linear_in_both, put_off, split_forward, work_off
-from ablate.parallel.equality import Case, compare_all
+from ablate.parallel.equality import Case, Equality, compare_all
 from ablate.parallel.launch import launch
 from ablate.presets import preset
+from ablate.report.notes import equality_notes
+from ablate.runs.store import EQUALITY
 from ablate.spec.ranks import Ranks
+from ablate.sweep import equality as of_studies
+
+EQUAL = Equality(
+    schedule="dualpipe",
+    variant="full",
+    ranks="pipeline=2, data=2, expert=2",
+    n_micro_batches=6,
+    transport="two-hop",
+    losses_exact=True,
+    loss_error=0.0,
+    counts_exact=True,
+    n_gradients=90,
+    n_gradients_exact=90,
+    gradient_error=0.0,
+    norm_error=0.0,
+    peak_live_chunks=(3, 3),
+    seconds=0.1,
+    tolerance=1e-12,
+)
 
 
 def case(schedule: str, ranks: Ranks, n_micro_batches: int, others: Mapping[str, str]) -> Case:
@@ -94,3 +120,53 @@ def test_each_product_of_a_split_backward_is_computed_once() -> None:
     assert products.n == 1
     assert torch.equal(ours.grad, expected.grad)  # type: ignore[arg-type]
     assert torch.equal(weight.grad, whole)  # type: ignore[arg-type]
+
+
+class Told:
+    """In the place of the pool of processes: what they found."""
+
+    def __init__(self, found: list[Equality]) -> None:
+        self.found = found
+
+    def __call__(self, *args: object, **kwargs: object) -> Told:
+        return self
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def submit(self, *args: object) -> Told:
+        return self
+
+    def result(self) -> list[Equality]:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ({}, True),
+        ({"losses_exact": False, "loss_error": 1e-15}, True),  # experts are divided: sums have another order
+        ({"losses_exact": False, "loss_error": 1e-15, "transport": "none"}, False),
+        ({"counts_exact": False}, False),
+        ({"gradient_error": 1e-11}, False),
+        ({"norm_error": 1e-11}, False),
+    ],
+)
+def test_a_study_whose_ranks_compute_something_else_does_not_run(
+    change: dict[str, Any], holds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = replace(EQUAL, **change)
+    monkeypatch.setattr(of_studies, "ProcessPoolExecutor", Told([EQUAL, found]))
+    monkeypatch.setattr(of_studies, "cases", lambda named: [])
+    said: list[str] = []
+    with nullcontext() if holds else pytest.raises(ValueError, match=r"full \(dualpipe.*\) does not compute"):
+        of_studies.check_equality([], said.append, tmp_path)
+    assert ("NOT EQUAL" in said[-1]) is not holds
+    kept = read_document(tmp_path / EQUALITY, "", "")["cases"]
+    assert [case["holds"] for case in kept] == [True, holds]
+    assert said[-1].startswith(kept[-1]["sentence"])
+    (first, *_, last) = equality_notes(tmp_path)
+    assert f"{1 + holds} of 2 variants equal" in first
+    assert last == f"{kept[-1]['sentence']}."

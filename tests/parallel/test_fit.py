@@ -2,42 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fitted import on_a_rank, state_file
-from torch import Tensor
+from fitted import KEPT_AT, Fit, Fitted, difference, fit_all
 
-from ablate.model.weights import load_tensors
-from ablate.parallel.launch import launch
 from ablate.spec.ranks import Ranks
 
-PIPELINE, MESH, ONE = Ranks(pipeline=2), Ranks(pipeline=2, data=2), Ranks()
+EXPERTS = Ranks(data=2, expert=2, node=1)
 
 
-def fit(ranks: Ranks, schedule: str, place: Path, resume: Path | str = "") -> dict[str, Tensor]:
-    """In processes of their own: float64 is their default."""
-    launch(on_a_rank, ranks.world, ranks, schedule, str(place), str(resume))
-    return load_tensors(state_file(place))
+def rest(whole: Fitted) -> Fitted:
+    """What a training that goes on from the checkpoint of this one should end with."""
+    return replace(whole, losses=whole.losses[KEPT_AT:])
 
 
-def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[n].double() - b[n].double()).abs().max().item() for n in a)
+def test_two_ranks_train_as_one_process_and_go_on_where_it_was(tmp_path: Path) -> None:
+    alone = Fit(place=tmp_path / "one")
+    data = Fit(place=tmp_path / "data", ranks=Ranks(data=2))
+    experts = Fit(place=tmp_path / "experts", ranks=EXPERTS)
+    again = Fit(place=tmp_path / "again", ranks=EXPERTS, resume=experts.place)
+    over = Fit(place=tmp_path / "over", ranks=Ranks(pipeline=2), resume=experts.place)
+    fits = [alone, data, experts, again, over, Fit(place=tmp_path / "back", resume=experts.place)]
+    one, two, divided, again_, *others = fit_all(fits, 2)
+    assert difference(two, one) < 1e-12
+    assert difference(divided, one) < 1e-12
+    assert all((divided.state[n] == one.state[n]).all() for n in one.state if n.endswith("bias_E"))
+    assert difference(again_, rest(divided)) == 0, "the same layout, bit for bit"
+    for found in others:
+        assert difference(found, rest(one)) < 1e-12
 
 
 @pytest.mark.slow
-def test_training_on_ranks_and_on_one_process_and_across_them(tmp_path: Path) -> None:
-    alone = fit(ONE, "", tmp_path / "one")
-    down = fit(PIPELINE, "on", tmp_path / "two")
-    wide = fit(MESH, "1f1b", tmp_path / "four")
-    for found in (down, wide):
-        assert difference(found, alone) < 1e-12
-        assert all((found[n] == alone[n]).all() for n in alone if n.endswith("bias_E"))
-    assert len(list((tmp_path / "four").glob("tensors*"))) == 4, "a file a rank"
-    assert difference(fit(PIPELINE, "on", tmp_path / "again", tmp_path / "two"), down) == 0, (
-        "the same layout, bit for bit"
-    )
-    for ranks, schedule, resume in ((ONE, "", "four"), (PIPELINE, "zbv", "four"), (MESH, "on", "one")):
-        name = f"{ranks.world} from {resume}"
-        assert difference(fit(ranks, schedule, tmp_path / name, tmp_path / resume), alone) < 1e-12, name
+def test_four_ranks_train_as_one_process_and_checkpoints_know_no_ranks(tmp_path: Path) -> None:
+    mesh = Ranks(pipeline=2, data=2)
+    whole = Ranks(pipeline=2, data=2, expert=2, node=1)
+    plans = {
+        "one": (Ranks(), {}, ""),
+        "mesh": (mesh, {"dualpipe": "1f1b"}, ""),
+        "whole": (whole, {"dualpipe": "on"}, ""),
+        "flat": (whole, {"dualpipe": "zbv", "alltoall": "flat"}, ""),
+        "wide": (Ranks(data=4, expert=2, node=1), {"alltoall": "deduplicated"}, ""),
+        "two hops": (Ranks(data=4, expert=4, node=2), {}, ""),
+        "whole again": (whole, {"dualpipe": "on"}, "whole"),
+        "mesh from whole": (mesh, {"dualpipe": "zb1p"}, "whole"),
+        "whole from one": (whole, {"dualpipe": "on"}, "one"),
+        "one from whole": (Ranks(), {}, "whole"),
+        "experts from flat": (Ranks(data=4, expert=4, node=2), {}, "flat"),
+    }
+    fits = [
+        Fit(
+            place=tmp_path / name,
+            ranks=ranks,
+            levels=levels,
+            resume=tmp_path / resume if resume else None,
+            n_layers=4,  # for two stages a rank
+        )
+        for name, (ranks, levels, resume) in plans.items()
+    ]
+    found = dict(zip(plans, fit_all(fits, 4), strict=True))
+    assert len(list((tmp_path / "whole").glob("tensors*"))) == 4, "a file a rank"
+    for name, (_, _, resume) in plans.items():
+        expected = rest(found["one"]) if resume else found["one"]
+        assert difference(found[name], expected) < 1e-12, name
+    assert difference(found["whole again"], rest(found["whole"])) == 0, "the same layout, bit for bit"
+
+
+@pytest.mark.slow
+def test_two_pipeline_ranks_train_fp8_as_one_process(tmp_path: Path) -> None:
+    levels = {"fp8": "on"}
+    fits = [Fit(place=tmp_path / "one", levels=levels)]
+    fits += [Fit(place=tmp_path / f"{r.pipeline}", ranks=r, levels=levels) for r in (Ranks(pipeline=2), Ranks(data=2))]
+    one, *others = fit_all(fits, 2)
+    for found in others:
+        assert difference(found, one) < 1e-12

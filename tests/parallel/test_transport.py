@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -13,19 +14,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from ablate.components.alltoall.module import from_bytes
 from ablate.components.alltoall.reference import REFERENCES
 from ablate.components.alltoall.spec import Deduplicated, Flat, TwoHop
 from ablate.components.fp8.quantise import Strips, quantise
 from ablate.components.fp8.wire import Fp8Wire
 from ablate.components.moe.spec import RoutedExperts
+from ablate.components.variants import Variant, on_ranks
 from ablate.errors import RunFailed
 from ablate.model.loss import training_loss
-from ablate.parallel.experts import build_divided
+from ablate.parallel.experts import hold
 from ablate.parallel.launch import launch
+from ablate.parallel.layout import check_ranks
 from ablate.parallel.mesh import make_mesh, members
 from ablate.parallel.transport.equality import Case, Equality, check, run_of
+from ablate.presets import preset
 from ablate.presets.account import account_preset
 from ablate.spec.ranks import Ranks, read_ranks
+from ablate.sweep.equality import few
 
 NODES = (TwoHop(), Flat(), Deduplicated())
 FULL = {"mla": "on", "moe": "on", "aux-free": "on", "mtp": "on", "fp8": "on"}
@@ -111,7 +117,7 @@ def test_every_rank_is_in_one_group_of_a_name() -> None:
 
 @pytest.mark.parametrize("dim", [32, 128, 300])
 @pytest.mark.parametrize("power_of_two", [True, False])
-@pytest.mark.parametrize("n", [0, 5])
+@pytest.mark.parametrize("n", [0, 1, 5])
 def test_the_wire_gives_what_the_product_would_have_made(dim: int, power_of_two: bool, n: int) -> None:
     x, wire = torch.randn(n, dim, generator=torch.Generator().manual_seed(0)) * 30, Fp8Wire(power_of_two)
     sent = wire.encode(x)
@@ -119,6 +125,13 @@ def test_the_wire_gives_what_the_product_would_have_made(dim: int, power_of_two:
     found = wire.decode(sent, dim, torch.float32)
     expected = quantise(x, Strips(-1), power_of_two_scales=power_of_two).dequantise() if n else x
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_part_of_any_number_of_rows_is_read_as_numbers(n: int) -> None:
+    sent = torch.arange(n * 5, dtype=torch.float32).view(n, 5)
+    part = sent.view(torch.uint8)[:, 4:20]  # of one row, torch calls any strides contiguous
+    assert torch.equal(from_bytes(part, 2, torch.float64), torch.from_numpy(sent[:, 1:].numpy().copy().view("float64")))
 
 
 def cases(ranks: Ranks, changes: Sequence[dict[str, str]]) -> list[Case]:
@@ -131,7 +144,8 @@ def observed(case: Case) -> dict[str, tuple[list[int], list[int]]]:
     rank = torch.distributed.get_rank()
     torch.set_default_dtype(torch.float64)
     run, mesh = run_of(case), make_mesh(case.ranks)
-    model, ours = build_divided(run, mesh)
+    ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
+    model = ours.model
     assert ours.peers is not None
     chosen: list[Tensor] = []
     for module in model.modules():
@@ -204,3 +218,38 @@ def failing() -> None:
 def test_a_rank_that_fails_ends_the_others_and_is_named() -> None:
     with pytest.raises(RunFailed, match="rank 1 of 2 failed: ValueError: no such thing"):
         launch(failing, 2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "levels", "message"),
+    [
+        (Ranks(data=16, expert=16), {}, "8 routed experts do not give each of 16"),
+        (Ranks(data=2, expert=2), {"fp8": "tensorwise"}, "one scale of all experts"),
+        (Ranks(data=2, expert=2), {"aux-free": "batch-aux"}, "no such order"),
+        (Ranks(data=3), {}, "cannot be shared evenly by 3"),
+        (Ranks(data=2, expert=2), {"fp8": "gradient-blocks"}, ""),
+        (Ranks(data=2, expert=2), {"moe": "dense", "aux-free": "sequence-aux", "alltoall": "flat"}, ""),
+    ],
+)
+def test_what_ranks_cannot_compute_as_one_process_does_is_refused(
+    ranks: Ranks, levels: dict[str, str], message: str
+) -> None:
+    small = on_ranks(preset("nano"), ranks)
+    small = replace(small, trainer=replace(small.trainer, batch_size=16, micro_batch_size=1))
+    spec = (Variant.full(small) | {"distill": "raw"} | levels).resolve(small)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_ranks(spec.model, spec.trainer)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "checked"),
+    [
+        (Ranks(pipeline=2, data=2, expert=2), Ranks(pipeline=2, data=2, expert=2)),
+        (Ranks(pipeline=16, data=64, expert=64), Ranks(pipeline=2, data=4, expert=4, node=2)),
+        (Ranks(data=16, expert=16, node=16), Ranks(data=2, expert=2, node=2)),
+        (Ranks(pipeline=16), Ranks(pipeline=2, node=1)),
+        (Ranks(data=64), Ranks(data=2, node=1)),
+    ],
+)
+def test_a_large_layout_is_checked_on_few_ranks_with_the_same_axes(ranks: Ranks, checked: Ranks) -> None:
+    assert few(ranks) == checked

@@ -18,7 +18,7 @@ from ablate.runs import conduct
 from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Leaving, Progress, Started, Stopping
 from ablate.runs.executors.protocol import Seen
-from ablate.runs.executors.worker import OUT_OF_MEMORY
+from ablate.runs.executors.worker import LOST, OUT_OF_MEMORY
 from ablate.runs.job import Job
 from ablate.runs.progress import Standing, tell
 from ablate.runs.record import Failure, RunRecord
@@ -172,7 +172,7 @@ def test_a_failure_is_its_attempts_and_the_others_go_on(play: Any, jobs: list[Jo
     assert len(list(done.store.attempts_folder(a).glob("*/failure.json"))) == 1
 
 
-@pytest.mark.parametrize("lost", [[-9], [], [OUT_OF_MEMORY]])
+@pytest.mark.parametrize("lost", [[-9], [], [OUT_OF_MEMORY], [f"{LOST}: the process of rank 1 of 2 has ended"]])
 def test_a_lost_run_is_submitted_again_and_given_up_after_three(play: Any, jobs: list[Job], lost: list[Any]) -> None:
     job = jobs[0]
     again = play([job], {job.run_id: [list(lost), list(lost), ["record"]]})
@@ -180,7 +180,7 @@ def test_a_lost_run_is_submitted_again_and_given_up_after_three(play: Any, jobs:
     assert [type(event) for event in again.events] == [Started, Killed, Started, Killed, Started, Ended]
 
 
-@pytest.mark.parametrize("lost", [[-9], [], [OUT_OF_MEMORY]])
+@pytest.mark.parametrize("lost", [[-9], [], [OUT_OF_MEMORY], [f"{LOST}: the process of rank 1 of 2 has ended"]])
 def test_what_is_lost_three_times_has_failed(play: Any, jobs: list[Job], lost: list[Any]) -> None:
     job = jobs[0]
     done = play([job], {job.run_id: [list(lost) for _ in range(3)]})

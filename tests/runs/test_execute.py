@@ -104,9 +104,9 @@ def test_variants_of_a_seed_share_tokens_and_initial_values(make_job: MakeJob, t
     assert full.final_parameters_hash != without_mtp.final_parameters_hash
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 11])
+@pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (5, signal.SIGUSR1), (11, signal.SIGTERM)])
 def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
-    make_job: MakeJob, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, tmp_path: Path, stop_at: int, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(micro_batch_size=2)
     whole = finish(job, tmp_path / "whole")
@@ -115,7 +115,7 @@ def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
 
     def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> Any:
         if self.global_step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), number)
         return train(self, batch, batch_idx)
 
     monkeypatch.setattr(TrainingModule, "training_step", interrupted)

@@ -188,7 +188,10 @@ def as_bytes(x_NX: Tensor) -> Tensor:
 
 
 def from_bytes(rows: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    return rows.contiguous().view(dtype).view(len(rows), width)
+    rows = rows.contiguous()
+    if len(rows) < 2:  # then torch calls any strides contiguous, and a part of a row keeps those of the whole
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    return rows.view(dtype).view(len(rows), width)
 
 
 def _placeholder(like: Tensor, *shape: int) -> Tensor:

@@ -69,6 +69,9 @@ class StandardLinear:
     def wire_bytes(self, dim: int, dtype: str) -> int:
         return dim * DTYPE_BYTES[dtype]
 
+    def shares_scales(self) -> Literal[""]:
+        return ""
+
     def callbacks(self) -> list[Any]:
         return []
 
@@ -138,6 +141,10 @@ class Fp8Linear:
         if self.recipe != "blockwise":
             return dim * DTYPE_BYTES[dtype]
         return dim + FP32_BYTES * -(-dim // TILE_CHANNELS)
+
+    def shares_scales(self) -> Literal["tiles", "tensor"]:
+        """Weight gradients of all recipes but `tensorwise` have tiles of 128 tokens."""
+        return "tensor" if self.recipe == "tensorwise" else "tiles"
 
     def callbacks(self) -> list[Any]:
         from ablate.components.fp8.callback import UnderflowMonitor

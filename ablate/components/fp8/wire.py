@@ -32,8 +32,8 @@ class Fp8Wire:
 
     def decode(self, bytes_NX: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
         """The inverse, rounded once to float32 and then to `dtype`."""
-        values = bytes_NX[:, :dim].contiguous().view(E4M3)
-        scale_NS = bytes_NX[:, dim:].contiguous().view(torch.float32)
+        values = bytes_NX[:, :dim].clone(memory_format=torch.contiguous_format).view(E4M3)
+        scale_NS = bytes_NX[:, dim:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         full = dim // TILE
         if dim <= TILE:
             scales = [scale_NS]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from ablate.components.variants import Variant
 from ablate.model.loss import TrainingLoss, training_loss
 from ablate.model.transformer import Transformer, initialise
-from ablate.parallel.experts import Divided, build_divided, divided
+from ablate.parallel.experts import Held, divided, hold
+from ablate.parallel.groups import release
 from ablate.parallel.mesh import make_mesh
 from ablate.parallel.transport.peers import alone
 from ablate.presets import preset
@@ -92,7 +92,8 @@ def check(cases: Sequence[Case]) -> list[Equality]:
 def _check(case: Case) -> Equality:
     run = run_of(case)
     mesh = make_mesh(case.ranks)
-    model, ours = build_divided(run, mesh)
+    ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
+    model = ours.model
     _starve(model, case.starved)
     generator = torch.Generator().manual_seed(SEED)
     n_busy = case.ranks.data - case.idle
@@ -103,29 +104,30 @@ def _check(case: Case) -> Equality:
     start = time.perf_counter()
     found = _loss(model, run, window_BT1[mesh.data_rank : mesh.data_rank + 1])
     (found.total / n_busy).backward()
-    ours.join_gradients(model)
+    ours.holders.join()
     step_s = time.perf_counter() - start
-    norm = ours.clip(model, 1.0)
     main = found.main.double() / n_busy
     dist.all_reduce(main)
     counts = _counts(found)
     dist.all_reduce(counts)
     with _whole(run, case) as whole:
+        norm = ours.holders.clip(1.0, [name for name, _ in whole.named_parameters()])
         reference = _reference(whole, run, window_BT1)
         expected_norm = nn.utils.clip_grad_norm_(whole.parameters(), 1.0)
         errors = torch.tensor(
             [
                 float((main - reference.main).abs() / reference.main),
-                _gradient_error(model, whole, ours),
+                _gradient_error(whole, ours),
                 float((norm - expected_norm).abs() / expected_norm),
                 float(not torch.equal(counts, _counts(reference))),
             ]
         )
     dist.all_reduce(errors, op=dist.ReduceOp.MAX)
+    release([*mesh.groups.values(), *ours.holders.groups.values()])
     return _equality(run, ours, errors, step_s)
 
 
-def _equality(run: RunSpec, ours: Divided, errors: Tensor, step_s: float) -> Equality:
+def _equality(run: RunSpec, ours: Held, errors: Tensor, step_s: float) -> Equality:
     channels = ours.peers.channels if ours.peers else ()
     sent = torch.tensor([[c.n_rows, c.n_bytes] for c in channels] or [[0, 0]])
     dist.all_reduce(sent)
@@ -182,13 +184,13 @@ def _reference(model: Transformer, run: RunSpec, window_BT1: Tensor) -> Training
         layers = list(zip(*(part.routing for part in parts), strict=True))
         routing = [replace(layer[0], counts_BE=torch.cat([r.counts_BE for r in layer])) for layer in layers]
         return TrainingLoss(main, main, routing)
-    _apart(model, n)
+    apart(model, n)
     found = _loss(model, run, window_BT1)
     found.total.backward()
     return TrainingLoss(found.total, found.main.double(), found.routing)
 
 
-def _apart(model: Transformer, n: int) -> None:
+def apart(model: Transformer, n: int) -> None:
     """Let dense FP8 maps, and the head's loss, see n equal parts of a batch by themselves."""
     for module in model.modules():
         if hasattr(module, "recipe") and getattr(module, "weight").ndim == 2:  # noqa: B009
@@ -203,13 +205,14 @@ def _apart(model: Transformer, n: int) -> None:
     model.head.cross_entropy = mean
 
 
-def _gradient_error(model: Transformer, whole: Transformer, ours: Divided) -> float:
-    own, worst = dict(model.named_parameters()), 0.0
+def _gradient_error(whole: Transformer, ours: Held) -> float:
+    own, worst = dict(ours.model.named_parameters()), 0.0
     for name, p in whole.named_parameters():
         if p.grad is None:
             continue
         expected = p.grad[ours.parts[name][0]] if name in ours.parts else p.grad
-        found: Any = own[name].grad
+        found = own[name].grad
+        found = torch.zeros_like(own[name]) if found is None else found
         if expected.numel():
             scale = max(float(p.grad.abs().max()), torch.finfo(p.dtype).tiny)
             worst = max(worst, float((found - expected).abs().max()) / scale)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ablate.parallel.lost import end_with, is_loss, missing, present
 from ablate.runs.executors import torchrun
 from ablate.runs.executors.signals import stopping
 from ablate.runs.job import Job
@@ -21,10 +22,16 @@ from ablate.runs.store import Store
 
 # torch is imported inside, so that the parent, which only names these functions, never loads it
 OUT_OF_MEMORY = "out of memory"
+LOST = "lost a rank"
+GRACE_S = 5.0  # for the rank that fails to say why, before the others say that they miss it
 
 # A forked process costs as much as the memory that it copies, tens of milliseconds. One that has used less of a
 # processor than this takes another run: real runs are always alone in theirs.
 REUSED_S = 1.0
+
+
+class RankLost(Exception):
+    """Another rank of the run is gone. The run can be tried again: what failed is said by that rank, if it could."""
 
 
 def serve(connection: Any) -> None:
@@ -113,15 +120,27 @@ def attempt_at(
     except Interrupted:
         say("stopped")
     except Exception as error:
-        _note(store, attempt, job.run_id, job, error)
+        _note(store, attempt, job.run_id, job, _of_this_rank(error, job, attempt))
         say("failed")
     else:
         say("ended", job.n_all_steps)
 
 
+def _of_this_rank(error: Exception, job: Job, attempt: Path) -> Exception:
+    """The error, or which rank it comes of: a connection breaks on all ranks where one has failed."""
+    if job.ranks == 1 or not is_loss(error):
+        return error
+    time.sleep(GRACE_S)
+    gone = ", ".join(map(str, missing(attempt)))
+    if gone:
+        return RankLost(f"{LOST}: the process of rank {gone} of {job.ranks} has ended")
+    return RankLost(f"{LOST}: one of {job.ranks} does not answer ({str(error).strip().splitlines()[0]})")
+
+
 def _note(store: Store, attempt: Path, run_id: str, job: Job | None, error: Exception) -> None:
     text = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {text[0] if text else 'no message'}"
+    name = "" if isinstance(error, RankLost) else f"{type(error).__name__}: "
+    reason = name + (text[0] if text else "no message")
     if isinstance(error, MemoryError) or "out of memory" in reason.lower() or "not enough memory" in reason.lower():
         reason = f"{OUT_OF_MEMORY} ({reason})"
     failure = Failure(
@@ -156,9 +175,10 @@ def measure(path: str, seconds: float, connection: Any) -> None:
 def main(arguments: list[str]) -> int:
     """A rank of a run: its job file, and the folder that all ranks of this attempt share."""
     job, attempt = read_job(Path(arguments[0])), Path(arguments[1])
-    store, speaks = Store(Path(arguments[0]).parents[2]), os.environ.get("RANK", "0") == "0"
-    with stopping() as stop:
-        attempt_at(job, store, attempt, lambda: stop.requested, speaks=speaks)
+    store, rank = Store(Path(arguments[0]).parents[2]), int(os.environ.get("RANK", "0"))
+    end_with(os.getppid())
+    with stopping() as stop, present(attempt, rank):
+        attempt_at(job, store, attempt, lambda: stop.requested, speaks=rank == 0)
     return 0
 
 

@@ -1,0 +1,108 @@
+"""A rank that is gone: which it was is said in one sentence, and the run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+
+from ablate.parallel.lost import missing, present
+from ablate.runs.conduct import execute_all
+from ablate.runs.events import Ended, Event, Killed, Progress
+from ablate.runs.executors import worker
+from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.job import Job
+from ablate.runs.store import Store
+from ablate.spec.ranks import Ranks
+
+MakeJob = Callable[..., Job]
+BROKEN = RuntimeError("[/gloo/transport/tcp/pair.cc:1] Connection closed by peer\nmore")
+ENDS = """
+import os, pathlib, sys
+from ablate.parallel.lost import present
+with present(pathlib.Path(sys.argv[1]), 1):
+    os.kill(os.getpid(), 9)
+"""
+RANK = """
+import os, time
+from ablate.parallel.lost import end_with
+end_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(100)
+"""
+AGENT = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {RANK!r}])"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "study")
+    made.create()
+    return made
+
+
+def test_a_rank_is_missing_once_its_process_has_ended(tmp_path: Path) -> None:
+    with present(tmp_path, 0), present(tmp_path, 2):
+        subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], check=False)
+        assert missing(tmp_path) == [1]
+    assert missing(tmp_path) == [0, 1, 2]
+
+
+def test_a_broken_connection_is_another_ranks_failure_and_any_other_error_its_own(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "GRACE_S", 0.0)
+    job = make_job(ranks=Ranks(pipeline=2))
+    with present(tmp_path, 0):
+        with present(tmp_path, 1):
+            said = str(worker._of_this_rank(BROKEN, job, tmp_path))
+            assert said.startswith(f"{worker.LOST}: one of 2 does not answer (")
+            assert "more" not in said
+        said = str(worker._of_this_rank(BROKEN, job, tmp_path))
+    assert said == f"{worker.LOST}: the process of rank 1 of 2 has ended"
+    own = ValueError("no such thing")
+    assert worker._of_this_rank(own, job, tmp_path) is own
+    assert worker._of_this_rank(BROKEN, make_job(), tmp_path) is BROKEN, "one process has no other"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_rank_ends_with_its_agent_even_while_it_waits() -> None:
+    with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        rank = int(agent.stdout.readline())
+        agent.kill()
+    deadline = time.monotonic() + 30
+    while rank in processes.alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rank not in processes.alive()
+
+
+@pytest.mark.slow
+def test_a_run_whose_rank_is_killed_goes_on_from_its_checkpoint(
+    make_job: MakeJob, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, events, killed = make_job("distill", n_steps=60, ranks=Ranks(data=2), micro_batch_size=2), list[Event](), []
+
+    def listener(event: Event) -> None:
+        events.append(event)
+        kept = list(store.attempts_folder(job.run_id).glob("*/step-*/manifest.json"))
+        if isinstance(event, Progress) and kept and not killed:
+            (agent,) = processes.workers(os.getpid())
+            ranks = processes.children(agent)
+            killed.append(max(ranks))
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert execute_all([job], store, LocalExecutor(store, 1), listener=listener).status == {job.run_id: "finished"}
+    (reason,) = (event.reason for event in events if isinstance(event, Killed))
+    assert reason == f"{worker.LOST}: the process of rank 1 of 2 has ended"
+    assert isinstance(events[-1], Ended)
+    record = store.read(job.run_id)
+    assert record is not None
+    assert len(record.attempts) == 2
+    assert record.metrics["step_s"] > 0
