@@ -52,6 +52,15 @@ class Command:
             time.sleep(0.01)
         return None
 
+    @property
+    def state(self) -> str:
+        """The letter of its state in /proc (T: stopped); "" once it has ended."""
+        try:
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][:1]
+        except OSError:
+            return ""
+        return "" if letter in "ZX" else letter
+
     def kill(self) -> None:
         """End it and everything it started."""
         self.signal_group(signal.SIGKILL)
@@ -80,6 +89,19 @@ class Command:
 
 def start(arguments: Sequence[str], *, log: Path, cache: Path, prepare: Callable[[], Any] | None = None) -> Command:
     """`dsv3-ablate` with these arguments; `prepare` is called in its process before it begins."""
+
+    def act() -> int:
+        _make_cheap()
+        if prepare is not None:
+            prepare()
+        sys.argv = ["dsv3-ablate", *arguments]
+        return _exit_code()
+
+    return spawn(act, log=log, cache=cache)
+
+
+def spawn(act: Callable[[], int], *, log: Path, cache: Path) -> Command:
+    """A function in a process forked from this one, in a session of its own; its result is the exit code."""
     log.write_bytes(b"")
     pid = os.fork()
     if pid:
@@ -87,11 +109,7 @@ def start(arguments: Sequence[str], *, log: Path, cache: Path, prepare: Callable
     code = 98
     try:
         _detach(log, cache)
-        _make_cheap()
-        if prepare is not None:
-            prepare()
-        sys.argv = ["dsv3-ablate", *arguments]
-        code = _exit_code()
+        code = act()
     except BaseException:
         traceback.print_exc()
     finally:
