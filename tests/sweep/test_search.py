@@ -67,6 +67,9 @@ def test_a_search_from_its_file_to_its_report(played: Any) -> None:
     assert "Every variant had the same number of trials" in text
     assert all(f"| {slot} |" in text for slot, _, _ in result.plan.slots())
     assert "Search</h2>" in (played.out / "report.html").read_text()
+    document = reports.to_json(content)["search"]
+    assert [one["slot"] for one in document["trials"]] == [slot for slot, _, _ in result.plan.slots()]
+    assert document["groups"][FULL]["best"] in {one["slot"] for one in document["trials"] if one["group"] == FULL}
     winner = {v.name: v.planned.learning_rate for v in content.result.variants}
     assert winner[FULL] == pytest.approx(0.006, rel=0.5)
     assert set(content.result.plan.seeds).isdisjoint({result.plan.seed})
