@@ -219,32 +219,32 @@ def missing_file(this: Try) -> None:
 
 def exchanged(this: Try) -> None:
     """Records, weights or checkpoints of two runs in each other's place."""
-    shutil.copytree(this.ground.stopped, this.out)
-    # Of each run the newest checkpoint, since an older one is not looked at.
-    steps = [max(attempt.glob("step-*"), default=None) for attempt in this.out.glob("runs/*/attempts/*")]
-    groups = [sorted(this.out.glob("records/*.json")), sorted(this.out.glob("runs/*/weights"))]
-    groups = [group for group in (*groups, sorted(filter(None, steps))) if len(group) > 1]
-    one, other = this.draw.sample(this.draw.choice(groups), 2)
+    what = this.draw.choice(["records/*.json", "runs/*/weights", "checkpoints"])
+    shutil.copytree(this.ground.stopped if what == "checkpoints" else this.ground.whole, this.out)
+    there = sorted(this.out.glob(what))
+    if what == "checkpoints":  # of each run the newest, since an older one is not looked at
+        newest = (max(attempt.glob("step-*"), default=None) for attempt in this.out.glob("runs/*/attempts/*"))
+        there = sorted(filter(None, newest))
+    if len(there) < 2:
+        this.met = False
+        return
+    one, other = this.draw.sample(there, 2)
     this.notes.append(f"exchanged: {one.relative_to(this.out)}, {other.relative_to(this.out)}")
     aside = this.place / "aside"
     for source, target in ((one, aside), (other, one), (aside, other)):
         os.rename(source, target)
-    if one.suffix == ".json":
-        this.expect(this.call("report", str(this.out)), "record")
-    elif one.name == "weights":
-        run = one.parent
-        if (this.out / "records" / f"{run.name}.json").exists():
-            this.expect(this.call("export", str(run), "--out", str(this.place / "export")))
-    else:
-        self_valid = [newest_valid(path.parents[1], environment.program()) for path in (one, other)]
-        if {one, other} & set(self_valid):
+    if what == "checkpoints":
+        valid = {newest_valid(path.parents[1], environment.program()) for path in (one, other)}
+        if valid & {one, other}:
             this.fail("wrong", f"{one} and {other} were exchanged, and one would be gone on from")
-    if one.suffix == ".json" or one.name == "weights":
-        for path in (one, other):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            run_id = path.stem if path.suffix else path.parent.name
-            (this.out / "records" / f"{run_id}.json").unlink(missing_ok=True)
-            shutil.rmtree(this.out / "runs" / run_id / "weights", ignore_errors=True)
+    elif one.suffix:
+        this.expect(this.call("report", str(this.out)), "record")
+    else:
+        this.expect(this.call("export", str(one.parent), "--out", str(this.place / "export")), one.parent)
+    for path in (one, other) if what != "checkpoints" else ():  # what the messages ask for
+        run = path.stem if path.suffix else path.parent.name
+        (this.out / "records" / f"{run}.json").unlink()
+        shutil.rmtree(this.out / "runs" / run / "weights")
     before = this.before()
     this.finish()
     this.compare(before)

@@ -113,7 +113,7 @@ def shown(this: Try) -> None:
         at = next((i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b), -3)
         this.fail("wrong", f"{payload!r}: the page's elements differ: {other[at : at + 3]}")
     text = " ".join(structures["payload"].words)
-    missing = [field for i, field in enumerate(FIELDS) if f"{i}q" not in text]
+    missing = [field for i, field in enumerate(FIELDS) if f" {i}q" not in text]
     this.cases -= len(missing)
     this.notes += [f"not shown in the page, so not tried: {', '.join(missing)}"] if missing else []
     if re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//(?!www\.w3\.org)", pages["payload"].split("</style>")[0]):

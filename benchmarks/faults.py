@@ -31,6 +31,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -57,15 +58,29 @@ def attempt(
     """One try of a kind; the same numbers give the same fault. Not `thorough`: what tells it, not the whole repair."""
     place = ground.folder / f"try-{list(kinds).index(kind)}-{index}"
     place.mkdir()
-    this, begun = Try(ground, place, random.Random(f"{seed} {index} {kind}"), thorough, index), time.monotonic()
+    begun, cpu_s = time.monotonic(), _cpu_s()
+    this = Try(ground, place, random.Random(f"{seed} {index} {kind}"), thorough, index)
     try:
         kinds[kind](this)
     except Exception as error:  # the campaign goes on, and the try counts as one that found something
         this.fail("unclear", f"the try itself failed: {type(error).__name__}: {error}")
     shutil.rmtree(place, ignore_errors=True)
-    notes = [note[:MAX_NOTE] for note in this.notes] if this.found else []
-    return {"kind": kind, "index": index, "seed": seed, "met": this.met, "cases": this.cases,
-            "found": dict(this.found), "notes": notes, "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
+    return {
+        "kind": kind,
+        "index": index,
+        "seed": seed,
+        "met": this.met,
+        "cases": this.cases,
+        "found": dict(this.found),
+        "notes": [note[:MAX_NOTE] for note in this.notes] if this.found else [],
+        "seconds": round(time.monotonic() - begun, 1),
+        "cpu_s": round(_cpu_s() - cpu_s, 1),
+    }
+
+
+def _cpu_s() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """The real command line in processes forked from one that has imported everything: a try costs a second or two.
 
 It differs from a command started by hand in this: workers are forked, not started by a forkserver; speeds are not
-measured; every step is followed by a checkpoint; a worker that is silent for ten seconds is taken to hang.
+measured; every step is followed by a checkpoint; a worker that is silent for ten seconds is taken to hang;
+report.html has the Markdown, since figures take longer than such a study.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ablate.cli
-import ablate.report
+import ablate.report as reports
 import ablate.runs.conduct as conduct
 import ablate.runs.execute as execute
 import ablate.runs.executors.local as local
@@ -143,6 +144,7 @@ def _make_cheap() -> None:
         (sweep, "start_server", lambda: None),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
         (execute, "CHECKPOINT_EVERY_S", 0.0),
+        (reports, "RENDERERS", dict.fromkeys(reports.RENDERERS, reports.to_markdown)),
     )
     for module, name, value in changes:
         setattr(module, name, value)

@@ -264,6 +264,30 @@ def test_a_run_on_two_nodes_goes_on_after_a_signal_with_the_same_bits(
     assert len(other.attempts) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_before_its_time_limit_a_run_checkpoints_and_queues_again_by_itself(
+    loopback: ModuleType, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Slurm itself sends the signal, nobody watches, and the job that comes back goes on from the checkpoint."""
+    job, store = make_job(n_steps=100_000), Store(tmp_path / "study")
+    store.create()
+    cluster = Cluster(partition="main", time="2", cpus_per_task=1, poll_s=0.5, signal_s=60)
+    SlurmExecutor(store, cluster, "loopback").submit([job], "first-0")
+    (task,) = wait_for(lambda: queued(store))
+    try:
+        wait_for(lambda: requeued(task.job), 400)
+        (first, *_) = sorted(store.attempts_folder(job.run_id).iterdir())
+        said = standing(first)
+        assert said is not None
+        assert said.phase == "stopped"
+        (step,) = {int(path.name.rpartition("-")[2]) for path in sorted(first.glob("step-*"))[-1:]}
+        wait_for(lambda: (now := newest(store.attempts_folder(job.run_id), "")) and now != first and standing(now))
+        wait_for(lambda: (now := standing(newest(store.attempts_folder(job.run_id), ""))) and now.step >= step)
+    finally:
+        subprocess.run(["scancel", task.job], check=True)
+
+
 def two_ranks(corpus: Corpus) -> Job:
     small = on_ranks(preset("nano"), Ranks(pipeline=2))
     trainer = replace(small.trainer, batch_size=8, micro_batch_size=2, branches=())
