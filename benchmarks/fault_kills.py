@@ -154,7 +154,7 @@ def hung_worker(this: Try) -> None:
     this.met = bool(workers := command.workers())
     for worker in this.draw.sample(workers, min(1, len(workers))):
         _kill(worker, signal.SIGSTOP)
-    this.end(command, 180)
+    this.end(command)
     this.finish()
 
 

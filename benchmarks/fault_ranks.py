@@ -177,7 +177,7 @@ def rank_hangs(this: Try) -> None:
 
     def act() -> int:
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-        conduct.SILENT_S, conduct.START_FACTOR = 8.0, 20
+        conduct.SILENT_S, conduct.START_FACTOR = 30.0, 10
         local._context = lambda: multiprocessing.get_context("fork")
 
         def listener(event: Any) -> None:

@@ -1,7 +1,7 @@
 """The real command line in processes forked from one that has imported everything: a try costs a second or two.
 
 It differs from a command started by hand in this: workers are forked, not started by a forkserver; speeds are not
-measured; every step is followed by a checkpoint; a worker that is silent for ten seconds is taken to hang;
+measured; every step is followed by a checkpoint; a worker that is silent for half a minute is taken to hang;
 report.html has the Markdown, since figures take longer than such a study.
 """
 
@@ -138,8 +138,8 @@ def _detach(log: Path, cache: Path) -> None:
 def _make_cheap() -> None:
     changes: Sequence[tuple[Any, str, Any]] = (
         (local, "_context", lambda: multiprocessing.get_context("fork")),
-        (conduct, "SILENT_S", 10.0),
-        (conduct, "START_FACTOR", 2),
+        (conduct, "SILENT_S", 30.0),
+        (conduct, "START_FACTOR", 4),
         (worker, "REUSED_S", 0.0),
         (sweep, "start_server", lambda: None),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
