@@ -160,6 +160,9 @@ def _told(each: Mapping[str, Any]) -> list[str]:
 def main() -> None:
     arguments = _arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.tables:
+        replace_file(arguments.out / "README.md", report(arguments.out))
+        return
     kinds, ground_type = dict(KINDS), Ground
     if arguments.executor == "slurm":
         from fault_slurm import SLURM_KINDS, SlurmGround
@@ -196,6 +199,7 @@ def _arguments() -> Any:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="numbers (F5,F9), letters (S), or words of a kind's name")
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
+    parser.add_argument("--tables", action="store_true", help="only write README.md anew, from the tries that are there")
     parser.add_argument("--work", type=Path, help="where tries are made; default: the system's temporary folder")
     return parser.parse_args()
 
