@@ -139,12 +139,14 @@ def report(out: Path) -> str:
         found = done_before(path)
         if not found:
             continue
-        bad, hours = sum(bool(each["found"]) for each in found), sum(each["seconds"] for each in found) / 3600
+        bad = sum(bool(each["found"]) for each in found)
+        wall_s, cpu_s = (sum(each[name] for each in found) for name in ("seconds", "cpu_s"))
         lines += [
             "",
             f"## `--executor {executor} --seed {seed}`",
             "",
-            f"{len(found)} tries in {hours:.1f} hours, {bad} of them found something.",
+            f"{len(found)} tries, {bad} of them found something. A try took {wall_s / len(found):.0f} s, of which "
+            f"{cpu_s / len(found):.1f} s of a processor: the machine was as busy as that says.",
             "",
             table(found),
         ]
@@ -199,7 +201,7 @@ def _arguments() -> Any:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="numbers (F5,F9), letters (S), or words of a kind's name")
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
-    parser.add_argument("--tables", action="store_true", help="only write README.md anew, from the tries that are there")
+    parser.add_argument("--tables", action="store_true", help="write README.md anew from what is there")
     parser.add_argument("--work", type=Path, help="where tries are made; default: the system's temporary folder")
     return parser.parse_args()
 
