@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +59,8 @@ FIELDS = (
     "study file",
 )
 
+LEADING = ("href", "src", "srcset", "action", "formaction", "xlink:href")  # to what is run or loaded
+
 
 class Structure(HTMLParser):
     """The elements of a page with the names of their attributes, and the content of those that run or load."""
@@ -74,7 +75,7 @@ class Structure(HTMLParser):
         self.found.append((tag, tuple(sorted(name for name, _ in attrs))))
         self.running = tag if tag in ("script", "style") else ""
         for name, value in attrs:
-            if name.startswith("on") or (name in ("href", "src", "action") and "alert" in (value or "")):
+            if name.startswith("on") or (name in LEADING and not (value or "").startswith("#")):
                 self.found.append((tag, name, value))
 
     def handle_endtag(self, tag: str) -> None:
@@ -116,8 +117,6 @@ def shown(this: Try) -> None:
     missing = [field for i, field in enumerate(FIELDS) if f" {i}q" not in text]
     this.cases -= len(missing)
     this.notes += [f"not shown in the page, so not tried: {', '.join(missing)}"] if missing else []
-    if re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//(?!www\.w3\.org)", pages["payload"].split("</style>")[0]):
-        this.fail("wrong", "the page loads something from elsewhere")
 
 
 def _no_escapes(this: Try, said: Any) -> None:
