@@ -77,7 +77,7 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
 
 
 def remount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True, capture_output=True)
 
 
 def full_disk(this: Try) -> None:
