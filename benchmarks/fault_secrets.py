@@ -81,6 +81,7 @@ def _mine(this: Try, address: str) -> list[str]:
     arguments = search_arguments(this, address)
     mine = Path(arguments[1]).with_suffix(".mine")
     os.rename(arguments[1], mine)
+    (this.place.parent / f"{this.place.name}.toml").unlink(missing_ok=True)  # of a campaign that was stopped
     os.link(mine, this.place.parent / f"{this.place.name}.toml")
     return [arguments[0], str(this.place.parent / f"{this.place.name}.toml"), *arguments[2:]]
 
