@@ -34,8 +34,8 @@ from ablate.training.callbacks import Interrupted
 from ablate.training.checkpoint import step_of
 
 N_STEPS = 51  # so that there are fifty steps to go on from
-HUNG_STEPS = 600  # long enough for a fault to meet training
-PATIENCE_S = 240.0
+HUNG_STEPS = 300  # long enough for a fault to meet training
+PATIENCE_S = 900.0  # the machine may be busy
 
 
 def a_job(ground: Ground, world: int, n_steps: int) -> Job:
