@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,7 @@ WRITING = ".writing-"  # prefix of what is not committed yet
 STALE_AFTER_S = 86_400  # where the file system has no locks: a writer that was killed a day ago is not coming back
 COMMIT_ATTEMPTS = 5
 NOT_HASHED: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+PLAIN_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,64}")
 
 CURES = {
     errno.ENOSPC: "make room on that disk",
@@ -60,6 +62,13 @@ def writing(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise CannotWrite(what, error) from error
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """ValueError unless names that were read stay in the folder that they are files of."""
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise ValueError(f"{where} is {name!r}, which is no name of a file here; put the file back from a copy")
 
 
 def to_json(data: Any) -> str:

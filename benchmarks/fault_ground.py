@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,9 @@ from ablate.runs.plan import read_plan
 from ablate.runs.record import Failure
 from ablate.runs.store import Store
 
-PATIENCE_S = 90.0
+PATIENCE_S = 300.0  # the machine may be busy
 SETTINGS = ("--preset", "nano", "--disable", "mtp", "--without", "fp8", "--seeds", "2", "--jobs", "2")
-BUDGET = ("--match", "tokens", "--budget", "1024")
+BUDGET = ("--match", "tokens", "--budget", "1024")  # eight steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,15 @@ class Ground:
     seconds: float = 0.0  # of the undisturbed study
     n_writes: int = 0
     records: dict[str, Any] = field(default_factory=dict)
+    budget: tuple[str, ...] = BUDGET
+    patience_s: float = PATIENCE_S  # of a command
+    services: dict[str, Any] = field(default_factory=dict)  # what kinds start once; `close` ends it
+
+    def close(self) -> None:
+        """End what was started for all tries."""
+        if "stack" in self.services:
+            self.services["stack"].close()
+        self.services.clear()
 
     @property
     def whole(self) -> Path:
@@ -69,7 +78,11 @@ class Ground:
         return Path(ablate.presets.__file__).parent / "nano.toml"
 
     def arguments(self, out: Path) -> list[str]:
-        return ["run", *SETTINGS, *BUDGET, "--data", str(self.text), "--out", str(out)]
+        return ["run", *SETTINGS, *self.budget, "--data", str(self.text), "--out", str(out)]
+
+    def disturbed(self, out: Path) -> list[str]:
+        """The arguments of the command that faults are injected into."""
+        return self.arguments(out)
 
     def make(self) -> None:
         """Run the undisturbed study twice, the second time with the cache; and stop a third one half-way."""
@@ -88,7 +101,7 @@ class Ground:
         """The undisturbed study, which everything else is compared with."""
         begun, writes = time.monotonic(), Writes()
         command = self.start(self.arguments(out), prepare=writes.watch(lambda n, path: None))
-        if command.wait(PATIENCE_S) != 0:
+        if command.wait(self.patience_s) != 0:
             raise RuntimeError(f"the undisturbed study does not end well:\n{command.text}")
         self.seconds, self.n_writes = time.monotonic() - begun, writes.n
         self.records = dict(essences(out))
@@ -131,6 +144,9 @@ class Try:
     place: Path
     draw: random.Random
     thorough: bool = True
+    index: int = 0  # within its kind
+    met: bool = True  # whether something was going on that the fault could hit
+    cases: int = 1  # that it stands for
     found: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -144,10 +160,12 @@ class Try:
 
     def begin(self, name: str = "log", **options: Any) -> Command:
         """The command of the study."""
-        return self.ground.start(self.ground.arguments(self.out), **{"log": self.place / name} | options)
+        to = {"cluster": options.pop("cluster")} if "cluster" in options else {}
+        return self.ground.start(self.ground.disturbed(self.out, **to), **{"log": self.place / name} | options)
 
-    def end(self, command: Command, seconds: float = PATIENCE_S) -> Ended:
+    def end(self, command: Command, seconds: float | None = None) -> Ended:
         """Wait for a command. It must end in time, without a traceback, and not badly without a sentence."""
+        seconds = seconds or self.ground.patience_s
         code = command.wait(seconds)
         if code is None:
             command.kill()
@@ -174,7 +192,8 @@ class Try:
         self.check()
         return done
 
-    def check(self) -> None:
+    def check(self, without: Collection[str] = ()) -> None:
+        """The study against the undisturbed one; `without`: runs of which something else is expected."""
         try:
             got = dict(essences(self.out))
             read_plan(Store(self.out).plan_file)
@@ -182,7 +201,9 @@ class Try:
             self.fail("torn", str(error))
             return
         for run, expected in self.ground.records.items():
-            if run not in got:
+            if run in without:
+                got.pop(run, None)
+            elif run not in got:
                 self.fail("lost", run)
             elif got.pop(run) != expected:
                 self.fail("wrong", run)
@@ -207,3 +228,15 @@ class Try:
 
     def sleep(self, share: float = 1.0) -> None:
         time.sleep(self.draw.uniform(0, share * self.ground.seconds))
+
+    def stopped(self, command: Command) -> bool:
+        """Wait until a command stands still (SIGSTOP); False if it has ended before."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until and command.state not in ("T", ""):
+            time.sleep(0.01)
+        return command.state == "T"
+
+    def attempts(self) -> dict[Path, bytes]:
+        """Every file of the attempts, checkpoints left out: these go when their run has its record."""
+        files = (path for path in self.out.glob("runs/*/attempts/*/*") if path.is_file())
+        return {path: path.read_bytes() for path in files if path.name != "lock"}

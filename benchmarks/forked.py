@@ -1,7 +1,8 @@
 """The real command line in processes forked from one that has imported everything: a try costs a second or two.
 
 It differs from a command started by hand in this: workers are forked, not started by a forkserver; speeds are not
-measured; every step is followed by a checkpoint; a worker that is silent for ten seconds is taken to hang.
+measured; every step is followed by a checkpoint; a worker that is silent for half a minute is taken to hang;
+report.html has the Markdown, since figures take longer than such a study.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import ablate.cli
-import ablate.report
+import ablate.report as reports
 import ablate.runs.conduct as conduct
 import ablate.runs.execute as execute
 import ablate.runs.executors.local as local
@@ -51,6 +52,15 @@ class Command:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.01)
         return None
+
+    @property
+    def state(self) -> str:
+        """The letter of its state in /proc (T: stopped); "" once it has ended."""
+        try:
+            letter = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][:1]
+        except OSError:
+            return ""
+        return "" if letter in "ZX" else letter
 
     def kill(self) -> None:
         """End it and everything it started."""
@@ -80,6 +90,19 @@ class Command:
 
 def start(arguments: Sequence[str], *, log: Path, cache: Path, prepare: Callable[[], Any] | None = None) -> Command:
     """`dsv3-ablate` with these arguments; `prepare` is called in its process before it begins."""
+
+    def act() -> int:
+        _make_cheap()
+        if prepare is not None:
+            prepare()
+        sys.argv = ["dsv3-ablate", *arguments]
+        return _exit_code()
+
+    return spawn(act, log=log, cache=cache)
+
+
+def spawn(act: Callable[[], int], *, log: Path, cache: Path) -> Command:
+    """A function in a process forked from this one, in a session of its own; its result is the exit code."""
     log.write_bytes(b"")
     pid = os.fork()
     if pid:
@@ -87,11 +110,7 @@ def start(arguments: Sequence[str], *, log: Path, cache: Path, prepare: Callable
     code = 98
     try:
         _detach(log, cache)
-        _make_cheap()
-        if prepare is not None:
-            prepare()
-        sys.argv = ["dsv3-ablate", *arguments]
-        code = _exit_code()
+        code = act()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -119,12 +138,13 @@ def _detach(log: Path, cache: Path) -> None:
 def _make_cheap() -> None:
     changes: Sequence[tuple[Any, str, Any]] = (
         (local, "_context", lambda: multiprocessing.get_context("fork")),
-        (conduct, "SILENT_S", 10.0),
-        (conduct, "START_FACTOR", 2),
+        (conduct, "SILENT_S", 30.0),
+        (conduct, "START_FACTOR", 4),
         (worker, "REUSED_S", 0.0),
         (sweep, "start_server", lambda: None),
         (sweep, "measure_all", lambda jobs, **_: dict.fromkeys(jobs, 0.1)),
         (execute, "CHECKPOINT_EVERY_S", 0.0),
+        (reports, "RENDERERS", dict.fromkeys(reports.RENDERERS, reports.to_markdown)),
     )
     for module, name, value in changes:
         setattr(module, name, value)

@@ -136,11 +136,28 @@ class Loopback:
         """SIGKILL of everything on a node, as a power cut does; how many of its processes were a job's."""
         os.kill(self._pid(f"run/slurmd-n{number}.pid"), signal.SIGKILL)
         marks = (f"SLURMD_NODENAME=n{number}".encode(), f"SLURM_CONF={os.environ['SLURM_CONF']}".encode())
-        tasks = [pid for pid, environment in _environments() if all(mark in environment for mark in marks)]
+        tasks = [pid for pid, environment in environments() if all(mark in environment for mark in marks)]
         parents = {parent for pid in tasks if (parent := _parent(pid)) and _name(parent) == "slurmstepd"}
         for pid in (*parents, *tasks):
             _kill(pid)
         return len(tasks)
+
+    def stop_node(self, number: int) -> list[int]:
+        """SIGSTOP of everything on a node, as a machine that hangs; the processes, which SIGCONT brings back."""
+        daemon = self._pid(f"run/slurmd-n{number}.pid")
+        marks = (f"SLURMD_NODENAME=n{number}".encode(), f"SLURM_CONF={os.environ['SLURM_CONF']}".encode())
+        tasks = [pid for pid, environment in environments() if all(mark in environment for mark in marks)]
+        steps = {parent for pid in tasks if (parent := _parent(pid)) and _name(parent) == "slurmstepd"}
+        stopped = [daemon, *steps, *tasks]
+        for pid in stopped:
+            _kill(pid, signal.SIGSTOP)
+        return stopped
+
+    def restart_node(self, number: int) -> None:
+        """A fresh daemon, for a node whose own may have been given up."""
+        _kill(self._pid(f"run/slurmd-n{number}.pid"))
+        time.sleep(0.5)
+        self.start_node(number)
 
     def _pid(self, name: str) -> int:
         return int((self.base / name).read_text())
@@ -185,7 +202,8 @@ def _free_ports(n: int) -> Iterator[int]:
         each.close()
 
 
-def _environments() -> Iterator[tuple[int, list[bytes]]]:
+def environments() -> Iterator[tuple[int, list[bytes]]]:
+    """Every process that can be looked at, with its environment."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             yield int(path.parent.name), path.read_bytes().split(b"\0")

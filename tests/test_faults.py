@@ -52,9 +52,11 @@ def test_the_same_command_mends_it(kind: str, faults: ModuleType, ground: Any) -
 def test_a_campaign_goes_on_where_it_was_stopped(faults: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "tries.jsonl"
     assert faults.done_before(path) == []
-    path.write_text('{"number": 0, "kind": "F8 damaged plan", "found": {"torn": 2}}\n{"number": 1, "ki')
+    path.write_text(
+        '{"index": 0, "kind": "F8 damaged plan", "met": true, "cases": 1, "found": {"torn": 2}}\n{"index": 1, "ki'
+    )
     tries = faults.done_before(path)
-    assert [each["number"] for each in tries] == [0]
+    assert [each["index"] for each in tries] == [0]
     table = faults.table(tries).splitlines()
-    assert "| F8 damaged plan | 1 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
-    assert table[-1] == "| sum | 1 | 0 | 0 | 2 | 0 | 0 | 0 |"
+    assert "| F8 damaged plan | 1 | 1 | 1 | 0 | 0 | 2 | 0 | 0 | 0 |" in table
+    assert table[-1] == "| sum | 1 | 1 | 1 | 0 | 0 | 2 | 0 | 0 | 0 |"

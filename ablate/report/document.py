@@ -10,9 +10,10 @@ verdict is over); `gains` (per comparison, natural logarithms of the cost withou
 channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
 or null); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
 (to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
-(effects over sizes with their trend); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
-`provenance`; `repeat`; `waterfall` (shares of a design in ln of cost or in nats); `citation` (BibTeX). A number
-that there is not is null.
+(effects over sizes with their trend); `tuning` (rates, screening, effects at the shared and own rates) and `search`
+(trials, best, Pareto front, winners on fresh seeds), each null where there was none; `pairing_breaks`; `noise`;
+`warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost or
+in nats); `citation` (BibTeX). A number that there is not is null.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from ablate.attribution.study.by_cell import CellEffect
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, Metric, Run, VariantResult
 from ablate.attribution.study.gains import ComponentGain, SplitCost
 from ablate.attribution.study.ladder import Ladder
-from ablate.attribution.verdicts import Effect
 from ablate.report.content import ReportContent
+from ablate.report.settings import effect, search_document, tuning_document
 from ablate.report.tables import looks
 from ablate.report.tables.speed import ratios
 
@@ -61,6 +62,8 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "waterfall": None if content.waterfall is None else dataclasses.asdict(content.waterfall),
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
+        "tuning": tuning_document(content.tuning),
+        "search": search_document(content.search, result),
         "history": looks.document(content.history),
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
@@ -134,8 +137,8 @@ def _comparison(c: Comparison) -> dict[str, Any]:
             }
             for change in c.changes
         ],
-        "loss": _effect(c.loss),
-        "held_out_sets": {name: _effect(effect) for name, effect in c.other_sets.items()},
+        "loss": effect(c.loss),
+        "held_out_sets": {name: effect(found) for name, found in c.other_sets.items()},
         "speed": _speed(c),
         "pairing_ok": c.pairing_ok,
         "pairing_reason": c.pairing_reason,
@@ -174,7 +177,7 @@ def _gain(gain: ComponentGain) -> dict[str, Any]:
         "flops": _log_cost(gain.flops),
         "seconds": None if gain.seconds is None else _log_cost(gain.seconds),
         "evidence": gain.evidence,
-        "matched": {match: _effect(effect) for match, effect in gain.matched.items()},
+        "matched": {match: effect(found) for match, found in gain.matched.items()},
     }
 
 
@@ -182,12 +185,6 @@ def _log_cost(gain: Gain) -> dict[str, Any]:
     """Ends that are not finite are null: one of them, where there is a bound only."""
     ends = {key: value if math.isfinite(value) else None for key, value in (("low", gain.low), ("high", gain.high))}
     return {"estimate": gain.estimate, **ends, "bound": gain.bound, "n": gain.n}
-
-
-def _effect(effect: Effect) -> dict[str, Any]:
-    plain = dataclasses.asdict(effect)
-    del plain["name"]
-    return plain
 
 
 def _speed(c: Comparison) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from ablate.runs.searching import without_password
 from ablate.runs.study import Study
 from ablate.spec.decoding import FORBID_UNKNOWN, data_id, encode
 
@@ -54,6 +55,8 @@ def differences(asked: Asked, study: Study, resolved: Mapping[str, Any]) -> tupl
 def _document(study: Study, resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of the study that is not at its default, the stated ones always, and what they resolve to."""
     fields = encode(study)
+    for table in filter(None, (fields["search"], fields["tuning"])):
+        table["storage"] = without_password(table["storage"])  # what is asked is kept, shown and handed on
     plain = {
         f.name: fields[f.name] for f in dataclasses.fields(study) if f.name in STATED or fields[f.name] != _default(f)
     }

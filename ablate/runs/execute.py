@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from ablate.runs.adoption import adopt
 from ablate.runs.attempts import ended, held
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
+from ablate.runs.redaction import redacted
 from ablate.runs.store import Store
 from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
@@ -252,26 +253,39 @@ def _logger(job: Job, attempt: Path) -> Any:
         return None
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(
-        project=job.wandb_project,
-        group=job.wandb_group or None,
-        name=job.run_id,
-        save_dir=attempt,
-        offline=not _reaches_wandb(),
-    )
+    def make(offline: bool) -> Any:
+        return WandbLogger(
+            project=job.wandb_project,
+            group=job.wandb_group or None,
+            name=job.run_id,
+            save_dir=attempt,
+            offline=offline,
+        )
+
+    logger = make(offline=not _reaches_wandb())
+    try:
+        _ = logger.experiment  # it begins there
+    except Exception as error:  # whatever it raises: the curve is in the record
+        why = redacted(str(error))
+        log.warning("W&B does not take run %s (%s); its curve is kept beside the attempt", job.run_id, why)
+        logger = make(offline=True)
+    return logger
 
 
 def _reaches_wandb() -> bool:
-    """Whether there is a key and somebody who takes it: else curves are kept beside the attempt, for `wandb sync`."""
+    """Whether there is a key and somebody who answers: else curves are kept beside the attempt, for `wandb sync`."""
     if "WANDB_API_KEY" not in os.environ:
         return False
     address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = address.port or (80 if address.scheme == "http" else 443)
+    kind = http.client.HTTPConnection if address.scheme == "http" else http.client.HTTPSConnection
+    connection = kind(address.hostname or "", address.port, timeout=WANDB_PATIENCE_S)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=WANDB_PATIENCE_S).close()
-    except OSError:
+        connection.request("HEAD", "/")
+        return connection.getresponse().status < http.HTTPStatus.INTERNAL_SERVER_ERROR
+    except (OSError, http.client.HTTPException):
         return False
-    return True
+    finally:
+        connection.close()
 
 
 def _backends(run: RunSpec) -> dict[str, str]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ablate.documents import read_document
+from ablate.files import check_names
 from ablate.parallel.layout import check_ranks
 from ablate.runs.asked import Asked, ask
 from ablate.runs.factors import FactorFacts
@@ -113,6 +114,7 @@ class Plan:
         for planned in self.variants:
             if not set(planned.seeds) <= set(self.seeds):
                 raise ValueError(f"plan.variants: {planned.name} has seeds that plan.seeds has not")
+            check_names(planned.run_ids, "a run in plan.variants")
             if len(planned.run_ids) != len(planned.seeds):
                 raise ValueError(
                     f"plan.variants: {planned.name} has {len(planned.run_ids)} runs for {len(planned.seeds)} seeds; "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablate.documents import read_document
-from ablate.files import commit_once, sealed
+from ablate.files import check_names, commit_once, sealed
 from ablate.runs.searching import Objective, Value
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, encode
 
@@ -30,6 +30,9 @@ class Stage:
 
     share: float  # of the budget
     run_id: str
+
+    def __post_init__(self) -> None:
+        check_names([self.run_id], "the run of a trial")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,9 @@ class Trial:
     system_attributes: Mapping[str, Any] = field(default_factory=dict)  # what the sampler must find again
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        check_names([self.slot], "the slot of a trial")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

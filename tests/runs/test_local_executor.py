@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -89,7 +90,13 @@ def test_a_worker_leaves_in_the_run_what_became_of_it(
     (failure,) = store.failures()
     assert failure.reason == "ValueError: one line"
     assert "Traceback" in failure.traceback
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 EB")):
+    unable = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 EB. Error code 12"
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 EB"),
+        RuntimeError(unable),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ):
         left(error)
         (failure,) = store.failures()
         assert failure.reason.startswith(worker.OUT_OF_MEMORY)

@@ -7,12 +7,18 @@ import random
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from ablate.components.variants import Variant, on_ranks
+from ablate.data.corpus import Corpus
+from ablate.files import sealed
+from ablate.presets import preset
+from ablate.runs.attempts import newest
 from ablate.runs.conduct import execute_all
 from ablate.runs.executors import slurm, submission
 from ablate.runs.executors.cluster_file import FORMS, Cluster, read_cluster
@@ -20,9 +26,11 @@ from ablate.runs.executors.local import LocalExecutor
 from ablate.runs.executors.slurm import SlurmExecutor, script
 from ablate.runs.executors.submission import Submission, Task, queued, write_submission
 from ablate.runs.job import Job
+from ablate.runs.progress import standing
 from ablate.runs.store import Store
-from ablate.spec.decoding import decode
-from ablate.spec.machine import Machine
+from ablate.spec.decoding import decode, run_id
+from ablate.spec.machine import Machine, this_machine
+from ablate.spec.ranks import Ranks
 
 pytest.importorskip("submitit")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -111,6 +119,7 @@ def test_a_cluster_file_is_read_strictly(tmp_path: Path, monkeypatch: pytest.Mon
         ("signal_s = 0", "must be between 1 and"),
         ('gpu = "NVIDIA H200"', "belong together"),
         ('setup = ["export WANDB_API_KEY=0123456789"]', "looks like a secret, not shown here"),
+        ('container = ["docker", "run", "-e", "WANDB_API_KEY=0123456789"]', "container sets what looks like a secret"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=said) as refused:
@@ -145,6 +154,14 @@ def test_the_queue_is_matched_with_the_submissions_of_the_study(
     assert [(t.runs, t.active) for t in tasks] == [(True, True), (False, True), (False, False)]
     monkeypatch.setattr(submission, "ask", lambda command: None)
     assert queued(store) is None
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", ".", "", "a/b", "x" * 65, "a\0b"])
+def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "dsv3-aa.json"
+    path.write_text(sealed({"name": "dsv3-aa", "key": "k-0", "cluster": "c", "runs": [name]}))
+    with pytest.raises(ValueError, match="a name in the submission is"):
+        submission.read_submission(path)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "REQUEUED", "COMPLETED", "CANCELLED", ""])
@@ -210,13 +227,90 @@ def test_a_real_slurm_ends_a_disturbed_study_with_the_same_bits(
     assert all(len(record.attempts) == 2 for record in there)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_on_two_nodes_goes_on_after_a_signal_with_the_same_bits(
+    loopback: ModuleType, make_job: Callable[..., Job], corpus: Corpus, tmp_path: Path
+) -> None:
+    """A rank on each node, through torchrun; both write one checkpoint, and the job goes back into the queue once."""
+    job = two_ranks(corpus)
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    for store in (here, there):
+        store.create()
+    execute_all([job], here, LocalExecutor(here, 1), listener=lambda event: None)
+    cluster = Cluster(
+        partition="main",
+        time="60",
+        cpus_per_task=1,
+        ranks_per_node=1,
+        poll_s=0.5,
+        setup=("export MASTER_ADDR=127.0.0.1",),
+    )
+    executor = SlurmExecutor(there, cluster, "loopback")
+    executor.submit([job], "first-0")
+    (task,) = wait_for(lambda: queued(there))
+    wait_for(lambda: trains(there, job))
+    nodes = ["scontrol", "-o", "show", "job", task.job]
+    assert "NumNodes=2" in subprocess.run(nodes, capture_output=True, text=True, check=True).stdout
+    subprocess.run(["scancel", "--signal=USR1", task.job], check=True)
+    wait_for(lambda: requeued(task.job))
+    assert list(there.folder.glob("runs/*/attempts/*/step-*/tensors-00001.safetensors")), "a file a rank"
+    outcome = execute_all([job], there, SlurmExecutor(there, cluster, "loopback"), listener=lambda event: None)
+    assert outcome.status == {job.run_id: "finished"}
+    one, other = here.read(job.run_id), there.read(job.run_id)
+    assert one is not None
+    assert other is not None
+    assert (one.final_parameters_hash, one.curve) == (other.final_parameters_hash, other.curve)
+    assert len(other.attempts) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_before_its_time_limit_a_run_checkpoints_and_queues_again_by_itself(
+    loopback: ModuleType, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Slurm itself sends the signal, nobody watches, and the job that comes back goes on from the checkpoint."""
+    job, store = make_job(n_steps=100_000), Store(tmp_path / "study")
+    store.create()
+    cluster = Cluster(partition="main", time="2", cpus_per_task=1, poll_s=0.5, signal_s=60)
+    SlurmExecutor(store, cluster, "loopback").submit([job], "first-0")
+    (task,) = wait_for(lambda: queued(store))
+    try:
+        wait_for(lambda: requeued(task.job), 400)
+        (first, *_) = sorted(store.attempts_folder(job.run_id).iterdir())
+        said = standing(first)
+        assert said is not None
+        assert said.phase == "stopped"
+        (step,) = {int(path.name.rpartition("-")[2]) for path in sorted(first.glob("step-*"))[-1:]}
+        wait_for(lambda: (now := newest(store.attempts_folder(job.run_id), "")) and now != first and standing(now))
+        wait_for(lambda: (now := standing(newest(store.attempts_folder(job.run_id), ""))) and now.step >= step)
+    finally:
+        subprocess.run(["scancel", task.job], check=True)
+
+
+def two_ranks(corpus: Corpus) -> Job:
+    small = on_ranks(preset("nano"), Ranks(pipeline=2))
+    trainer = replace(small.trainer, batch_size=8, micro_batch_size=2, branches=())
+    small = replace(small, trainer=trainer)
+    variant = Variant.full(small) | {"distill": "raw", "fp8": "bf16"}
+    run = variant.resolve(small).for_machine(this_machine()).run(corpus_hash=corpus.hash, seed=0, n_steps=300)
+    return Job(run=run, run_id=run_id(run), variant=variant.levels, corpus=corpus)
+
+
+def trains(store: Store, job: Job) -> bool:
+    attempt = newest(store.attempts_folder(job.run_id), "")
+    said = standing(attempt) if attempt else None
+    return said is not None and said.loss is not None
+
+
 def requeued(job: str) -> bool:
     command = ["scontrol", "-o", "show", "job", job]
     return "Restarts=1" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def wait_for(holds: Callable[[], Any], seconds: float = 200.0) -> None:
+def wait_for(holds: Callable[[], Any], seconds: float = 300.0) -> Any:
     until = time.monotonic() + seconds
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < until
         time.sleep(0.3)
+    return found

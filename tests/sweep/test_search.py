@@ -13,6 +13,7 @@ import pytest
 import ablate.report as reports
 import ablate.sweep.search.conduct as conducting
 from ablate.attribution.study.search import SearchResult, TrialResult, pareto_front, read_search
+from ablate.runs.asked import ask
 from ablate.runs.searching import Parameter, Search, without_password
 from ablate.runs.store import Store
 from ablate.runs.study import Study, read_study, to_toml
@@ -67,6 +68,9 @@ def test_a_search_from_its_file_to_its_report(played: Any) -> None:
     assert "Every variant had the same number of trials" in text
     assert all(f"| {slot} |" in text for slot, _, _ in result.plan.slots())
     assert "Search</h2>" in (played.out / "report.html").read_text()
+    document = reports.to_json(content)["search"]
+    assert [one["slot"] for one in document["trials"]] == [slot for slot, _, _ in result.plan.slots()]
+    assert document["groups"][FULL]["best"] in {one["slot"] for one in document["trials"] if one["group"] == FULL}
     winner = {v.name: v.planned.learning_rate for v in content.result.variants}
     assert winner[FULL] == pytest.approx(0.006, rel=0.5)
     assert set(content.result.plan.seeds).isdisjoint({result.plan.seed})
@@ -244,6 +248,7 @@ ADDRESS = "postgresql://someone:hush@127.0.0.1:1/optuna?sslpassword=hush2"
 def test_a_password_is_written_nowhere(played: Any) -> None:
     study = played.searching(trials=3, storage=ADDRESS)
     assert "hush" not in to_toml(study) + repr(study)
+    assert "hush" not in str(ask(study, {}).document), "it is kept in the plan, and the report shows it"
     with pytest.raises(ValueError, match="does not answer") as refused:
         played.conduct(study)
     assert "someone@127.0.0.1" in str(refused.value)

@@ -44,6 +44,10 @@ def test_each_variant_gets_its_own_optimum_and_both_designs_are_shown(played: An
     # At the shared rate 0.004 full is 0.585 octaves from its best: 0.05 x 0.585^2 = 0.0171 nats of the rate's.
     assert float(moved.replace("−", "-")) == pytest.approx(-0.0171, abs=0.004)
     assert shared != own
+    document = reports.to_json(content)["tuning"]
+    assert document["rates"]["-mtp"]["learning_rate"] == rates(played)["-mtp"]
+    (effect,) = document["effects"]
+    assert effect["own"]["estimate"] - effect["shared"]["estimate"] == pytest.approx(-0.0171, abs=0.004)
     assert "Response curves" in (played.out / "report.md").read_text()
     assert (played.out / "report.html").read_text().count("fitted surface") == 1
 

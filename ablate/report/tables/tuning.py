@@ -26,6 +26,16 @@ SCREENING, SHARED = "tuning", "shared"  # folders in that of the study
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TunedEffect:
+    """A comparison at the shared rate, where it was run, and at the own ones with what is not known of these."""
+
+    name: str
+    variant: str
+    shared: Effect | None
+    own: Effect
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TuningSection:
     """What a report says of tuned rates; `found` is what the figures draw."""
 
@@ -34,6 +44,7 @@ class TuningSection:
     rates: Table
     losses: Table
     notes: tuple[str, ...]
+    effects: tuple[TunedEffect, ...]  # of designs that compare pairs
 
 
 def tuning(folder: Path, result: StudyResult) -> TuningSection | None:
@@ -52,6 +63,7 @@ def tuning(folder: Path, result: StudyResult) -> TuningSection | None:
         rates=_rates(found, result),
         losses=_losses(found),
         notes=tuple(_notes(found, plan, result, at_shared)),
+        effects=tuple(_effect(c, found, at_shared) for c in result.comparisons),
     )
 
 
@@ -89,9 +101,15 @@ def _sides(found: Tuned, result: StudyResult, shared: StudyResult | None) -> Tab
     return make("Effects at the shared learning rate and at each variant's own", columns, rows, note)
 
 
-def _compared(c: Comparison, found: Tuned, shared: StudyResult | None) -> list[str]:
+def _effect(c: Comparison, found: Tuned, shared: StudyResult | None) -> TunedEffect:
     own = widened(c.loss, contrast(found, c.with_variant, c.without_variant), found)
     other = next((each.loss for each in shared.comparisons if each.variant == c.variant), None) if shared else None
+    return TunedEffect(name=c.name, variant=c.variant, shared=other, own=own)
+
+
+def _compared(c: Comparison, found: Tuned, shared: StudyResult | None) -> list[str]:
+    effect = _effect(c, found, shared)
+    own, other = effect.own, effect.shared
     return [label(c), _said(other), other.verdict if other else "not run", _said(own), own.verdict,
             _difference(own.estimate, other.estimate if other else None)]  # fmt: skip
 

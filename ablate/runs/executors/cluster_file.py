@@ -67,11 +67,11 @@ class Cluster:
             for item in (value,) if isinstance(value, str) else value:
                 if not item.isprintable():
                     raise ValueError(f"{name} has {item!r}; it takes one line without control characters")
-        for line in self.setup:
-            if SECRET.search(line):
+        for name in ("setup", "container"):
+            if any(SECRET.search(line) for line in getattr(self, name)):
                 raise ValueError(
-                    "setup sets what looks like a secret, not shown here; job scripts are kept, so let the line read "
-                    "it from a file of yours, as in export WANDB_API_KEY=$(cat ~/.wandb-key)"
+                    f"{name} sets what looks like a secret, not shown here; job scripts are kept, so let it be read "
+                    "from a file of yours, as by a line of setup: export WANDB_API_KEY=$(cat ~/.wandb-key)"
                 )
         for name, least, most in (("signal_s", 1, 65535), ("max_array", 1, 10**6), ("poll_s", 0.1, 3600)):
             if not least <= getattr(self, name) <= most:

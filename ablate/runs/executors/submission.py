@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ablate.documents import read_sealed_document
-from ablate.files import commit_once, sealed
+from ablate.files import check_names, commit_once, sealed
 from ablate.runs.store import Store
 from ablate.spec.decoding import FORBID_UNKNOWN, decode, encode
 
@@ -35,6 +35,9 @@ class Submission:
     runs: tuple[str, ...]
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
+
+    def __post_init__(self) -> None:
+        check_names((self.name, self.key, *self.runs), "a name in the submission")
 
 
 @dataclass(frozen=True, slots=True)

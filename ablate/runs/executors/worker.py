@@ -18,12 +18,15 @@ from ablate.runs.job import Job
 from ablate.runs.job_file import read_job
 from ablate.runs.progress import Standing, tell
 from ablate.runs.record import Failure
+from ablate.runs.redaction import redacted
 from ablate.runs.store import Store
 
 # torch is imported inside, so that the parent, which only names these functions, never loads it
 OUT_OF_MEMORY = "out of memory"
 LOST = "lost a rank"
 GRACE_S = 5.0  # for the rank that fails to say why, before the others say that they miss it
+# As CUDA, torch on Windows, torch on Linux and the system say it.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 # A forked process costs as much as the memory that it copies, tens of milliseconds. One that has used less of a
 # processor than this takes another run: real runs are always alone in theirs.
@@ -141,14 +144,14 @@ def _note(store: Store, attempt: Path, run_id: str, job: Job | None, error: Exce
     text = str(error).strip().splitlines()
     name = "" if isinstance(error, RankLost) else f"{type(error).__name__}: "
     reason = name + (text[0] if text else "no message")
-    if isinstance(error, MemoryError) or "out of memory" in reason.lower() or "not enough memory" in reason.lower():
+    if isinstance(error, MemoryError) or any(words in reason.lower() for words in NO_MEMORY):
         reason = f"{OUT_OF_MEMORY} ({reason})"
     failure = Failure(
         run_id=run_id,
         variant=dict(job.variant) if job else {},
         seed=job.run.seed if job else 0,
-        reason=reason,
-        traceback=traceback.format_exc(),
+        reason=redacted(reason),
+        traceback=redacted(traceback.format_exc()),
         time_s=time.time(),
     )
     store.note_failure(failure, attempt)
@@ -166,7 +169,7 @@ def measure(path: str, seconds: float, connection: Any) -> None:
                 found: float | str = probe(read_job(Path(path)), Path(scratch), seconds)
         except Exception as error:
             text = str(error).strip().splitlines()
-            found = f"{type(error).__name__}: {text[0] if text else 'no message'}"
+            found = redacted(f"{type(error).__name__}: {text[0] if text else 'no message'}")
     if not stop.requested:
         with suppress(OSError):
             connection.send(found)
