@@ -32,9 +32,9 @@ RULE = (
     "has one, excludes zero; where only a difference in nats is known, beyond 0.005; a factor of compute beyond 2 %. "
     "Counted are findings of the same comparison as our switch, in language-model loss at equal tokens or fewer FLOPs. "
     "Ours is the sign of the saving in tokens for the same loss at the largest size, where it is resolved. They agree "
-    "where both point one way, or both to no effect; they disagree where both are resolved and do not; and it cannot be told where ours is not resolved, "
-    "where papers contradict each other, or where none is comparable. A disagreement over so many times the parameters "
-    "refutes neither."
+    "where both point one way, or both to no effect; they disagree where both are resolved and do not; and it cannot "
+    "be told where ours is not resolved, where papers contradict each other, or where none is comparable. A "
+    "disagreement over so many times the parameters refutes neither."
 )
 
 

@@ -51,10 +51,10 @@ def cheaper(content: AnswerContent) -> Iterator[str]:
     cost, factors = content.cost, content.cost.identity["factors"]
     product = " × ".join(f"{number(f['estimate'], 2)} ({FACTORS[name]})" for name, f in factors.items())
     largest = max(factors, key=lambda name: abs(math.log(factors[name]["estimate"])))
+    hours = number(cost.identity["gpu_hours_ratio"]["estimate"], 1)
     said = (
-        f"Cheaper: {cost.first} took {number(cost.identity['gpu_hours_ratio']['estimate'], 1)} times the GPU hours of "
-        f"{cost.second} = {product}, of which {FACTORS[largest]} {'are' if largest != 'flops_per_s' else 'is'} "
-        f"{percent(factors[largest]['share_of_log'], 2)} in logarithms"
+        f"Cheaper: {_short(cost.first_title)} took {hours} times the GPU hours of {_short(cost.second_title)} = "
+        f"{product}, of which {FACTORS[largest]} are {percent(factors[largest]['share_of_log'], 2)} in logarithms"
     )
     steps = [step for step in cost.path[1:] if step["step"].endswith(" on")]
     if largest == "flops_per_token" and steps:
@@ -65,6 +65,11 @@ def cheaper(content: AnswerContent) -> Iterator[str]:
             "parameters (exact)"
         )
     yield said + "."
+
+
+def _short(title: str) -> str:
+    """A model's name without what its totals are of."""
+    return title.partition(",")[0]
 
 
 def faster(content: AnswerContent) -> Iterator[str]:
@@ -137,12 +142,12 @@ def _moved(changes: Sequence[Change]) -> str:
 
 
 def beside(content: AnswerContent) -> Iterator[str]:
-    """On how many changes papers and these runs agree."""
+    """On which changes these runs agree with papers."""
     kinds = {kind: [c.name for c in content.moving if c.reported.agreement == kind] for kind in AGREEMENTS}
     parts = [
-        f"papers and these runs agree on {listed(kinds[AGREES])}" if kinds[AGREES] else "",
-        f"they disagree on {listed(kinds[DISAGREES])}" if kinds[DISAGREES] else "",
-        f"it cannot be told of {listed(kinds[CANNOT_TELL])}" if kinds[CANNOT_TELL] else "",
+        f"these runs agree with papers on {listed(kinds[AGREES])}" if kinds[AGREES] else "",
+        f"these runs disagree with papers on {listed(kinds[DISAGREES])}" if kinds[DISAGREES] else "",
+        f"for {listed(kinds[CANNOT_TELL])} it cannot be told" if kinds[CANNOT_TELL] else "",
     ]
     n = plural(len(content.moving), "change")
     yield f"Beside the papers: of the {n} that can move the loss, {'; '.join(filter(None, parts))}."

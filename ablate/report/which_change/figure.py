@@ -98,7 +98,8 @@ def _measured(change: Change) -> Row:
     marks = tuple(
         Mark(
             value=math.exp(each.tokens.estimate), low=math.exp(each.tokens.low), high=math.exp(each.tokens.high),
-            color=VERDICT_COLORS.get(each.tokens.verdict, OPEN), size=6.5 if each is known[-1] else 4.5,
+            color=VERDICT_COLORS.get(each.tokens.verdict.partition(",")[0], OPEN),
+            size=6.5 if each is known[-1] else 4.5,
         )
         for each in known
         if each.tokens is not None and each.tokens.estimate is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT
+from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM
 from ablate.evidence.changes.reported import AGREES, DISAGREES
 from ablate.report.figures.canvas import Panel
 from ablate.report.html import TEMPLATES, template
@@ -15,7 +16,10 @@ from ablate.report.which_change.links import Linked
 from ablate.report.which_change.page import SECTIONS, Page
 
 # How a cell ends -> the class of its text. The kinds of verdict are the reports' own.
-ENDINGS = {f", {GAIN}": "gain", f", {HARM}": "harm", f", {NO_EFFECT}": "same"}
+ENDINGS = {
+    f", {GAIN}": "gain", f", {PERHAPS_GAIN}": "gain", f", {HARM}": "harm", f", {PERHAPS_HARM}": "harm",
+    f", {NO_EFFECT}": "same",
+}  # fmt: skip
 STARTS = {AGREES: "gain", DISAGREES: "harm"}
 
 
