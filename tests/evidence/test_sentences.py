@@ -128,7 +128,7 @@ def test_without_a_study_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ablate.evidence.changes.content.shipped_studies", tuple)
     content = study.answer(monkeypatch, [])
     found = sentences(content)
-    assert "nothing, since no study" in found[2]
+    assert "nothing is known, since no study" in found[2]
     assert "nothing was measured" in found[-1]
     assert all(c.reported.agreement == "cannot tell" for c in content.changes)
     assert found[3].endswith("for mla, moe, aux-free, mtp, fp8 and distill it cannot be told.")

@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[AnswerContent, Path,
     plan = json.loads((small / "plan.json").read_text())
     (small / "plan.json").write_text(json.dumps(plan | {"question": HOSTILE}))
     with pytest.MonkeyPatch.context() as patch:
-        content = study.answer(patch, [small, large])
+        content = study.answer(patch, [small, large], equalities=folder / "none")
     out = folder / "out" / "deep"
     files = which_change.files(content, out)
     out.mkdir(parents=True)

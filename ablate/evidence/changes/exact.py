@@ -27,6 +27,7 @@ TITLES = {
 }
 DENSE = "flops_per_token_of_a_dense_model_as_large"
 COPIES, BETWEEN_NODES = "copies_of_the_weights_on_a_rank", "copies_between_nodes_per_token_and_layer"
+BYTES = "bytes_between_nodes_per_token"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,24 +97,43 @@ def _figures(on: dict[str, float], off: dict[str, float]) -> tuple[Figure, ...]:
 
 
 def _further(base: Preset, name: str, cluster: Cluster, layout: Layout | None) -> Iterator[Figure]:
-    """Experts against a dense model of as many parameters; weights that lie twice; copies that cross nodes."""
+    """Experts against a dense model of as many parameters; weights that lie twice; what crosses nodes."""
     if name == "moe" and name in base.recipe:
-        length, model = base.trainer.sequence_length, Variant.full(base).resolve(base).model
-        dense = dense_as_large(base, model)
+        length = base.trainer.sequence_length
+        dense = dense_as_large(base, Variant.full(base).resolve(base).model)
+        experts = Variant.of({name: ON}).resolve(base).model  # experts alone, as in the path of FLOPs per token
         yield Figure(
-            name=DENSE, title="FLOPs per token, against a dense model of as many parameters", unit="FLOP",
-            on=deployed_flops(model.cost(length)), off=deployed_flops(dense.cost(length)),
+            name=DENSE, title="FLOPs per token of experts alone, against a dense model of as many parameters",
+            unit="FLOP", on=deployed_flops(experts.cost(length)), off=deployed_flops(dense.cost(length)),
         )  # fmt: skip
-    if layout is None or name not in SYSTEM:
-        return
-    if name == "dualpipe":
+    if layout is not None and name == "dualpipe":
         on, off = (
             table(schedule, layout.pipeline, 2 * layout.pipeline, n_chunks=layout.interleave).n_directions
             for schedule in (SYSTEM[name][0], SYSTEM[name][1][0])
         )
         yield Figure(name=COPIES, title="copies of the weights on a rank", unit="", on=on, off=off)
-    elif layout.expert > 1:
-        ranks = Ranks(data=layout.expert, expert=layout.expert, node=min(cluster.gpus_per_node, layout.expert))
-        sent = account_preset(base.name, [], [], {}, None, ranks)["transports"]
-        on, off = (sent[kind]["copies_between_nodes"] for kind in (SYSTEM[name][0], SYSTEM[name][1][0]))
-        yield Figure(name=BETWEEN_NODES, title="copies of a token sent between nodes, a layer", unit="", on=on, off=off)
+    if layout is not None and layout.expert > 1:
+        yield from _sent(base, name, Ranks(data=layout.expert, expert=layout.expert,
+                                           node=min(cluster.gpus_per_node, layout.expert)))  # fmt: skip
+
+
+def _sent(base: Preset, name: str, ranks: Ranks) -> Iterator[Figure]:
+    """What a token's way to its experts sends between nodes in training, over all layers."""
+    two_hop, flat = SYSTEM["alltoall"][0], SYSTEM["alltoall"][1][0]
+    if name == "alltoall":
+        of = account_preset(base.name, [], [], {}, None, ranks)["transports"]
+        on, off = of[two_hop], of[flat]
+        copies = (on["copies_between_nodes"], off["copies_between_nodes"])
+        yield Figure(
+            name=BETWEEN_NODES, title="copies of a token sent between nodes, a layer", unit="", on=copies[0],
+            off=copies[1],
+        )  # fmt: skip
+    elif name == "fp8" and name in base.recipe:
+        on, off = (
+            account_preset(base.name, off, [], {}, None, ranks)["transports"][two_hop]
+            for off in ([], [name])
+        )  # fmt: skip
+    else:
+        return
+    sent = "model_training_bytes_between_nodes"
+    yield Figure(name=BYTES, title="bytes of a token sent between nodes", unit="B", on=on[sent], off=off[sent])

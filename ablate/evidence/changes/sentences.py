@@ -85,7 +85,7 @@ def faster(content: AnswerContent) -> Iterator[str]:
         _clause([name for name, s in ordered if not s.resolved], "is not resolved", "are not resolved"),
     ]
     yield (
-        f"Faster, in simulation on {content.speeds.cluster_title} (tokens a second, each against its off): "
+        f"Faster (simulated): on {content.speeds.cluster_title}, in tokens a second and each against its off, "
         f"{'; '.join(filter(None, parts))}."
     )
 
@@ -95,7 +95,7 @@ def better(content: AnswerContent) -> Iterator[str]:
     largest = max((c.largest for c in content.moving if c.largest), key=lambda each: each.flops, default=None)
     known = {c.name: c.largest.tokens for c in content.moving if c.largest is not None and c.largest.tokens}
     if largest is None or not known:
-        yield "Better, measured here: nothing, since no study that gives the cost of a loss is at hand."
+        yield "Better (measured here): nothing is known, since no study that gives the cost of a loss is at hand."
         return
     parts = [
         _clause(_named(known, GAIN), "saves tokens", "save tokens"),
@@ -109,7 +109,7 @@ def better(content: AnswerContent) -> Iterator[str]:
         _clause([c.name for c in content.moving if c.name not in known], "was not measured", "were not measured"),
     ]
     yield (
-        f"Better, measured here at {scaled(largest.parameters)} parameters (tokens for the same loss): "
+        f"Better (measured here): at {scaled(largest.parameters)} parameters, in tokens for the same loss, "
         f"{'; '.join(filter(None, parts))}{_whole(content)}{_moved(content.moving)}."
     )
 

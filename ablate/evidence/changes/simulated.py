@@ -12,7 +12,7 @@ from ablate.cluster.question import Request, resolve
 from ablate.cluster.simulate import Simulation, simulate
 from ablate.components.component import ON
 from ablate.evidence.published import findings
-from ablate.evidence.simulation import RESOLVABLE, attributed
+from ablate.evidence.simulation import attributed
 
 SAMPLES = 48  # draws behind the range of the step
 WHOLE_STEP = "s"  # metric of the published step that a simulation can be held against
@@ -128,6 +128,3 @@ def _step(whole: Simulation, preset: str, cluster: str) -> Step:
         published, source = finding.value, f"{where.title}, {finding.at}"
     low, high = whole.range("step_s")
     return Step(seconds=whole.value("step_s"), low=low, high=high, published_s=published, source=source)
-
-
-__all__ = ["RESOLVABLE", "Factor", "Simulated", "Speeds", "Step", "speeds"]

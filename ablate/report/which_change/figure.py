@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
+from ablate.attribution.verdicts import GAIN, HARM
 from ablate.evidence.changes.content import AnswerContent, Change
 from ablate.evidence.changes.exact import CACHE, DENSE, FLOPS
-from ablate.quantities import between, number
-from ablate.report.figures.canvas import GRID, INK, MUTED, OPEN, PAPER, WITH, Panel, draw, mark
+from ablate.quantities import between, listed, number, scaled
+from ablate.report.figures.canvas import INK, MUTED, OPEN, PAPER, WITH, Panel, draw, mark
 from ablate.report.figures.effects import VERDICT_COLORS
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH, ROW = 3.9, 0.36  # inches of a panel and of a row
 SHAPES = {FLOPS: "o", CACHE: "s", DENSE: "^"}
+CANDIDATES = (0.5, 2, 10, 5, 0.2, 0.1, 20, 0.8, 1.5, 1.2, 0.9, 1.1, 0.95, 1.05, 0.98, 1.02)  # the roundest first
 SPREAD = 2.5  # an interval reaches at most this factor beyond the furthest estimate before it is cut
 
 
@@ -48,18 +49,18 @@ class Row:
 def panels(content: AnswerContent) -> tuple[Panel, ...]:
     """Exact, simulated, measured; a panel of which nothing is known has its words alone."""
     parts: tuple[tuple[str, str, str, Callable[[Change], Row]], ...] = (
-        ("exact", f"Arithmetic and cache at {content.preset}, exact", "times less with the change", _exact),
-        ("simulated", f"Speed on {content.speeds.cluster_title}, simulated", "tokens a second, with over without",
+        ("exact", "Arithmetic and cache (exact)", f"times less with the change, {content.preset}", _exact),
+        ("simulated", "Speed on the cluster (simulated)", "tokens a second, with over without",
          partial(_simulated, content=content)),
-        ("measured", _measured_title(content), "tokens saved for the same loss, factor", _measured),
+        ("measured", "Learning (measured here)", _measured_unit(content), _measured),
     )  # fmt: skip
     return tuple(_panel(name, title, unit, [make(change) for change in content.changes])
                  for name, title, unit, make in parts)  # fmt: skip
 
 
-def _measured_title(content: AnswerContent) -> str:
-    presets = dict.fromkeys(each.study.preset for change in content.changes for each in change.sizes)
-    return f"Learning, measured here ({', '.join(presets)})" if presets else "Learning: not measured"
+def _measured_unit(content: AnswerContent) -> str:
+    sizes = sorted({each.parameters for change in content.changes for each in change.sizes})
+    return f"tokens saved for the same loss, at {listed(map(scaled, sizes))}" if sizes else "not measured"
 
 
 def _panel(name: str, title: str, unit: str, rows: Sequence[Row]) -> Panel:
@@ -116,7 +117,7 @@ def _numbers(one: Mark) -> str:
 
 def factors(axes: Axes, rows: Sequence[Row], unit: str) -> None:
     """Rows of factors on a logarithmic axis, 1 being no change, their numbers at the right."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.axvline(1, color=INK, lw=0.9, zorder=1)
     upwards = list(reversed(rows))
@@ -129,12 +130,9 @@ def factors(axes: Axes, rows: Sequence[Row], unit: str) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.94), max(high, 1.06))
-    narrow = math.log(axes.get_xlim()[1] / axes.get_xlim()[0]) < math.log(6)
-    subs = (1.0, 1.2, 1.5, 2.0, 0.6, 0.8, 0.9, 1.1) if narrow else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.xaxis.set_major_locator(FixedLocator(ticks(*axes.get_xlim())))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}×"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", which="minor", length=0)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(rows)), [row.name for row in upwards], color=INK)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0, labelsize=9)
@@ -148,6 +146,15 @@ def factors(axes: Axes, rows: Sequence[Row], unit: str) -> None:
     numbers.spines["right"].set_visible(False)
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Round factors inside the axis, 1 among them, of which no two are nearer than a sixth of it."""
+    apart, kept = math.log(high / low) / 6, [1.0]
+    for each in CANDIDATES:
+        if low <= each <= high and all(abs(math.log(each / other)) >= apart for other in kept):
+            kept.append(each)
+    return sorted(kept)
+
+
 def _one(axes: Axes, y: float, one: Mark, limit: float) -> None:
     if one.low is not None and one.high is not None:
         ends = max(one.low, 1 / limit), min(one.high, limit)
@@ -158,6 +165,3 @@ def _one(axes: Axes, y: float, one: Mark, limit: float) -> None:
                 mark(axes, end, y, one.color, arrow)
     face = {"mfc": PAPER} if one.hollow else {}
     mark(axes, one.value, y, one.color, one.shape, hollow=one.hollow, ms=one.size, zorder=4, **face)
-
-
-__all__ = ["GRID", "NOT_RESOLVED", "Mark", "Row", "factors", "panels"]

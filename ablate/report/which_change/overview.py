@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ablate.evidence.changes.content import AnswerContent, Change
-from ablate.evidence.changes.exact import DENSE, Figure
+from ablate.evidence.changes.exact import CACHE, DENSE, FLOPS, PARAMETERS, Figure
 from ablate.evidence.changes.measured import LossEffect, Measured
 from ablate.evidence.changes.sentences import saving, speed
-from ablate.evidence.changes.simulated import RESOLVABLE
+from ablate.evidence.simulation import RESOLVABLE
 from ablate.quantities import NONE, listed, number, percent, scaled, signed, signed_between
 from ablate.report.tables.table import Columns, Table, text
 from ablate.report.which_change.links import make_linked
@@ -37,6 +37,42 @@ def overview(content: AnswerContent) -> Table:
     return make_linked("Each change, by every kind of evidence", columns, rows, note)
 
 
+def compact(content: AnswerContent) -> Table:
+    """The same in few words, for a README."""
+    largest = max((c.largest for c in content.changes if c.largest), key=lambda each: each.flops, default=None)
+    at = "measured here" if largest is None else f"measured at {scaled(largest.parameters)}"
+    columns: Columns = [
+        text("change"), "FLOPs per token, exact", "parameters, exact", "KV bytes, exact",
+        "tokens a second, simulated", f"tokens saved, {at}", text("papers on the loss"), text("agree?"),
+    ]  # fmt: skip
+    rows = [
+        [name(change), *(_short(change.exact.figure(figure)) for figure in (FLOPS, PARAMETERS, CACHE)),
+         NONE if change.simulated is None else _resolved(change), _saved(change),
+         ", ".join(f"{change.reported.count(way)} {word}" for way, word in WAYS if change.reported.count(way)) or NONE,
+         change.reported.agreement]
+        for change in content.changes
+    ]  # fmt: skip
+    return make_linked("Each change", columns, rows)
+
+
+def _short(found: Figure | None) -> str:
+    if found is None or found.multiple is None:
+        return NONE
+    return f"{number(found.multiple, 2 if found.multiple < 10 else 1)}×" if _differs(found) else "same"
+
+
+def _resolved(change: Change) -> str:
+    assert change.simulated is not None
+    return speed(change.simulated.factor) if change.simulated.resolved else "not resolved"
+
+
+def _saved(change: Change) -> str:
+    if change.neutral:
+        return "loss is equal"
+    cost = None if change.largest is None else change.largest.tokens
+    return "not measured" if cost is None else f"{saving(cost)}, {cost.verdict}"
+
+
 def name(change: Change) -> str:
     """The change with what off means."""
     return f"{change.name}, instead of {change.component.default_alternative}"
@@ -61,7 +97,7 @@ def _differs(found: Figure) -> bool:
 def _multiple(found: Figure) -> str:
     assert found.multiple is not None
     if found.name == DENSE:
-        return f"{number(found.multiple, 3)}× the FLOPs per token of a dense model of as many parameters"
+        return f"{number(found.multiple, 3)}× the FLOPs per token of a dense model as large"
     return f"{number(found.multiple, 2)}× {found.title}"
 
 

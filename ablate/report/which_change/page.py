@@ -16,7 +16,7 @@ from ablate.report.cleaning import clean
 from ablate.report.facts import Fact
 from ablate.report.tables.table import Columns, Table, text
 from ablate.report.which_change.links import Linked, make_linked, towards
-from ablate.report.which_change.overview import overview
+from ablate.report.which_change.overview import compact, overview
 from ablate.report.which_change.tables import (
     equality_table,
     exact_table,
@@ -47,6 +47,7 @@ class Page:
     scale: str
     sentences: tuple[str, ...]
     overview: Table
+    compact: Table
     figure_caption: str
     figure_alt: str
     cost: Table
@@ -72,6 +73,7 @@ def page(content: AnswerContent, out: Path) -> Page:
         scale=_scale(content),
         sentences=sentences(content),
         overview=overview(content),
+        compact=compact(content),
         figure_caption=_caption(content),
         figure_alt="Three panels with a row for each change: exact multiples, simulated speed, measured saving in "
         "tokens; the table has the same numbers.",

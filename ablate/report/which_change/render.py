@@ -43,7 +43,7 @@ def brief(page: Page, picture: str) -> str:
     """What a README begins with: the sentences, the picture and the table, as Markdown."""
     head = [f"- {escape(sentence)}" for sentence in page.sentences]
     image = f"![{escape(page.figure_alt)}]({picture})"
-    return "\n".join([*head, "", image, "", _linked_table(replace(page.overview, title="", note=""), bare=True), ""])
+    return "\n".join([*head, "", image, "", _linked_table(replace(page.compact, title="", note=""), bare=True), ""])
 
 
 def verdict_of(cell: str) -> str:

@@ -28,8 +28,9 @@ def exact_table(content: AnswerContent) -> Table:
         further = "; ".join(f"{f.title}: {_pair(f)}" for f in change.exact.further)
         rows.append([name(change), *cells, change.exact.reason or further])
     note = (
-        f"Without to with, each beside the whole recipe of {content.preset}. Weights in BF16, float32 master weights "
-        "and two moments, over all ranks together. `moe` off is a dense feed-forward of equal activated FLOPs."
+        f"Without to with, each beside the whole recipe of {content.preset}; one number is unchanged. Weights in BF16, "
+        "float32 master weights and two moments, over all ranks together. `moe` off is a dense feed-forward of equal "
+        "activated FLOPs."
     )
     return make_linked(f"Exact, at the size of {content.preset}", columns, rows, note)
 
@@ -38,7 +39,7 @@ def _pair(found: Figure | None) -> str:
     if found is None:
         return NONE
     if found.on == found.off:
-        return f"{_amount(found.on, found.unit)}, unchanged"
+        return _amount(found.on, found.unit)
     return f"{_amount(found.off, found.unit)} to {_amount(found.on, found.unit)}"
 
 
