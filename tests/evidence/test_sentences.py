@@ -107,9 +107,7 @@ def test_agreement_is_told_by_name(content: AnswerContent) -> None:
         replace(c, reported=replace(c.reported, agreement=kinds.get(c.name, "cannot tell"))) for c in content.changes
     )
     (said,) = beside(replace(content, changes=changes))
-    assert (
-        "agree with papers on moe; these runs disagree with papers on mla; for aux-free, mtp, fp8 and distill" in said
-    )
+    assert "these runs and papers agree on moe; these runs and papers disagree on mla; whether they agree on" in said
     assert "of the 6 changes" in said
 
 
@@ -131,7 +129,7 @@ def test_without_a_study_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "nothing is known, since no study" in found[2]
     assert "nothing was measured" in found[-1]
     assert all(c.reported.agreement == "cannot tell" for c in content.changes)
-    assert found[3].endswith("for mla, moe, aux-free, mtp, fp8 and distill it cannot be told.")
+    assert found[3].endswith("whether they agree on mla, moe, aux-free, mtp, fp8 and distill cannot be told.")
 
 
 def test_a_study_with_controls_says_nothing_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

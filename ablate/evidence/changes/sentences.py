@@ -109,7 +109,8 @@ def better(content: AnswerContent) -> Iterator[str]:
         _clause([c.name for c in content.moving if c.name not in known], "was not measured", "were not measured"),
     ]
     yield (
-        f"Better (measured here): at {scaled(largest.parameters)} parameters, in tokens for the same loss, "
+        f"Better (measured here): at {scaled(largest.parameters)} parameters, in tokens for the same loss, above 1 a "
+        "saving, "
         f"{'; '.join(filter(None, parts))}{_whole(content)}{_moved(content.moving)}."
     )
 
@@ -145,9 +146,9 @@ def beside(content: AnswerContent) -> Iterator[str]:
     """On which changes these runs agree with papers."""
     kinds = {kind: [c.name for c in content.moving if c.reported.agreement == kind] for kind in AGREEMENTS}
     parts = [
-        f"these runs agree with papers on {listed(kinds[AGREES])}" if kinds[AGREES] else "",
-        f"these runs disagree with papers on {listed(kinds[DISAGREES])}" if kinds[DISAGREES] else "",
-        f"for {listed(kinds[CANNOT_TELL])} it cannot be told" if kinds[CANNOT_TELL] else "",
+        f"these runs and papers agree on {listed(kinds[AGREES])}" if kinds[AGREES] else "",
+        f"these runs and papers disagree on {listed(kinds[DISAGREES])}" if kinds[DISAGREES] else "",
+        f"whether they agree on {listed(kinds[CANNOT_TELL])} cannot be told" if kinds[CANNOT_TELL] else "",
     ]
     n = plural(len(content.moving), "change")
     yield f"Beside the papers: of the {n} that can move the loss, {'; '.join(filter(None, parts))}."

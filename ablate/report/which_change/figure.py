@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ablate.attribution.verdicts import GAIN, HARM
 from ablate.evidence.changes.content import AnswerContent, Change
-from ablate.evidence.changes.exact import CACHE, DENSE, FLOPS
+from ablate.evidence.changes.exact import BYTES, CACHE, DENSE, FLOPS
 from ablate.quantities import between, listed, number, scaled
 from ablate.report.figures.canvas import INK, MUTED, OPEN, PAPER, WITH, Panel, draw, mark
 from ablate.report.figures.effects import VERDICT_COLORS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, ROW = 3.9, 0.36  # inches of a panel and of a row
-SHAPES = {FLOPS: "o", CACHE: "s", DENSE: "^"}
+SHAPES = {FLOPS: "o", CACHE: "s", DENSE: "^", BYTES: "v"}
 CANDIDATES = (0.5, 2, 10, 5, 0.2, 0.1, 20, 0.8, 1.5, 1.2, 0.9, 1.1, 0.95, 1.05, 0.98, 1.02)  # the roundest first
 SPREAD = 2.5  # an interval reaches at most this factor beyond the furthest estimate before it is cut
 

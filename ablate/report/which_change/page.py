@@ -20,6 +20,7 @@ from ablate.report.which_change.overview import compact, overview
 from ablate.report.which_change.tables import (
     equality_table,
     exact_table,
+    further_table,
     measured_table,
     published_tables,
     simulated_table,
@@ -52,6 +53,7 @@ class Page:
     figure_alt: str
     cost: Table
     exact: Table
+    further: Table
     simulated: Table
     believe_simulation: tuple[str, ...]
     measured: Table
@@ -79,6 +81,7 @@ def page(content: AnswerContent, out: Path) -> Page:
         "tokens; the table has the same numbers.",
         cost=_cost(content),
         exact=exact_table(content),
+        further=further_table(content),
         simulated=simulated_table(content),
         believe_simulation=tuple(_believe(content)),
         measured=measured_table(content, out),
@@ -116,8 +119,8 @@ def _caption(content: AnswerContent) -> str:
     """What to see, in one sentence, and how it is drawn."""
     return (
         "Left: exact multiples at the size of "
-        f"{content.preset}, as savings (dot: FLOPs per token; square: KV bytes per token; triangle: FLOPs per token "
-        "against a dense model of as many parameters). Middle, hollow because it is simulated: tokens a second with 5 "
+        f"{content.preset}, as savings (dot: FLOPs per token; square: KV bytes per token; triangle up: FLOPs per token "
+        "against a dense model of as many parameters; triangle down: bytes sent between nodes). Middle, hollow because it is simulated: tokens a second with 5 "
         "to 95 % of the inputs' ranges. Right: tokens saved for the same loss, measured here, with 95 % intervals; "
         "larger marks are larger sizes. Green gains, red-brown harms, grey not resolved, blue no effect within 2 %."
     )
@@ -136,7 +139,7 @@ def _cost(content: AnswerContent) -> Table:
     note = (
         f"GPU hours: {content.cost.first_title}, over {content.cost.second_title}, is {number(whole['estimate'], 2)} "
         f"({between(whole['low'], whole['high'], 2)} by rounding of what is published). FLOP/s of a GPU, "
-        f"{number(factors['flops_per_s']['estimate'], 2)}×, are what remains; `dsv3-ablate answer --gap` splits them."
+        f"{number(factors['flops_per_s']['estimate'], 2)}×, are what remains; dsv3-ablate answer --gap splits them."
     )
     return make_linked(title, columns, rows, note)
 
@@ -191,10 +194,10 @@ def _limits(content: AnswerContent) -> Iterator[str]:
         "for long contexts or for stability over trillions of tokens is not measured."
     )
     yield (
-        "Exact figures say what a change costs or saves in arithmetic and bytes, and nothing of quality: `moe` off is "
+        "Exact figures say what a change costs or saves in arithmetic and bytes, and nothing of quality: moe off is "
         "a dense feed-forward of equal activated FLOPs, and whether that learns as much is the measured column's."
     )
-    yield "Simulated seconds rest on assumptions, each with its range; `dsv3-ablate simulate --json` lists them all."
+    yield "Simulated seconds rest on assumptions, each with its range; dsv3-ablate simulate --json lists them all."
     yield "Published effects are mostly of single runs without error bars, at other sizes, data and baselines."
 
 

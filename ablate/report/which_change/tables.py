@@ -21,18 +21,29 @@ from ablate.report.which_change.overview import WAYS, loss, name
 def exact_table(content: AnswerContent) -> Table:
     """Every figure without and with the change."""
     columns: Columns = [text("Change"), "FLOPs per token", "Parameters", "KV bytes per token",
-                        "Weights and optimizer state", text("Further")]  # fmt: skip
+                        "Weights and optimizer state"]  # fmt: skip
     rows = []
     for change in content.changes:
-        cells = [_pair(change.exact.figure(name)) for name in (FLOPS, PARAMETERS, CACHE, STATE)]
-        further = "; ".join(f"{f.title}: {_pair(f)}" for f in change.exact.further)
-        rows.append([name(change), *cells, change.exact.reason or further])
+        cells = [_pair(change.exact.figure(figure)) for figure in (FLOPS, PARAMETERS, CACHE, STATE)]
+        rows.append([f"{name(change)}{change.exact.reason and f' ({change.exact.reason})'}", *cells])
     note = (
         f"Without to with, each beside the whole recipe of {content.preset}; one number is unchanged. Weights in BF16, "
-        "float32 master weights and two moments, over all ranks together. `moe` off is a dense feed-forward of equal "
-        "activated FLOPs."
+        "float32 master weights and two moments, over all ranks together. Without experts (moe) is a dense "
+        "feed-forward of equal activated FLOPs."
     )
     return make_linked(f"Exact, at the size of {content.preset}", columns, rows, note)
+
+
+def further_table(content: AnswerContent) -> Table:
+    """What else of a change is known exactly."""
+    columns: Columns = [text("Change"), text("Figure"), "Without", "With"]
+    rows = [
+        [name(change), f.title, _amount(f.off, f.unit), _amount(f.on, f.unit)]
+        for change in content.changes
+        for f in change.exact.further
+    ]
+    note = f"Bytes and copies in the layout of {content.speeds.layout_source}, expected over uniform routing."
+    return make_linked("Exact too", columns, rows, note if rows and content.speeds.layout_source else "")
 
 
 def _pair(found: Figure | None) -> str:
@@ -53,20 +64,20 @@ def simulated_table(content: AnswerContent) -> Table:
     """Factors of tokens a second by three indices, and the memory of the fullest rank."""
     columns: Columns = [text("Change"), TITLES["owen"].capitalize(), "Of it FLOPs per token, exact",
                         TITLES["first"].capitalize(), TITLES["last"].capitalize(), text("Resolved"),
-                        "Memory of the fullest rank, without to with"]  # fmt: skip
+                        "Memory of the fullest rank, with", "Without"]  # fmt: skip
     rows = []
     for change in content.changes:
         found = change.simulated
         if found is None:
             continue
-        room = "" if found.fits_without else " (without it does not fit)"
+        room = "" if found.fits_without else ", too much"
         rows.append([
             change.name, speed(found.factor), f"{number(found.from_flops_per_token, 2)}×", speed(found.added_first),
-            speed(found.left_out), "yes" if found.resolved else "no",
-            f"{memory(found.memory_without_bytes)} to {memory(found.memory_with_bytes)}{room}",
+            speed(found.left_out), "yes" if found.resolved else "no", memory(found.memory_with_bytes),
+            f"{memory(found.memory_without_bytes)}{room}",
         ])  # fmt: skip
     if content.speeds.together is not None:
-        rows.append(["all together", speed(content.speeds.together), *[""] * 5])
+        rows.append(["all together", speed(content.speeds.together), *[""] * 6])
     fast = content.speeds
     note = (
         f"Tokens a second and GPU, above 1 is faster, with 5 to 95 % over the inputs; one layout for all "
