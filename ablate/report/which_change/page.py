@@ -118,7 +118,7 @@ def _n_studies(n: int) -> str:
 def _caption(content: AnswerContent) -> str:
     """What to see, in one sentence, and how it is drawn."""
     return (
-        f"Left: exact multiples at the size of {content.preset}, as savings (dot: FLOPs per token; square: KV bytes per "
+        f"Left: exact multiples at the size of {content.preset}, as savings (dot: FLOPs per token; square: KV bytes a "
         "token; triangle up: FLOPs per token against a dense model of as many parameters; triangle down: bytes of a "
         "token sent between nodes). Middle, hollow because it is simulated: tokens a second with 5 to 95 % of the "
         "inputs' ranges. Right: tokens saved for the same loss, measured here, with 95 % intervals; larger marks are "
