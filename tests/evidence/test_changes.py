@@ -16,16 +16,18 @@ from ablate.attribution.gain.two_sizes import change_between
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.cluster.hardware import cluster
 from ablate.cluster.layout import SYSTEM, published_layout
-from ablate.evidence.changes.content import CHANGES
+from ablate.evidence.changes.content import CHANGES, build
 from ablate.evidence.changes.equality import equality
 from ablate.evidence.changes.exact import BETWEEN_NODES, CACHE, COPIES, DENSE, FLOPS, PARAMETERS, STATE, exact
 from ablate.evidence.changes.measured import PERHAPS_GAIN, Measured, by_size, of_study
 from ablate.evidence.changes.reported import direction, noise, reported
+from ablate.evidence.changes.sentences import sentences
 from ablate.evidence.changes.studies import read_study
 from ablate.evidence.changes.trend import reach, trend
 from ablate.evidence.published import Finding, findings
 from ablate.presets import preset
 from ablate.presets.account import account_preset
+from ablate.report import which_change
 
 V3 = preset("v3-671b")
 
@@ -187,3 +189,16 @@ def test_a_table_of_equality_is_read_and_a_case_that_differs_is_told(tmp_path: P
     (tmp_path / "schedules.json").write_text("[1]")
     with pytest.raises(ValueError, match="no table of equality"):
         equality("dualpipe", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_answer_of_the_shipped_studies_with_the_real_simulation(tmp_path: Path) -> None:
+    whole = build("v3-671b", "h800-2048")
+    assert set(whole.speeds.changes) == {"mla", "moe", "aux-free", "mtp", "fp8", "dualpipe", "alltoall"}
+    step = whole.speeds.step
+    assert step is not None
+    assert step.published_s is not None
+    assert step.seconds == pytest.approx(step.published_s, rel=0.1)
+    assert whole.studies
+    assert len(sentences(whole)) == 5
+    assert set(which_change.files(whole, tmp_path)) == {"report.html", "report.md", "report.json", "picture.svg"}

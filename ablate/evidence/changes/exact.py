@@ -130,8 +130,8 @@ def _sent(base: Preset, name: str, ranks: Ranks) -> Iterator[Figure]:
         )  # fmt: skip
     elif name == "fp8" and name in base.recipe:
         on, off = (
-            account_preset(base.name, off, [], {}, None, ranks)["transports"][two_hop]
-            for off in ([], [name])
+            account_preset(base.name, disabled, [], {}, None, ranks)["transports"][two_hop]
+            for disabled in ([], [name])
         )  # fmt: skip
     else:
         return

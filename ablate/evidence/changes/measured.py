@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ablate.attribution.gain.channels import ChannelTable
 from ablate.attribution.gain.compute_gain import Gain
+from ablate.attribution.lattice import Floats
 from ablate.attribution.study.compare import Comparison, StudyResult
 from ablate.attribution.study.gains import ComponentGain, SplitCost, component_gains, split_cost
 from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED, holm_verdicts
@@ -127,8 +128,7 @@ def _costs(table: ChannelTable, confidence: float) -> dict[str, tuple[LogCost, L
 
 
 def _judged(
-    names: Sequence[str], values: Sequence[float], ends: Sequence[Sequence[float]], table: ChannelTable,
-    confidence: float,
+    names: Sequence[str], values: Floats, ends: Floats, table: ChannelTable, confidence: float
 ) -> dict[str, LogCost]:  # fmt: skip
     """Savings with verdicts that hold together (Holm). FLOPs per token have no error, so tokens' is that of both."""
     errors, dfs = table.errors[:, 0], table.dfs[:, 0]

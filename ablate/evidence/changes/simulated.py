@@ -76,10 +76,12 @@ def speeds(preset: str, cluster: str) -> Speeds:
     request = Request(cluster=cluster, preset=preset)
     full = resolve(request)
     layout, title = published_layout(full.name), full.question.cluster.title
-    if layout is None:
+    on = [name for name, level in full.levels.items() if level == ON]
+    if layout is None or not on:
+        what = "nothing of these changes is in it" if layout else "no layout of it is published, which its speed needs"
         return Speeds(
             cluster=cluster, cluster_title=title, layout_source="", changes={}, together=None, step=None, n_variants=0,
-            n_beyond_memory=0, reason=f"no layout of {full.name} is published, so that its machinery is not known",
+            n_beyond_memory=0, reason=f"{full.name}: {what}",
         )  # fmt: skip
     document, _ = attributed(request)
     whole = simulate(full.question, SAMPLES)

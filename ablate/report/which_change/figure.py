@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablate.attribution.verdicts import GAIN, HARM
 from ablate.evidence.changes.content import AnswerContent, Change
@@ -163,5 +163,5 @@ def _one(axes: Axes, y: float, one: Mark, limit: float) -> None:
         for end, whole, arrow in zip(ends, (one.low, one.high), "<>", strict=True):
             if end != whole:
                 mark(axes, end, y, one.color, arrow)
-    face = {"mfc": PAPER} if one.hollow else {}
+    face: dict[str, Any] = {"mfc": PAPER} if one.hollow else {}
     mark(axes, one.value, y, one.color, one.shape, hollow=one.hollow, ms=one.size, zorder=4, **face)

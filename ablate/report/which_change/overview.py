@@ -5,6 +5,7 @@ from __future__ import annotations
 from ablate.evidence.changes.content import AnswerContent, Change
 from ablate.evidence.changes.exact import CACHE, DENSE, FLOPS, PARAMETERS, Figure
 from ablate.evidence.changes.measured import LossEffect, Measured
+from ablate.evidence.changes.reported import Direction
 from ablate.evidence.changes.sentences import saving, speed
 from ablate.evidence.simulation import RESOLVABLE
 from ablate.quantities import NONE, listed, number, percent, scaled, signed, signed_between
@@ -151,4 +152,4 @@ def papers_words(change: Change) -> str:
     return f"{', '.join(parts)} ({'; '.join(scales)})"
 
 
-WAYS = (("gain", "gain"), ("none", "within noise"), ("harm", "harm"))
+WAYS: tuple[tuple[Direction, str], ...] = (("gain", "gain"), ("none", "within noise"), ("harm", "harm"))

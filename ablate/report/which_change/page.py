@@ -10,7 +10,7 @@ from ablate.evidence.changes.content import AnswerContent
 from ablate.evidence.changes.document import document
 from ablate.evidence.changes.reported import rule
 from ablate.evidence.changes.sentences import sentences
-from ablate.evidence.changes.studies import SHIPPED, StudyFacts
+from ablate.evidence.changes.studies import SHIPPED, StudyFacts, shipped_studies
 from ablate.quantities import between, listed, number, percent, plural, scaled, short
 from ablate.report.cleaning import clean
 from ablate.report.facts import Fact
@@ -226,8 +226,14 @@ def _checks(content: AnswerContent, out: Path) -> Iterator[Fact]:
 
 
 def _repeat(content: AnswerContent, out: Path) -> tuple[str, ...]:
-    chosen = f" --preset {content.preset} --cluster {content.speeds.cluster}"
-    folders = (*content.studies, *content.calibrations)
-    own = [study for study in folders if study.folder.parent != SHIPPED]
-    given = "".join(f" --study {towards(study.folder, Path.cwd())}" for study in folders) if own else ""
-    return (f"dsv3-ablate answer{chosen}{given} --out {towards(out, Path.cwd())}",)
+    read = [study.folder for study in (*content.studies, *content.calibrations)]
+    shipped = {folder.resolve() for folder in read} == {folder.resolve() for folder in shipped_studies()}
+    given = "" if shipped else "".join(f" --study {_in_checkout(folder)}" for folder in read)
+    chosen = f"--preset {content.preset} --cluster {content.speeds.cluster}"
+    return (f"dsv3-ablate answer {chosen}{given} --out {_in_checkout(out)}",)
+
+
+def _in_checkout(path: Path) -> str:
+    """A folder as seen from the checkout; of one elsewhere its name alone, since where it lies is the machine's own."""
+    checkout, whole = SHIPPED.parent.resolve(), path.resolve()
+    return whole.relative_to(checkout).as_posix() if whole.is_relative_to(checkout) else path.name
