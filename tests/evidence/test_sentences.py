@@ -42,7 +42,7 @@ def test_the_cost_is_the_identity_of_published_totals(content: AnswerContent) ->
     a, b = totals("llama3-405b"), totals("v3-671b")
     factors = identity(a, b)["factors"]
     hours = a.totals.gpu_hours / b.totals.gpu_hours
-    whole, *parts = numbers(said)[:4]
+    whole, *parts = numbers(said.partition(" took ")[2])[:4]
     assert whole == pytest.approx(hours, abs=0.05)
     assert parts == [pytest.approx(factors[name]["estimate"], abs=0.005) for name in factors]
     assert math.prod(parts) == pytest.approx(hours, rel=0.01)
@@ -88,6 +88,16 @@ def test_savings_are_the_planted_ones_with_their_verdicts(content: AnswerContent
     assert f"at {scaled(mla.parameters)} parameters" in said
     (whole,) = content.together
     assert f"{math.exp(whole.log_tokens):.2f}× in tokens and {math.exp(whole.log_flops):.2f}× in training FLOPs" in said
+
+
+def test_what_was_measured_at_a_smaller_size_is_not_told_as_of_the_larger(content: AnswerContent) -> None:
+    smaller = tuple(
+        replace(c, sizes=tuple(replace(m, flops=m.flops / 10) for m in c.sizes)) if c.name == "mtp" else c
+        for c in content.changes
+    )
+    (said,) = better(replace(content, changes=smaller))
+    assert "mtp was measured smaller only" in said
+    assert "costs tokens" not in said
 
 
 def test_two_sizes_are_told_with_what_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

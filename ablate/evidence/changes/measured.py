@@ -24,6 +24,7 @@ from ablate.runs.factors import PRESET
 
 COST_MARGIN = math.log(1.02)  # costs within 2 % of each other are of no interest
 PERHAPS_GAIN, PERHAPS_HARM = f"{GAIN}, perhaps negligible", f"{HARM}, perhaps negligible"
+SAME_SIZE = 1.05  # times the FLOPs of a run: budgets are rounded to whole steps
 OWEN, LAST, FIRST = "owen", "last", "first"
 
 
@@ -221,14 +222,16 @@ def is_default(found: Measured) -> bool:
 def by_size(found: Sequence[Measured]) -> tuple[Measured, ...]:
     """One a size for a component, from small to large: of a whole design before a comparison, of most runs before few.
 
-    Effects against other alternatives than the default are another question and not among them.
+    A size is training FLOPs of a run, up to what whole steps round. Effects against other alternatives than the default
+    are another question and not among them.
     """
-    kept: dict[tuple[int, float], Measured] = {}
-    for each in filter(is_default, found):
-        size = each.parameters, each.flops
-        if size not in kept or _weight(each) > _weight(kept[size]):
-            kept[size] = each
-    return tuple(sorted(kept.values(), key=lambda each: (each.flops, each.parameters)))
+    groups: list[list[Measured]] = []
+    for each in sorted(filter(is_default, found), key=lambda each: each.flops):
+        if groups and each.flops <= SAME_SIZE * groups[-1][0].flops:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return tuple(max(group, key=_weight) for group in groups)
 
 
 def _weight(found: Measured) -> tuple[bool, bool, int]:

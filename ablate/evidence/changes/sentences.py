@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.evidence.changes.content import AnswerContent, Change
-from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, LogCost
+from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, SAME_SIZE, LogCost
 from ablate.evidence.changes.reported import AGREES, CANNOT_TELL, DISAGREES
 from ablate.evidence.changes.simulated import Factor
 from ablate.evidence.changes.trend import Reach
@@ -92,11 +92,12 @@ def faster(content: AnswerContent) -> Iterator[str]:
 
 def better(content: AnswerContent) -> Iterator[str]:
     """What was measured in tokens for the same loss at the largest size, and how it moved with size."""
-    largest = max((c.largest for c in content.moving if c.largest), key=lambda each: each.flops, default=None)
-    known = {c.name: c.largest.tokens for c in content.moving if c.largest is not None and c.largest.tokens}
-    if largest is None or not known:
+    sized = {c.name: c.largest for c in content.moving if c.largest is not None and c.largest.tokens is not None}
+    if not sized:
         yield "Better (measured here): nothing is known, since no study that gives the cost of a loss is at hand."
         return
+    largest = max(sized.values(), key=lambda each: each.flops)
+    known = {name: m.tokens for name, m in sized.items() if m.tokens and m.flops * SAME_SIZE >= largest.flops}
     parts = [
         _clause(_named(known, GAIN), "saves tokens", "save tokens"),
         _clause(_named(known, PERHAPS_GAIN), "saves tokens, perhaps negligibly", "save tokens, perhaps negligibly"),
@@ -106,12 +107,12 @@ def better(content: AnswerContent) -> Iterator[str]:
         _clause(
             [n for n, cost in known.items() if cost.verdict == NOT_RESOLVED], "is not resolved", "are not resolved"
         ),
-        _clause([c.name for c in content.moving if c.name not in known], "was not measured", "were not measured"),
+        _clause([n for n in sized if n not in known], "was measured smaller only", "were measured smaller only"),
+        _clause([c.name for c in content.moving if c.name not in sized], "was not measured", "were not measured"),
     ]
     yield (
         f"Better (measured here): at {scaled(largest.parameters)} parameters, in tokens for the same loss, above 1 a "
-        "saving, "
-        f"{'; '.join(filter(None, parts))}{_whole(content)}{_moved(content.moving)}."
+        f"saving, {'; '.join(filter(None, parts))}{_whole(content)}{_moved(content.moving)}."
     )
 
 
