@@ -47,13 +47,19 @@ def compact(content: AnswerContent) -> Table:
         "tokens a second, simulated", f"tokens saved, {at}", text("papers on the loss"), text("agree?"),
     ]  # fmt: skip
     rows = [
-        [name(change), *(_short(change.exact.figure(figure)) for figure in (FLOPS, PARAMETERS, CACHE)),
+        [name(change), _arithmetic(change), *(_short(change.exact.figure(figure)) for figure in (PARAMETERS, CACHE)),
          NONE if change.simulated is None else _resolved(change), _saved(change),
          ", ".join(f"{change.reported.count(way)} {word}" for way, word in WAYS if change.reported.count(way)) or NONE,
          change.reported.agreement]
         for change in content.changes
     ]  # fmt: skip
     return make_linked("Each change", columns, rows)
+
+
+def _arithmetic(change: Change) -> str:
+    """FLOPs per token, of experts also against a dense model of as many parameters."""
+    dense, own = change.exact.figure(DENSE), _short(change.exact.figure(FLOPS))
+    return own if dense is None else f"{own}; {number(dense.multiple, 3)}× a dense model as large"
 
 
 def _short(found: Figure | None) -> str:
