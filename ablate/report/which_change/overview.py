@@ -75,7 +75,8 @@ def _resolved(change: Change) -> str:
 
 def _saved(change: Change) -> str:
     if change.neutral:
-        return "loss is equal"
+        shown = change.equality is not None and change.equality.holds
+        return "loss equal, shown" if shown else "loss equal by design"
     cost = None if change.largest is None else change.largest.tokens
     return "not measured" if cost is None else f"{saving(cost)}, {cost.verdict}"
 
