@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ablate.commands import cluster, machine, model, schedule, study, sweep, table, text
+from ablate.commands import answer, cluster, machine, model, schedule, study, sweep, table, text
 from ablate.commands.options import INTERRUPTED
 from ablate.errors import RunFailed
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="What was each DeepSeek-V3 change worth? Matched-compute ablations with intervals.",
 )
-for part in (study, sweep, table, model, schedule, cluster, text, machine):
+for part in (answer, study, sweep, table, model, schedule, cluster, text, machine):
     app.add_typer(part.app)
 
 

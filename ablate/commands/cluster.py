@@ -66,21 +66,6 @@ def evidence(
     _show(evidence_document(component), json)
 
 
-@app.command(epilog="Example: dsv3-ablate answer --gap llama3-405b v3-671b")
-def answer(
-    gap: Annotated[
-        tuple[str, str],
-        typer.Option("--gap", metavar="A B", help="Two models with published totals: names, or TOML files."),
-    ],
-    cluster: Annotated[str, typer.Option(help="Where FLOP/s are simulated.")] = "h800-2048",
-    json: Json = False,
-) -> None:
-    """Why one model took fewer GPU hours than another: tokens, FLOPs per token, FLOP/s, and what is in them."""
-    from ablate.evidence.gap import gap_document
-
-    _show(gap_document(*gap, cluster), json)
-
-
 def _show(found: tuple[dict[str, Any], str], json: bool) -> None:
     document, text = found
     if json:

@@ -183,16 +183,21 @@ def path(a: Known, b: Known) -> list[dict[str, Any]]:
 
 
 def dense_of_size(known: Known) -> ModelSpec:
-    """The second model's dense end with a feed-forward so wide that it has as many parameters in all."""
-    base = Variant.none().resolve(known.preset).model
-    wanted = known.model.cost(known.length).main.parameters
+    """`dense_as_large` as the second model of a pair."""
+    return dense_as_large(known.preset, known.model)
+
+
+def dense_as_large(base: Preset, model: ModelSpec) -> ModelSpec:
+    """The preset's dense end with a feed-forward so wide that it has as many parameters in all as the model."""
+    dense_end, length = Variant.none().resolve(base).model, base.trainer.sequence_length
+    wanted = model.cost(length).main.parameters
 
     def of_width(hidden: int) -> ModelSpec:
         dense = SwiGLU(hidden_dim=hidden)
-        return replace(base, feed_forward=dense, first_feed_forward=dense)
+        return replace(dense_end, feed_forward=dense, first_feed_forward=dense)
 
-    narrow = of_width(1).cost(known.length).main.parameters
-    each = of_width(2).cost(known.length).main.parameters - narrow
+    narrow = of_width(1).cost(length).main.parameters
+    each = of_width(2).cost(length).main.parameters - narrow
     return of_width(max(1, 1 + round((wanted - narrow) / each)))
 
 

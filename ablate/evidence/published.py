@@ -48,6 +48,7 @@ class Finding:
     bound: NotNegative | None = None  # what the authors say the size stays below
     tokens: Positive | None = None
     runs: Count = 1  # of each arm; nobody of DeepSeek reports more than one
+    asks_what_we_ask: bool = False  # on against the same off as our switch, in loss at equal tokens or fewer FLOPs
 
     def __post_init__(self) -> None:
         if (self.off is None) != (self.on is None):
@@ -128,13 +129,14 @@ def _lines(found: Iterable[tuple[Source, Finding]]) -> Iterable[str]:
         runs = f" {plural(finding.runs, 'run')} an arm;" if finding.off is not None or finding.runs > 1 else ""
         tokens = f", {scaled(finding.tokens)} tokens" if finding.tokens else ""
         yield (
-            f"    {_said(finding)}; {finding.scale}{tokens};{runs} {source.title}, {finding.at}; " + HANDS[source.hand]
+            f"    {said(finding)}; {finding.scale}{tokens};{runs} {source.title}, {finding.at}; " + HANDS[source.hand]
         )
     yield ""
     yield "Effects are on against off. Published figures are not comparable with each other, nor with this program's."
 
 
-def _said(finding: Finding) -> str:
+def said(finding: Finding) -> str:
+    """What was found, in words and numbers."""
     size = finding.size
     if size is None:
         return finding.metric

@@ -44,6 +44,10 @@ def test_evidence_prints_a_component() -> None:
         ([*V3, "--attribute", "--search"], "give one of them"),
         ([*V3, "--attribute", "--disable", "mla"], "leave out --disable"),
         (["answer", "--gap", "v3-671b", "v3-671b"], "give two models"),
+        (["answer", "--gap", "v2-236b", "v3-671b", "--brief"], "with --cluster and --json alone"),
+        (["answer", "--study", "nowhere"], "holds no study"),
+        (["answer", "--preset", "v3-67b"], "did you mean 'v3-671b'"),
+        (["answer", "--cluster", "h800-204"], "did you mean 'h800-2048'"),
         (["evidence", "mlaa"], "did you mean 'mla'"),
     ],
 )
