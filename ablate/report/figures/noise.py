@@ -19,7 +19,7 @@ def noise_strip(axes: Axes, found: Sequence[Strip], effects: Sequence[Row], marg
     if margin:
         axes.axvspan(-margin, margin, color=GRID, alpha=0.55, lw=0, zorder=0)
     axes.axvline(0, color=INK, lw=0.9)
-    names = []
+    names: list[str] = []
     for strip in found:
         y = -len(names)
         axes.plot(
