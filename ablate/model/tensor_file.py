@@ -66,4 +66,4 @@ def _parts(ordered: Sequence[tuple[str, Tensor]]) -> Iterator[memoryview]:
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
         flat = tensor.detach().reshape(-1).cpu().contiguous()
-        yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+        yield memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

@@ -62,8 +62,9 @@ def account_preset(
     length = _length(sequence_length, base.trainer.sequence_length)
     figures = {"preset": base.name, "variant": variant.levels} | spec.model.cost(length).summary()
     trainer = replace(spec.trainer, sequence_length=length)
-    training = {"training_memory": by_backends(spec.model, trainer)} if spec.trainer.ranks.world == 1 else {}
-    figures |= {"micro_batch_size": trainer.micro_batch_size} | training
+    figures["micro_batch_size"] = trainer.micro_batch_size
+    if trainer.ranks.world == 1:
+        figures["training_memory"] = by_backends(spec.model, trainer)
     return figures | ({"transports": _transports(spec)} if spec.trainer.transport else {})
 
 

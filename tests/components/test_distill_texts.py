@@ -46,7 +46,6 @@ class TestReadyMade:
         assert training_texts(name)
         assert held_out_texts(name)
 
-    @pytest.mark.skipif("stdlib" not in ready_made(), reason="not written yet")
     def test_a_real_teachers_text_says_what_it_took(self) -> None:
         found = read_manifest("stdlib")
         assert found.teacher["licence"] == "Apache-2.0"
