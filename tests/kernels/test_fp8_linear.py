@@ -175,8 +175,12 @@ def test_what_is_refused() -> None:
     x, weight = random(9, 20), random(24, 20, seed=1)
     with pytest.raises(ValueError, match=r"backend is 'emulated'; .* triton, library"):
         fp8_linear(x, weight, power_of_two=False, backend="emulated")
-    with pytest.raises(ValueError, match="backend is 'library', and cuBLAS needs multiples of 16"):
+    with pytest.raises(
+        ValueError, match="backend is 'library', and cuBLAS reads the scales .* multiples of 4, and .* 9"
+    ):
         fp8_linear(x, weight, power_of_two=False, backend="library")
+    with pytest.raises(ValueError, match="backend is 'library', and cuBLAS needs multiples of 16"):
+        fp8_linear(x[:8], weight, power_of_two=False, backend="library")
     with pytest.raises(ValueError, match=r"\(9, 20\) and \(20, 24\); not \(N, I\) and \(O, I\)"):
         linear(x, weight.T)
     with pytest.raises(ValueError, match=r"not \(N, I\) and \(E, O, I\)"):

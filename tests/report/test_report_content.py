@@ -142,7 +142,8 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     document = json.loads(json.dumps(to_json(content), allow_nan=False))
     assert set(document) == {
         "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "split_cost",
-        "gains", "asked", "primary_metric", "factors", "responses", "cells", "ladders", "history", "attribution",
+        "gains", "asked", "tuning", "search", "primary_metric", "factors", "responses", "cells", "ladders", "history",
+        "attribution",
         "pairing_breaks", "waterfall", "citation", "noise", "warnings", "lost_runs", "limits", "held_equal",
         "provenance", "repeat",
     }  # fmt: skip

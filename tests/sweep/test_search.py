@@ -181,7 +181,7 @@ def test_every_sampler_spreads_its_points(played: Any, sampler: Any) -> None:
 
 
 def trial(slot: str, variant: str = "full", run_id: str = "") -> Trial:
-    stages = (Stage(share=0.25, run_id=f"short {slot}"), Stage(share=1.0, run_id=run_id or slot))
+    stages = (Stage(share=0.25, run_id=f"short-{slot}"), Stage(share=1.0, run_id=run_id or slot))
     return Trial(slot=slot, group=variant, number=int(slot), variant=variant, levels={}, parameters={"rate": 1.0},
                  origin="sampler", stages=stages, flops_per_token=1.0, n_steps=1, flops=1)  # fmt: skip
 
