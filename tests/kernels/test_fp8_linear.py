@@ -176,7 +176,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backend is 'emulated'; .* triton, library"):
         fp8_linear(x, weight, power_of_two=False, backend="emulated")
     with pytest.raises(
-        ValueError, match="backend is 'library', and cuBLAS reads the scales .* multiples of 4, and .* 9"
+        ValueError, match=r"backend is 'library', and cuBLAS reads the scales .* multiples of 4, and .* 9"
     ):
         fp8_linear(x, weight, power_of_two=False, backend="library")
     with pytest.raises(ValueError, match="backend is 'library', and cuBLAS needs multiples of 16"):
