@@ -121,6 +121,13 @@ def test_the_interval_of_a_change_covers_at_its_rate() -> None:
         change_between(effects[1], effects[0], dfs=(4.0, 4.0))
 
 
+def test_a_preset_whose_variants_cost_less_is_no_other_size(tmp_path: Path) -> None:
+    (one,) = (m for m in of_folder(study.lattice(tmp_path / "s", {"mla": 1.1, "mtp": 0.9})) if m.component == "mla")
+    dense = replace(one, index="first", flops=0.6 * one.flops, parameters=one.parameters // 2)
+    assert by_size([dense, one]) == (one,)
+    assert by_size([replace(dense, preset="nano"), one]) == (replace(dense, preset="nano"), one)
+
+
 def test_of_one_size_a_whole_design_comes_before_a_comparison(tmp_path: Path) -> None:
     (one,) = (m for m in of_folder(study.lattice(tmp_path / "s", {"mla": 1.1, "mtp": 0.9})) if m.component == "mla")
     compared, other = replace(one, index="last"), replace(one, against="mha", index="owen")

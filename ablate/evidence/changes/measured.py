@@ -24,7 +24,7 @@ from ablate.runs.factors import PRESET
 
 COST_MARGIN = math.log(1.02)  # costs within 2 % of each other are of no interest
 PERHAPS_GAIN, PERHAPS_HARM = f"{GAIN}, perhaps negligible", f"{HARM}, perhaps negligible"
-SAME_SIZE = 1.05  # times the FLOPs of a run: budgets are rounded to whole steps
+SAME_SIZE = 1.05  # times the tokens of a study's first variant: budgets are rounded to whole steps
 OWEN, LAST, FIRST = "owen", "last", "first"
 
 
@@ -58,6 +58,7 @@ class Measured:
     against: str  # the level that off was
     index: str
     study: StudyFacts
+    preset: str  # the study's, or in a ladder that of this effect
     parameters: int
     n_tokens: int
     flops: float  # of a run
@@ -109,7 +110,7 @@ def _of_design(facts: StudyFacts, result: StudyResult, cost: SplitCost | None, w
         shown = effect.indices[index]
         tokens, flops, per_token = costs.get(name, (None, None, None))
         yield Measured(
-            component=name, against=off.get(name, ""), index=OWEN if costs else index, study=facts,
+            component=name, against=off.get(name, ""), index=OWEN if costs else index, study=facts, preset=facts.preset,
             parameters=facts.parameters, n_tokens=facts.n_tokens, flops=facts.flops, tokens=tokens, flops_cost=flops,
             log_flops_per_token=per_token, reason="" if costs else why,
             loss=LossEffect(estimate=shown.estimate, low=shown.low, high=shown.high, verdict=effect.verdict),
@@ -169,6 +170,7 @@ def _of_comparisons(facts: StudyFacts, result: StudyResult) -> Iterator[Measured
         on, gain = planned[c.with_variant], by_variant.get(c.variant)
         yield Measured(
             component=found[0], against=found[1], index=LAST if c.variant == c.without_variant else FIRST, study=facts,
+            preset=c.at.removeprefix(f"{PRESET}=") or facts.preset,
             parameters=int(on.cost["total_parameters"]), n_tokens=on.n_tokens, flops=float(on.flops),
             tokens=tokens.get(c.variant), flops_cost=flops.get(c.variant),
             log_flops_per_token=None if gain is None else gain.log_flops_per_token,
@@ -219,19 +221,28 @@ def is_default(found: Measured) -> bool:
     return found.against == component(found.component).default_alternative
 
 
+def same_size(first: Measured, second: Measured) -> bool:
+    """Whether two effects are of one size: a preset trained on as much text.
+
+    Runs of one preset differ in FLOPs as far as their components cost some; that is no other size, and no trend.
+    """
+    ratio = first.study.n_tokens / second.study.n_tokens
+    return first.preset == second.preset and 1 / SAME_SIZE <= ratio <= SAME_SIZE
+
+
 def by_size(found: Sequence[Measured]) -> tuple[Measured, ...]:
     """One a size for a component, from small to large: of a whole design before a comparison, of most runs before few.
 
-    A size is training FLOPs of a run, up to what whole steps round. Effects against other alternatives than the default
-    are another question and not among them.
+    Effects against other alternatives than the default are another question and not among them.
     """
     groups: list[list[Measured]] = []
-    for each in sorted(filter(is_default, found), key=lambda each: each.flops):
-        if groups and each.flops <= SAME_SIZE * groups[-1][0].flops:
-            groups[-1].append(each)
-        else:
+    for each in filter(is_default, found):
+        group = next((group for group in groups if same_size(group[0], each)), None)
+        if group is None:
             groups.append([each])
-    return tuple(max(group, key=_weight) for group in groups)
+        else:
+            group.append(each)
+    return tuple(sorted((max(group, key=_weight) for group in groups), key=lambda each: each.flops))
 
 
 def _weight(found: Measured) -> tuple[bool, bool, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.evidence.changes.content import AnswerContent, Change
-from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, SAME_SIZE, LogCost
+from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, LogCost, same_size
 from ablate.evidence.changes.reported import AGREES, CANNOT_TELL, DISAGREES
 from ablate.evidence.changes.simulated import Factor
 from ablate.evidence.changes.trend import Reach
@@ -97,7 +97,7 @@ def better(content: AnswerContent) -> Iterator[str]:
         yield "Better (measured here): nothing is known, since no study that gives the cost of a loss is at hand."
         return
     largest = max(sized.values(), key=lambda each: each.flops)
-    known = {name: m.tokens for name, m in sized.items() if m.tokens and m.flops * SAME_SIZE >= largest.flops}
+    known = {name: m.tokens for name, m in sized.items() if m.tokens and same_size(m, largest)}
     parts = [
         _clause(_named(known, GAIN), "saves tokens", "save tokens"),
         _clause(_named(known, PERHAPS_GAIN), "saves tokens, perhaps negligibly", "save tokens, perhaps negligibly"),
