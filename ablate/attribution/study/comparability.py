@@ -7,10 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ablate.attribution.verdicts import Effect, has_no_spread, no_spread_warning
+from ablate.components.registry import NAMES, component
 from ablate.quantities import number
 from ablate.runs.record import RunRecord
 
 MAX_SHOWN, MAX_VALUES = 60, 5  # characters of one value, and values of one entry
+
+
+def _leaves_loss_alone(name: str) -> bool:
+    """Whether an effect is of a component whose runs are to end with the very same loss."""
+    of = name.partition("=")[0]
+    return of in NAMES and "loss" not in component(of).affects
 
 
 def warnings_of(
@@ -50,7 +57,11 @@ def no_spread(losses: Mapping[str, Mapping[int, float]], effects: Sequence[Effec
                 f"all {len(found)} runs of {variant} ended with one loss, {number(min(found.values()))}: their seeds "
                 "changed nothing, so they are one run"
             )
-    flat = [e.name for e in effects if e.standard_error is not None and has_no_spread(e.standard_error, size)]
+    flat = [
+        e.name
+        for e in effects
+        if e.standard_error is not None and has_no_spread(e.standard_error, size) and not _leaves_loss_alone(e.name)
+    ]
     if flat:
         yield no_spread_warning(flat)
 
