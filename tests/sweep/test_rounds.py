@@ -226,7 +226,8 @@ def test_a_known_noise_plans_without_a_pilot(tmp_path: Path) -> None:
         return this_round(study, base, variants(study, base)[0], tmp_path)
 
     found = now(first_seed=100)
-    known = Noise(sd=read_json(FILE, "the noise", "")[0]["pair_sd_nats"], df=4, origin="")
+    (written,) = (noise for noise in read_json(FILE, "the noise", "") if noise["preset"] == "cpu")
+    known = Noise(sd=written["pair_sd_nats"], df=4, origin="")
     n = seeds_for(0.01, known, confidence=0.95)
     assert (found.origin, found.stages, found.n_seeds) == ("known noise", 1, n)
     assert "from reports/cpu-mtp" in found.reason
