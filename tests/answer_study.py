@@ -16,7 +16,7 @@ from ablate.evidence.changes import content
 from ablate.evidence.changes.content import AnswerContent
 from ablate.evidence.changes.simulated import Factor, Simulated, Speeds, Step
 
-OFF = {"mla": "gqa", "mtp": "next-token"}
+OFF = {"mla": "gqa", "mtp": "next-token", "distill": "raw"}
 SPEEDS = {"moe": 0.5, "fp8": 1.3, "dualpipe": 1.2, "mla": 0.98, "aux-free": 1.0}  # what the stand-in simulates
 
 

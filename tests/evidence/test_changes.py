@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import answer_study as study
+import fake_study as fake
 import numpy as np
 import pytest
 
@@ -209,3 +210,14 @@ def test_the_answer_of_the_shipped_studies_with_the_real_simulation(tmp_path: Pa
     assert whole.studies
     assert len(sentences(whole)) == 5
     assert set(which_change.files(whole, tmp_path)) == {"report.html", "report.md", "report.json", "picture.svg"}
+
+
+def test_a_text_that_is_no_longer_read_is_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, spec = {"distill": 1.1, "mtp": 0.9}, fake.spec
+    now = study.lattice(tmp_path / "now", saved)
+    assert {m.component for m in of_folder(now) if by_size([m])} == {"distill", "mtp"}
+    text = {"kind": "teacher", "text": "stdlib", "text_hash": "of another text"}
+    monkeypatch.setattr(fake, "spec", lambda variant, seed: {**spec(variant, seed), "text": text})
+    then = study.lattice(tmp_path / "then", saved)
+    assert {m.component for m in of_folder(then) if by_size([m])} == {"mtp"}
+    assert "distill read another text than it does now" in read_study(then)[0].warnings

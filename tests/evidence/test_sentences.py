@@ -109,7 +109,7 @@ def test_two_sizes_are_told_with_what_moves(tmp_path: Path, monkeypatch: pytest.
     (said,) = better(content)
     slope = next(c for c in content.changes if c.name == "mla").trend.per_decade
     assert slope is not None
-    assert f"over 2 sizes the saving of mla by {math.exp(slope):.2f}× a decade of compute moves" in said
+    assert f"over 2 sizes a decade of compute multiplies savings, that of mla by {math.exp(slope):.2f}×" in said
     assert "3.25 M parameters" in said
 
 

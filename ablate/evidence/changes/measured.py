@@ -217,8 +217,9 @@ def _of_bound(g: Gain) -> str:
 
 
 def is_default(found: Measured) -> bool:
-    """Whether off was what this program takes off to mean."""
-    return found.against == component(found.component).default_alternative
+    """Whether off and on were what this program takes them to mean."""
+    is_now = found.component not in found.study.earlier
+    return is_now and found.against == component(found.component).default_alternative
 
 
 def same_size(first: Measured, second: Measured) -> bool:
@@ -233,7 +234,7 @@ def same_size(first: Measured, second: Measured) -> bool:
 def by_size(found: Sequence[Measured]) -> tuple[Measured, ...]:
     """One a size for a component, from small to large: of a whole design before a comparison, of most runs before few.
 
-    Effects against other alternatives than the default are another question and not among them.
+    Effects against other alternatives than the default, or of a text that is no longer read, are another question.
     """
     groups: list[list[Measured]] = []
     for each in filter(is_default, found):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ablate.attribution.verdicts import GAIN, HARM, NO_EFFECT, NOT_RESOLVED
 from ablate.evidence.changes.content import AnswerContent, Change
-from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, LogCost, same_size
+from ablate.evidence.changes.measured import PERHAPS_GAIN, PERHAPS_HARM, LogCost, Measured, same_size
 from ablate.evidence.changes.reported import AGREES, CANNOT_TELL, DISAGREES
 from ablate.evidence.changes.simulated import Factor
 from ablate.evidence.changes.trend import Reach
@@ -111,9 +111,15 @@ def better(content: AnswerContent) -> Iterator[str]:
         _clause([c.name for c in content.moving if c.name not in sized], "was not measured", "were not measured"),
     ]
     yield (
-        f"Better (measured here): at {scaled(largest.parameters)} parameters, in tokens for the same loss, above 1 a "
+        f"Better (measured here): at {_sizes(sized, largest)} parameters, in tokens for the same loss, above 1 a "
         f"saving, {'; '.join(filter(None, parts))}{_whole(content)}{_moved(content.moving)}."
     )
+
+
+def _sizes(sized: Mapping[str, Measured], largest: Measured) -> str:
+    """Parameters of the models that were compared at this size: a dense study's are fewer than the full recipe's."""
+    found = sorted({m.parameters for m in sized.values() if same_size(m, largest)})
+    return scaled(found[0]) if len(found) == 1 else f"{scaled(found[0])} to {scaled(found[-1])}"
 
 
 def _clause(names: Sequence[str], one: str, several: str) -> str:
@@ -138,8 +144,8 @@ def _moved(changes: Sequence[Change]) -> str:
     slopes = {c.name: c.trend for c in changes if c.trend.per_decade is not None}
     if not slopes:
         return ""
-    moved = [f"{n} by {factor(t.per_decade or 0.0)} a decade of compute" for n, t in slopes.items() if t.resolved]
-    said = f"the saving of {listed(moved)} moves" if moved else "none moves resolvably"
+    moved = [f"that of {n} by {factor(t.per_decade or 0.0)}" for n, t in slopes.items() if t.resolved]
+    said = f"a decade of compute multiplies savings, {listed(moved)}" if moved else "no saving moves resolvably"
     return f"; over {max(t.n_sizes for t in slopes.values())} sizes {said}"
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablate.attribution.study.compare import StudyResult, compare
+from ablate.components.component import ON
 from ablate.components.controls import CONTROLS
+from ablate.components.registry import NAMES, component
+from ablate.components.variants import Variant
+from ablate.presets import names as preset_names
+from ablate.presets import preset
 from ablate.runs.plan import read_plan
 from ablate.runs.store import Store
 
@@ -33,6 +38,7 @@ class StudyFacts:
     devices: tuple[str, ...]
     warnings: tuple[str, ...]
     has_controls: bool  # it checks the method, and says nothing of the recipe
+    earlier: tuple[str, ...] = ()  # components whose text was another one then: their effects answer another question
 
     @property
     def name(self) -> str:
@@ -56,7 +62,7 @@ def read_study(folder: Path) -> tuple[StudyFacts, StudyResult]:
     finished = [run.record for v in result.variants for run in v.finished if run.record is not None]
     if not finished:
         raise ValueError(f"no run of the study in {folder} has finished; run it, then give it with --study")
-    reference = plan.variants[0]
+    reference, earlier = plan.variants[0], _earlier(plan.preset, result)
     names = {control.name for control in CONTROLS}
     facts = StudyFacts(
         folder=folder, question=plan.question, preset=plan.preset, match=plan.match, design=plan.design.name,
@@ -65,10 +71,26 @@ def read_study(folder: Path) -> tuple[StudyFacts, StudyResult]:
         learning_rates=tuple(sorted({v.learning_rate for v in plan.variants})),
         n_planned=plan.n_runs, n_finished=len(finished),
         devices=tuple(sorted({str(record.environment.get("device", "not recorded")) for record in finished})),
-        warnings=result.warnings,
-        has_controls=any(names & set(v.levels) for v in plan.variants),
+        warnings=(*result.warnings, *(f"{name} read another text than it does now" for name in earlier)),
+        has_controls=any(names & set(v.levels) for v in plan.variants), earlier=earlier,
     )  # fmt: skip
     return facts, result
+
+
+def _earlier(preset_name: str, result: StudyResult) -> tuple[str, ...]:
+    """Components that give runs another text, and gave these one that the preset no longer reads."""
+    if preset_name not in preset_names():
+        return ()
+    base, found = preset(preset_name), []
+    for name in NAMES:
+        if "text" not in component(name).owns:
+            continue
+        now = getattr((Variant.none() | {name: ON}).resolve(base).data.text, "text_hash", None)
+        runs = (run.record for v in result.variants if v.planned.levels.get(name) == ON for run in v.finished)
+        then = {record.spec.get("text", {}).get("text_hash") for record in runs if record is not None}
+        if then - {now, None}:
+            found.append(name)
+    return tuple(found)
 
 
 def check_apart(folders: Sequence[Path]) -> None:
