@@ -40,8 +40,8 @@ def overview(content: AnswerContent) -> Table:
 
 def compact(content: AnswerContent) -> Table:
     """The same in few words, for a README."""
-    largest = max((c.largest for c in content.changes if c.largest), key=lambda each: each.flops, default=None)
-    at = "measured here" if largest is None else f"measured at {scaled(largest.parameters)}"
+    sizes = sorted({c.largest.parameters for c in content.changes if c.largest is not None})
+    at = f"measured at {' to '.join(map(scaled, dict.fromkeys((sizes[0], sizes[-1]))))}" if sizes else "measured here"
     columns: Columns = [
         text("change"), "FLOPs per token, exact", "parameters, exact", "KV bytes, exact",
         "tokens a second, simulated", f"tokens saved, {at}", text("papers on the loss"), text("agree?"),
