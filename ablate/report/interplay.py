@@ -61,10 +61,6 @@ def interplay(result: StudyResult) -> Interplay | None:
     return Interplay(components=ordered, pairs=bare.pairs, resolved=bare.resolved, strongest=tuple(strongest))
 
 
-def _below(p: float | None, alpha: float) -> bool:
-    return p is not None and p < alpha
-
-
 def _four(parts: Lattice, losses: Mapping[int, float], pair: tuple[str, str]) -> FourPoints | None:
     first, second = (parts.mask([name]) for name in pair)
     corners = {(a, b): first * a | second * b for a in (False, True) for b in (False, True)}

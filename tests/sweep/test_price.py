@@ -8,8 +8,10 @@ import pytest
 from factor_study import noise, planned, result, study
 
 from ablate.attribution.verdicts import t_quantile
+from ablate.documents import read_json
+from ablate.presets.noise import FILE
 from ablate.runs.plan import PlannedVariant
-from ablate.sweep.price import Noise, expected_half_width, lines, price
+from ablate.sweep.price import Noise, expected_half_width, lines, price, published_noise
 
 KNOWN = Noise(pair_sd=0.01, run_sd=0.02, origin="a study")
 
@@ -46,6 +48,18 @@ def test_the_width_of_pairs_is_that_of_their_t_interval() -> None:
     assert origin == "a study"
     one, _ = planned(study(preset="nano", disable=("mtp",), n_seeds=1))
     assert expected_half_width(one, KNOWN)[0] is None
+
+
+def test_without_a_study_named_the_noise_is_what_was_published_for_such_runs() -> None:
+    asked = study(preset="cpu", disable=("mtp",))
+    plan, _ = planned(asked)
+    found = published_noise(plan, asked.load_preset())
+    (written,) = (noise for noise in read_json(FILE, "the noise", "") if noise["preset"] == "cpu")
+    assert found is not None
+    assert found.pair_sd == written["pair_sd_nats"]
+    assert "reports/cpu-mtp (mtp, 4 degrees" in found.origin
+    other = study(preset="cpu", disable=("mtp",), budget=1e9)
+    assert published_noise(planned(other)[0], other.load_preset()) is None
 
 
 def test_the_width_of_a_lattice_is_that_of_the_report() -> None:
