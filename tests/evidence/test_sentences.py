@@ -102,6 +102,16 @@ def test_what_was_measured_at_a_smaller_size_is_not_told_as_of_the_larger(conten
     assert "costs tokens" not in said
 
 
+def test_models_of_one_size_are_told_from_the_smallest_to_the_largest(content: AnswerContent) -> None:
+    (largest,) = {m.parameters for c in content.changes for m in c.sizes}
+    dense = tuple(
+        replace(c, sizes=tuple(replace(m, parameters=largest // 2) for m in c.sizes)) if c.name == "mtp" else c
+        for c in content.changes
+    )
+    (said,) = better(replace(content, changes=dense))
+    assert f"at {scaled(largest // 2)} to {scaled(largest)} parameters" in said
+
+
 def test_two_sizes_are_told_with_what_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = study.lattice(tmp_path / "a", {"mla": 1.1, "mtp": 0.9})
     large = study.lattice(tmp_path / "b", {"mla": 1.3, "mtp": 0.9}, size=4.0)
