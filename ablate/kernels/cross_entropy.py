@@ -89,7 +89,10 @@ def linear_cross_entropy_op(
     _, _, dhidden_ND, dweight_CD = _outputs(hidden_ND, weight_CD, with_gradients)
     product_CD, step = weight_CD.to(hidden_ND.dtype), tokens_at_once(n, c, hidden_ND.element_size())
     chosen = TABLE.choose("cross_entropy_forward", machine_of(hidden_ND.device), C=c)
-    logits_NC = hidden_ND.new_empty(min(n, step), ceil_div(c, ALIGNED_COLUMNS) * ALIGNED_COLUMNS)[:, :c]
+    padded_NC = hidden_ND.new_empty(min(n, step), ceil_div(c, ALIGNED_COLUMNS) * ALIGNED_COLUMNS)
+    # A CPU with AMX multiplies bfloat16 in pairs of columns, and an odd last one with what lies behind it times zero.
+    padded_NC[:, c:] = 0
+    logits_NC = padded_NC[:, :c]
     for first in range(0, n, step):
         part_ND = hidden_ND[first : first + step]
         part_NC, rows = logits_NC[: part_ND.shape[0]], chosen.blocks["ROWS"]
