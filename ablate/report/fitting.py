@@ -32,7 +32,7 @@ class Fitting:
         n = len(self.heads)
         while n > LEAST and sum(map(self._least, range(n))) + GAP * n > options.max_width:
             n -= 1
-        yield self._table(n)
+        yield self._table(self._widths(n, options.max_width))
         said = [self.caption] if self.caption else []
         if n < len(self.heads):
             said.append(f"too narrow for {listed(self.heads[n:])}; the report has them")
@@ -45,17 +45,31 @@ class Fitting:
         longest = max((len(word) for cell in cells for word in cell.split()), default=0)
         return min(max(longest, MIN_TEXT), MAX_WORD) if column < self.n_texts else longest
 
-    def _table(self, n: int) -> Table:
+    def _widths(self, n: int, available: int) -> list[int]:
+        """Characters of the first n columns: what each takes at least, then what is left, from the first on.
+
+        Not left to rich, which takes from the widest column first and cuts the last where that may not be folded.
+        """
+        widths = [self._least(column) for column in range(n)]
+        left = max(0, available - sum(widths) - GAP * n)
+        for column in range(n):
+            whole = max(len(self.heads[column]), *(len(str(row[column])) for row in self.rows), 0)
+            more = min(left, max(0, whole - widths[column]))
+            widths[column] += more
+            left -= more
+        return widths
+
+    def _table(self, widths: Sequence[int]) -> Table:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=Text(self.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
                       padding=(0, 1), pad_edge=False)  # fmt: skip
-        for i, head in enumerate(self.heads[:n]):
+        for i, width in enumerate(widths):
             side = "left" if i < self.n_texts else "right"
-            table.add_column(Text(head), justify=side, overflow="fold", min_width=self._least(i))  # type: ignore[arg-type]
+            table.add_column(Text(self.heads[i]), justify=side, overflow="fold", width=width)  # type: ignore[arg-type]
         for row in self.rows:
             # As Text, since a plain string may hold markup of rich.
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row[:n]))
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row[: len(widths)]))
         return table

@@ -35,11 +35,9 @@ def render(content: AnswerContent, page: Page, paths: Sequence[Path]) -> Group:
         parts += [Text.assemble((lead + colon, "bold"), rest), Text()]
     largest = [change.largest for change in content.changes if change.largest]
     at = f" at {scaled(max(each.parameters for each in largest))}" if largest else ""
-    heads = ("Change", "FLOPs/token", "KV bytes", "tokens/s", f"saved{at}", "interval", "verdict", "papers")
-    table = Fitting(
-        "Each change: exact, exact, simulated, tokens measured, published", heads, map(_row, content.changes), 1
-    )
-    parts.append(table)
+    title = f"FLOPs and KV bytes exact, tokens/s simulated, tokens saved measured{at}"
+    heads = ("Change", "FLOPs/token", "KV bytes", "tokens/s", "saved", "interval", "verdict", "papers")
+    parts.append(Fitting(title, heads, map(_row, content.changes), 1))
     parts += [Text(f"Page: {clean(path)}", overflow="fold") for path in paths]
     return Group(*parts)
 
