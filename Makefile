@@ -13,11 +13,11 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -n auto
+	$(PYTHON) -m pytest -n auto --dist worksteal
 
 # Before a release: the coverage simulations and every configuration of every kernel.
 validate:
-	$(PYTHON) -m pytest -n auto -m slow
+	$(PYTHON) -m pytest -n auto --dist worksteal -m slow
 	$(PYTHON) benchmarks/attribution_coverage.py
 
 format:
