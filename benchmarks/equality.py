@@ -23,6 +23,7 @@ from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
 
 LAYOUTS = ("pipeline=2", "data=2,expert=2,node=1", "pipeline=2,data=2,expert=2,node=1", "data=4,expert=4,node=2")
+RECOMPUTED = "full, recomputed"
 VARIANTS = {
     "full": {},
     "-fp8": {"fp8": "bf16"},
@@ -32,6 +33,7 @@ VARIANTS = {
     "-aux-free": {"aux-free": "sequence-aux"},
     "-moe": {"moe": "dense", "aux-free": "sequence-aux"},
     "none": {name: component(name).default_alternative for name in preset("nano").recipe},
+    RECOMPUTED: {},
 }
 FORM = "{:12} {:13} {:20} {:6} {:7} {:7} {:>10} {:>7} {}"
 
@@ -62,6 +64,7 @@ def cases(ranks: Ranks) -> list[Case]:
                     text=spec.data.text,
                     pipeline=spec.trainer.pipeline,
                     transport=spec.trainer.transport,
+                    recompute="full" if variant == RECOMPUTED else "none",
                     ranks=ranks,
                     n_micro_batches=_micro_batches(ranks, name),
                     length=16,

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from ablate.commands.options import Alternatives, Disable, Enable, Json, Out, default_preset, pairs, print_json, say
+from ablate.commands.options import (
+    Alternatives,
+    Disable,
+    Enable,
+    Json,
+    Out,
+    Recompute,
+    default_preset,
+    pairs,
+    print_json,
+    say,
+)
 
 app = typer.Typer()
 
@@ -29,6 +40,7 @@ def account(
     alternative: Alternatives = None,
     sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     ranks: Annotated[str, typer.Option(metavar="AXIS=N,...", help="As of run: expert=64,node=8.")] = "",
+    recompute: Recompute = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
@@ -36,9 +48,10 @@ def account(
     from ablate.spec.ranks import read_ranks
 
     if model is not None:
-        if preset or disable or enable or alternative or ranks:
+        if preset or disable or enable or alternative or ranks or recompute:
             raise ValueError(
-                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, --ranks"
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, "
+                "--ranks, --recompute"
             )
         figures = account_model(model, sequence_length)
     else:
@@ -49,6 +62,7 @@ def account(
             pairs(alternative or []),
             sequence_length,
             read_ranks(ranks) if ranks else None,
+            recompute,
         )
     if json:
         print_json(figures)

@@ -21,6 +21,10 @@ Alternatives = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Match = Literal["flops", "tokens", "seconds"]
+Recompute = Annotated[
+    Literal["none", "full"] | None,
+    typer.Option(help="Activations: full computes every block again in the backward pass. Default: the preset's."),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(

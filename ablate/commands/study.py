@@ -21,6 +21,7 @@ from ablate.commands.options import (
     MaxSeeds,
     Out,
     PrecisionOption,
+    Recompute,
     Seeds,
     TextField,
     Until,
@@ -62,6 +63,7 @@ def run(
     ranks: Annotated[
         str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
     ] = "",
+    recompute: Recompute = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -90,6 +92,7 @@ def run(
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "ranks": asdict(read_ranks(ranks)) if ranks else None,
+        "recompute": recompute,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(

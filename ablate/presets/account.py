@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ablate.components.codec import decode_model
 from ablate.components.component import ON
@@ -42,11 +42,14 @@ def account_preset(
     alternatives: Mapping[str, str],
     sequence_length: int | None,
     ranks: Ranks | None = None,
+    recompute: Literal["none", "full"] | None = None,
 ) -> dict[str, Any]:
     """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
     if ranks:
         base = on_ranks(base, ranks)
+    if recompute:
+        base = replace(base, trainer=replace(base.trainer, recompute=recompute))
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):
@@ -150,10 +153,15 @@ def render(figures: Mapping[str, Any]) -> str:
         )
     for backend, of in figures.get("training_memory", {}).items():
         lines.append(
-            f"training on one GPU by {'libraries' if backend == 'library' else 'kernels'}: {memory(of['total'])} at "
+            f"training on one GPU by {'libraries' if backend == 'library' else 'kernels'}: {memory(of['peak'])} at "
             f"{plural(figures['micro_batch_size'], 'sequence')} at a time: states {memory(of['states'])}, copies of "
-            f"weights {memory(of['copies'])}, activations {memory(of['activations'])}, logits {memory(of['logits'])}; "
-            f"with every block recomputed {memory(of['total_recomputed'])}"
+            f"weights {memory(of['copies'])}, activations "
+            f"{memory(of['recomputed' if of['recompute'] else 'activations'])}, logits {memory(of['logits'])}; "
+            + (
+                f"with no block recomputed {memory(of['total'])}"
+                if of["recompute"]
+                else f"with every block recomputed (trainer.recompute) {memory(of['total_recomputed'])}"
+            )
         )
     if "variant" in figures:
         levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())

@@ -32,7 +32,8 @@ class TrainingMemory:
 
     states: float32 weights, gradients and moments; copies: of the weights, in the dtype of products; activations: kept
     from forward to backward pass by all blocks; logits: of the heads, with what their losses keep.
-    recomputed: the activations where every block keeps its input alone and is computed again, one at a time.
+    recomputed: the activations where every block keeps its input alone and is computed again, one at a time; recompute:
+    whether the trainer has it so.
     """
 
     states: float
@@ -40,6 +41,12 @@ class TrainingMemory:
     activations: float
     logits: float
     recomputed: float
+    recompute: bool
+
+    @property
+    def peak(self) -> float:
+        """As the trainer has it."""
+        return self.total_recomputed if self.recompute else self.total
 
     @property
     def total(self) -> float:
@@ -51,9 +58,9 @@ class TrainingMemory:
         """With every block recomputed."""
         return self.states + self.copies + self.recomputed + self.logits
 
-    def fits(self, device_bytes: float, *, recomputed: bool = False) -> bool:
+    def fits(self, device_bytes: float) -> bool:
         """Whether a device of so many bytes holds it, with a reserve for what is not counted."""
-        return (self.total_recomputed if recomputed else self.total) <= (1 - RESERVE) * device_bytes
+        return self.peak <= (1 - RESERVE) * device_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,7 @@ def training_memory(model: ModelSpec, trainer: TrainerSpec) -> TrainingMemory | 
         activations=tokens * (sum(layers) + ends),
         logits=_logits(model, tokens, n_heads, e),
         recomputed=tokens * (len(layers) * FP32_BYTES * model.dim + max(layers) + ends),
+        recompute=trainer.recompute == "full",
     )
 
 
@@ -174,12 +182,14 @@ def _logits(model: ModelSpec, tokens: int, n_heads: int, e: float) -> float:
 def by_backends(model: ModelSpec, trainer: TrainerSpec) -> dict[str, dict[str, float]]:
     """Bytes of training on one GPU, by libraries and by this program's kernels: the parts, and the totals.
 
+    `peak` is the total of the two that the trainer's `recompute` asks for.
+
     Empty for a model of which it is not known, or whose trainer is for a processor (float32).
     """
     found: dict[str, dict[str, float]] = {}
     for name in ("library", "triton") if trainer.dtype == "bfloat16" else ():
         memory = training_memory(model.with_backends(dict.fromkeys(MODEL_SLOTS, name)), trainer)
         if memory is not None:
-            totals = {"total": memory.total, "total_recomputed": memory.total_recomputed}
+            totals = {"total": memory.total, "total_recomputed": memory.total_recomputed, "peak": memory.peak}
             found[name] = {f.name: getattr(memory, f.name) for f in fields(memory)} | totals
     return found

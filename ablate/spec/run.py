@@ -92,6 +92,8 @@ class TrainerSpec:
     pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
     # Between expert ranks, where there are any.
     transport: Annotated[TransportNode | None, Slot("transport")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
+    # Activations: "full" keeps the input of each block alone, and computes the block again in the backward pass.
+    recompute: Literal["none", "full"] = field(default="none", metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:

@@ -223,9 +223,9 @@ def check_device(asked: Sequence[NamedVariant], *, dry_run: bool) -> bool:
         if dry_run:
             return False
         raise ValueError(
-            f"training {variant.name} needs about {memory(needed.total)} at {trainer.micro_batch_size} sequences a "
-            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, or a preset file with a "
-            "smaller trainer.micro_batch_size"
+            f"training {variant.name} needs about {memory(needed.peak)} at {trainer.micro_batch_size} sequences a "
+            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, --recompute full, or a "
+            "preset file with a smaller trainer.micro_batch_size"
         )
     return True
 

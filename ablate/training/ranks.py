@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ablate.data.batches import Batch
+from ablate.model.block import recompute_blocks
 from ablate.model.stage import predict, stage_loss
 from ablate.model.transformer import Transformer, parameter_hash
 from ablate.parallel.experts import hold
@@ -34,6 +35,7 @@ class RanksModule(TrainingModule):
             run, team = self.run, self.team
             held = hold(run.model, run.trainer.transport, team.mesh, seed=run.seed, part=team.part)
             self.model, self.parts, self.holders = held.model, held.parts, held.holders
+            recompute_blocks(self.model, run.trainer.recompute)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batches = batch
