@@ -150,10 +150,9 @@ def test_recomputation_is_a_field_of_a_preset_a_study_and_a_factor_and_old_runs_
     study = Study(question="", preset="nano", trainer={"recompute": "full"})
     assert study.load_preset().trainer.recompute == "full"
     assert Study(question="", preset="nano").load_preset({"trainer.recompute": "full"}).trainer.recompute == "full"
-    with pytest.raises(ValueError, match="trainer.recompute is 'some'"):
+    with pytest.raises(ValueError, match=r"trainer.recompute is 'some'"):
         preset_with("nano", {"trainer.recompute": "some"})
     again = account_preset("h200-d512", [], [], {}, None, recompute="full")
     assert again["training_memory"]["library"]["peak"] == again["training_memory"]["library"]["total_recomputed"]
-    assert (
-        again["training_flops_per_token"] == account_preset("h200-d512", [], [], {}, None)["training_flops_per_token"]
-    )
+    plain = account_preset("h200-d512", [], [], {}, None)
+    assert again["training_flops_per_token"] == plain["training_flops_per_token"], "FLOPs made twice count once"

@@ -24,8 +24,14 @@ def test_two_ranks_train_as_one_process_and_go_on_where_it_was(tmp_path: Path) -
     experts = Fit(place=tmp_path / "experts", ranks=EXPERTS)
     again = Fit(place=tmp_path / "again", ranks=EXPERTS, resume=experts.place)
     over = Fit(place=tmp_path / "over", ranks=Ranks(pipeline=2), resume=experts.place)
-    fits = [alone, data, experts, again, over, Fit(place=tmp_path / "back", resume=experts.place)]
-    one, two, divided, again_, *others = fit_all(fits, 2)
+    recomputed = [
+        replace(fit, place=tmp_path / f"{fit.place.name}-recomputed", trainer={"recompute": "full"})
+        for fit in (alone, experts)
+    ]
+    fits = [alone, data, experts, again, over, Fit(place=tmp_path / "back", resume=experts.place), *recomputed]
+    one, two, divided, again_, *others, one_recomputed, divided_recomputed = fit_all(fits, 2)
+    assert difference(one_recomputed, one) == 0
+    assert difference(divided_recomputed, divided) == 0
     assert difference(two, one) < 1e-12
     assert difference(divided, one) < 1e-12
     assert all((divided.state[n] == one.state[n]).all() for n in one.state if n.endswith("bias_E"))
