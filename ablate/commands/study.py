@@ -26,6 +26,7 @@ from ablate.commands.options import (
     TextField,
     Until,
     Wandb,
+    ZeroStage,
     default_preset,
     number,
     pairs,
@@ -64,6 +65,7 @@ def run(
         str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
     ] = "",
     recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -93,6 +95,7 @@ def run(
         "batch_size": batch_size,
         "ranks": asdict(read_ranks(ranks)) if ranks else None,
         "recompute": recompute,
+        "zero_stage": zero_stage,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(

@@ -12,7 +12,7 @@ from ablate.runs.job import Job
 from ablate.spec.decoding import canonical, encode
 
 # Fields of the trainer that say where and how a step is computed, and not what.
-LAYOUT = ("ranks", "pipeline", "transport", "micro_batch_size", "recompute")
+LAYOUT = ("ranks", "pipeline", "transport", "micro_batch_size", "recompute", "zero_stage")
 CURE = "name the folder of a study that was begun with --ranks, or without them"
 
 

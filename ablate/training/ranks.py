@@ -37,6 +37,18 @@ class RanksModule(TrainingModule):
             self.model, self.parts, self.holders = held.model, held.parts, held.holders
             recompute_blocks(self.model, run.trainer.recompute)
 
+    def configure_optimizers(self) -> Any:
+        """Where states are divided, an optimizer of this rank's parameters alone: it has states of what it steps."""
+        made = super().configure_optimizers()
+        if self.run.trainer.zero_stage:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            for group in made["optimizer"].param_groups:
+                group["params"] = [p for p in group["params"] if self.holders.owns(names[p])]
+        return made
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.model.zero_grad()  # of parameters that others step too
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batches = batch
         return torch.zeros((), device=self.device)
@@ -154,6 +166,10 @@ class RanksModule(TrainingModule):
             return self.holders.first(parameter)
         module = parameter.rpartition(".")[0]  # of a buffer: as its module's parameters
         return any(n.startswith(f"{module}.") and self.holders.first(n) for n in self.holders.parameters)
+
+    def writes_state(self, name: str) -> bool:
+        """The same of the optimizer's state of a parameter."""
+        return self.holders.owns(name.removeprefix("model.")) if self.run.trainer.zero_stage else self.writes(name)
 
     def rows(self, name: str) -> slice:
         """Which rows of a tensor of the state are here."""
