@@ -14,6 +14,7 @@ from ablate.commands.options import (
     Json,
     Out,
     Recompute,
+    ZeroStage,
     default_preset,
     pairs,
     print_json,
@@ -41,6 +42,7 @@ def account(
     sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     ranks: Annotated[str, typer.Option(metavar="AXIS=N,...", help="As of run: expert=64,node=8.")] = "",
     recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
@@ -48,10 +50,10 @@ def account(
     from ablate.spec.ranks import read_ranks
 
     if model is not None:
-        if preset or disable or enable or alternative or ranks or recompute:
+        if preset or disable or enable or alternative or ranks or recompute or zero_stage is not None:
             raise ValueError(
                 "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, "
-                "--ranks, --recompute"
+                "--ranks, --recompute, --zero-stage"
             )
         figures = account_model(model, sequence_length)
     else:
@@ -63,6 +65,7 @@ def account(
             sequence_length,
             read_ranks(ranks) if ranks else None,
             recompute,
+            zero_stage,
         )
     if json:
         print_json(figures)

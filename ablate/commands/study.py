@@ -62,7 +62,10 @@ def run(
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     ranks: Annotated[
-        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
+        str,
+        typer.Option(
+            "--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2; each has whole sequences."
+        ),
     ] = "",
     recompute: Recompute = None,
     zero_stage: ZeroStage = None,

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from ablate.components.codec import decode_model
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS, component
-from ablate.components.variants import Variant, on_ranks
+from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
 from ablate.documents import read_toml
-from ablate.presets import preset, preset_file
+from ablate.presets import preset, preset_file, rank_memory
 from ablate.presets.architecture import Architecture, decode_architecture
 from ablate.presets.training_memory import by_backends
 from ablate.quantities import memory, number, plural, whole
@@ -43,13 +43,18 @@ def account_preset(
     sequence_length: int | None,
     ranks: Ranks | None = None,
     recompute: Literal["none", "full"] | None = None,
+    zero_stage: Literal[0, 1] | None = None,
 ) -> dict[str, Any]:
     """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
     if ranks:
         base = on_ranks(base, ranks)
+        size = fitting_micro_batch(base.trainer.batch_size, base.trainer.micro_batch_size, ranks)
+        base = replace(base, trainer=replace(base.trainer, micro_batch_size=size))
     if recompute:
         base = replace(base, trainer=replace(base.trainer, recompute=recompute))
+    if zero_stage is not None:
+        base = replace(base, trainer=replace(base.trainer, zero_stage=zero_stage))
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):
@@ -68,6 +73,9 @@ def account_preset(
     figures["micro_batch_size"] = trainer.micro_batch_size
     if trainer.ranks.world == 1:
         figures["training_memory"] = by_backends(spec.model, trainer)
+    else:
+        figures["rank_memory"] = rank_memory.by_backends(spec.model, trainer)
+        figures["ranks"] = str(trainer.ranks)
     return figures | ({"transports": _transports(spec)} if spec.trainer.transport else {})
 
 
@@ -162,6 +170,14 @@ def render(figures: Mapping[str, Any]) -> str:
                 if of["recompute"]
                 else f"with every block recomputed (trainer.recompute) {memory(of['total_recomputed'])}"
             )
+        )
+    for backend, places in figures.get("rank_memory", {}).items():
+        name, fullest = "libraries" if backend == "library" else "kernels", max(places, key=lambda of: of["total"])
+        lines.append(
+            f"training on {figures['ranks']} by {name}: at most {memory(fullest['total'])} a rank at "
+            f"{plural(figures['micro_batch_size'], 'sequence')} a micro-batch: states {memory(fullest['states'])}, "
+            f"copies of weights {memory(fullest['copies'])}, activations {memory(fullest['activations'])} and logits "
+            f"{memory(fullest['logits'])} of {plural(fullest['live_chunks'], 'live chunk')}"
         )
     if "variant" in figures:
         levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())

@@ -30,6 +30,7 @@ def test_each_piece_has_one_of_its_holders_and_they_have_alike_much() -> None:
 
 def test_states_are_divided_by_a_field_and_one_process_has_nobody_to_divide_with() -> None:
     small = on_ranks(preset("nano"), Ranks(data=2))
+    small = replace(small, trainer=replace(small.trainer, batch_size=8))
     spec = (Variant.full(small) | {"distill": "raw"}).resolve(small)
     assert "zero_stage" not in encode(spec.trainer)
     divided = replace(spec.trainer, zero_stage=1)
