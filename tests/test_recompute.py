@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ablate.components.fp8.callback import observe
+from ablate.components.fp8.observation import Observation
 from ablate.components.variants import Variant
 from ablate.kernels.weight_gradients import put_off, split_forward, work_off
 from ablate.model.block import recompute_blocks
@@ -54,10 +56,15 @@ class Products(TorchDispatchMode):
 class Trained:
     """A micro-batch through a model, forward and backward, and what it took."""
 
-    def __init__(self, spec: Spec, recompute: str, *, autocast: bool = False, split: bool = False) -> None:
+    def __init__(
+        self, spec: Spec, recompute: str, *, autocast: bool = False, split: bool = False, observed: bool = False
+    ) -> None:
         self.model = Transformer(spec.model)
         initialise(self.model, spec.model.init, 0)
         recompute_blocks(self.model, recompute)
+        self.observation = Observation()
+        if observed:
+            observe(self.model, self.observation)
         generator = torch.Generator().manual_seed(1)
         window = torch.randint(spec.model.vocab_size, (2, LENGTH + 1), generator=generator)
         self.kept: dict[int, int] = {}
@@ -114,6 +121,12 @@ def test_numbers_are_the_same_in_every_bit(name: str, dtype: torch.dtype) -> Non
 def test_numbers_are_the_same_under_autocast() -> None:
     spec = spec_of({})
     same(*(Trained(spec, recompute, autocast=True) for recompute in ("none", "full")))
+
+
+def test_what_fp8_loses_is_counted_once() -> None:
+    kept, again = (Trained(spec_of({}), recompute, observed=True) for recompute in ("none", "full"))
+    assert kept.observation.metrics()["fp8_gradient_amax"] > 0
+    assert again.observation.metrics() == kept.observation.metrics()
 
 
 def same(kept: Trained, again: Trained) -> None:
