@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from ablate.commands.options import Alternatives, Disable, Enable, Json, Out, default_preset, pairs, print_json, say
+from ablate.commands.options import (
+    Alternatives,
+    Disable,
+    Enable,
+    Json,
+    Out,
+    Recompute,
+    ZeroStage,
+    default_preset,
+    pairs,
+    print_json,
+    say,
+)
 
 app = typer.Typer()
 
@@ -29,6 +41,8 @@ def account(
     alternative: Alternatives = None,
     sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     ranks: Annotated[str, typer.Option(metavar="AXIS=N,...", help="As of run: expert=64,node=8.")] = "",
+    recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
@@ -36,9 +50,10 @@ def account(
     from ablate.spec.ranks import read_ranks
 
     if model is not None:
-        if preset or disable or enable or alternative or ranks:
+        if preset or disable or enable or alternative or ranks or recompute or zero_stage is not None:
             raise ValueError(
-                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, --ranks"
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, "
+                "--ranks, --recompute, --zero-stage"
             )
         figures = account_model(model, sequence_length)
     else:
@@ -49,6 +64,8 @@ def account(
             pairs(alternative or []),
             sequence_length,
             read_ranks(ranks) if ranks else None,
+            recompute,
+            zero_stage,
         )
     if json:
         print_json(figures)

@@ -21,6 +21,14 @@ Alternatives = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Match = Literal["flops", "tokens", "seconds"]
+ZeroStage = Annotated[
+    int | None,
+    typer.Option(metavar="0|1", help="1: optimizer states divided over ranks (ZeRO-1). Default: the preset's."),
+]
+Recompute = Annotated[
+    Literal["none", "full"] | None,
+    typer.Option(help="Activations: full computes every block again in the backward pass. Default: the preset's."),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(

@@ -21,10 +21,12 @@ from ablate.commands.options import (
     MaxSeeds,
     Out,
     PrecisionOption,
+    Recompute,
     Seeds,
     TextField,
     Until,
     Wandb,
+    ZeroStage,
     default_preset,
     number,
     pairs,
@@ -60,8 +62,13 @@ def run(
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     ranks: Annotated[
-        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
+        str,
+        typer.Option(
+            "--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2; each has whole sequences."
+        ),
     ] = "",
+    recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -90,6 +97,8 @@ def run(
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "ranks": asdict(read_ranks(ranks)) if ranks else None,
+        "recompute": recompute,
+        "zero_stage": zero_stage,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(

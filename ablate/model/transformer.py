@@ -79,6 +79,9 @@ class Transformer(nn.Module):
     def through(self, x_BTD: Tensor, layers: range) -> tuple[Tensor, list[Any]]:
         """Output of some layers one after another, and the routing of those that route."""
         rotation, routing = self.rotation(x_BTD.shape[1]), []
+        # Where another reads x too, its gradient is added to the layers' sum, whether a block makes that of its own
+        # graph (`recompute`) or not.
+        x_BTD = x_BTD.view_as(x_BTD)
         for layer in layers:
             x_BTD, routed = self.layers[layer](x_BTD, rotation)
             if routed is not None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.model.stage import part, stage_loss, stages
 from ablate.model.transformer import Transformer, initialise
@@ -47,6 +48,7 @@ class Case:
     n_micro_batches: int  # of a data rank
     length: int
     transport: TransportNode | None = None  # None: every rank has all experts
+    recompute: str = "none"  # on the ranks, as of TrainerSpec; the one process keeps everything
 
     @property
     def table(self) -> Schedule:
@@ -108,12 +110,15 @@ class Equality:
     peak_live_chunks: tuple[int, ...]  # by place in the pipeline
     seconds: float  # of the step on ranks
     tolerance: float  # of gradients and their norm, and of losses where experts are divided
+    recompute: str = "none"  # of the ranks
 
     @property
     def what(self) -> str:
         """What is compared, by name."""
         named = [self.schedule] if len(self.peak_live_chunks) > 1 else []
-        return ", ".join(named + ([self.transport] if self.transport != "none" else [])) or "gradients of data ranks"
+        named += [self.transport] if self.transport != "none" else []
+        named += ["every block recomputed"] if self.recompute == "full" else []
+        return ", ".join(named) or "gradients of data ranks"
 
     @property
     def holds(self) -> bool:
@@ -175,6 +180,7 @@ def _compare(case: Case, mesh: Mesh) -> Equality:
         peak_live_chunks=tuple(everyone[place * mesh.ranks.data][5] for place in range(mesh.ranks.pipeline)),
         seconds=max(row[6] for row in everyone),
         tolerance=FP8_TOLERANCE if case.in_tiles else TOLERANCE,
+        recompute=case.recompute,
     )
 
 
@@ -242,6 +248,7 @@ def _on_ranks(
     layers = stages(case.layers(spec.n_layers))
     held = hold(spec, case.transport, mesh, seed=0, part=part(layers[s] for s in pipeline.stages))
     model, holders = held.model, held.holders
+    recompute_blocks(model, case.recompute)
     names = {module: name for name, module in model.named_modules()}
     losses: dict[int, float] = {}
     counts: dict[str, Tensor] = {}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ablate.parallel.lost import still, who
 from ablate.runs.attempts import newest
 from ablate.runs.events import Ended, Failed, Interrupted, Killed, Leaving, Listener, Progress, Started, Stopping
 from ablate.runs.executors.protocol import Executor, Seen
@@ -161,7 +162,10 @@ class _Conductor:
             if said.phase in ("starting", "training"):
                 self.listener(Progress(run.job.run_id, said.step, said.loss, said.tokens_per_s))
         elif run.silent_s > run.allowed_s and not run.hung:
-            run.hung = f"it made no progress for {run.silent_s:.0f} seconds, and was ended"
+            attempt = self._attempt(run)
+            hung = still(attempt) if attempt and run.job.ranks > 1 else []
+            because = f": the process of {who(hung, run.job.ranks)} stands still" if hung else ""
+            run.hung = f"it made no progress for {run.silent_s:.0f} seconds, and was ended{because}"
             self.executor.cancel([run.job.run_id], at_once=True)
 
     def _said(self, run: _Watched) -> tuple[Path, Standing] | None:

@@ -92,6 +92,10 @@ class TrainerSpec:
     pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
     # Between expert ranks, where there are any.
     transport: Annotated[TransportNode | None, Slot("transport")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
+    # Activations: "full" keeps the input of each block alone, and computes the block again in the backward pass.
+    recompute: Literal["none", "full"] = field(default="none", metadata=UNWRITTEN_DEFAULT)
+    # 1: of ranks that hold the same parameter one keeps the optimizer's state of it, and steps it for all (ZeRO-1).
+    zero_stage: Literal[0, 1] = field(default=0, metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ablate.presets.training_memory import training_memory
+from ablate.presets.rank_memory import rank_memory
+from ablate.presets.training_memory import RESERVE, training_memory
 from ablate.quantities import memory
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.earlier import with_checkpoints_of
@@ -25,7 +26,7 @@ from ablate.runs.study import Study
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import Machine, has_gpu, this_machine
-from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.spec.run import DataSpec, Preset, RunSpec, Spec
 from ablate.sweep.equality import check_equality
 from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
@@ -98,8 +99,9 @@ def run_variants(
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
     n_ranks = base.trainer.ranks.world
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
-    fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
-    fits = fits and (n_ranks > 1 or not has_gpu() or check_device(whole, dry_run=options.dry_run))
+    shared = n_ranks == 1 or not has_gpu()  # else each rank has a device of its own
+    fits = cluster is None and (not shared or check_memory(costs, n_parallel, dry_run=options.dry_run))
+    fits = fits and (not has_gpu() or check_device(whole, dry_run=options.dry_run))
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)
@@ -212,22 +214,30 @@ def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bo
 def check_device(asked: Sequence[NamedVariant], *, dry_run: bool) -> bool:
     """Whether every variant's step fits the GPU, activations and logits included; ValueError if not, but in a dry run.
 
-    The closed form of `ablate.presets.training_memory`; a variant of which it knows nothing passes.
+    The closed forms of `ablate.presets.training_memory` and `rank_memory`; a variant of which it knows nothing passes.
     """
     available = _available_bytes()
     for variant in asked:
         trainer = variant.spec.trainer
-        needed = training_memory(variant.spec.model, trainer)
-        if needed is None or needed.fits(available):
+        needed = _needed_bytes(variant.spec)
+        if needed <= (1 - RESERVE) * available:
             continue
         if dry_run:
             return False
         raise ValueError(
-            f"training {variant.name} needs about {memory(needed.total)} at {trainer.micro_batch_size} sequences a "
-            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, or a preset file with a "
-            "smaller trainer.micro_batch_size"
+            f"training {variant.name} needs about {memory(needed)} at {trainer.micro_batch_size} sequences a "
+            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, --recompute full, or a "
+            "preset file with a smaller trainer.micro_batch_size"
         )
     return True
+
+
+def _needed_bytes(spec: Spec) -> float:
+    """Of a step on one device, of the fullest rank where there are several; 0 where nobody knows."""
+    if spec.trainer.ranks.world > 1:
+        return max((place.total for place in rank_memory(spec.model, spec.trainer)), default=0.0)
+    found = training_memory(spec.model, spec.trainer)
+    return 0.0 if found is None else found.peak
 
 
 def _available_bytes() -> int:

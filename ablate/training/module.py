@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from ablate.data.batches import Batch
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.model.step_weights import begin_step, end_step
 from ablate.model.transformer import Transformer, initialise, parameter_hashes
@@ -52,6 +53,7 @@ class TrainingModule(LightningModule):
         if not hasattr(self, "model"):
             self.model = Transformer(self.run.model)
             initialise(self.model, self.run.model.init, self.run.seed)
+            recompute_blocks(self.model, self.run.trainer.recompute)
 
     def configure_optimizers(self) -> Any:
         trainer = self.run.trainer

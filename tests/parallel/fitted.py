@@ -40,6 +40,7 @@ class Fit:
     levels: Mapping[str, str] = field(default_factory=dict)
     resume: Path | None = None
     n_layers: int = 2  # one for each stage
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # other values of its fields
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _run(fit: Fit) -> RunSpec:
     """A run of the small model with everything that Trainer.fit does for it: clipping, bias, further tokens."""
     small = on_ranks(preset("nano"), fit.ranks)
     size = fitting_micro_batch(8, 4, Ranks(pipeline=2, data=2))
-    trainer = replace(small.trainer, batch_size=8, micro_batch_size=size, gradient_clip=0.5, branches=())
+    trainer = replace(small.trainer, batch_size=8, micro_batch_size=size, gradient_clip=0.5, branches=(), **fit.trainer)
     small = replace(small, trainer=trainer, model=replace(small.model, n_layers=fit.n_layers))
     spec = (Variant.full(small) | {"distill": "raw", "fp8": "bf16"} | fit.levels).resolve(small)
     model = spec.model.portable().with_backends({"linear": "reference"})

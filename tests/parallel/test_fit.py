@@ -24,8 +24,16 @@ def test_two_ranks_train_as_one_process_and_go_on_where_it_was(tmp_path: Path) -
     experts = Fit(place=tmp_path / "experts", ranks=EXPERTS)
     again = Fit(place=tmp_path / "again", ranks=EXPERTS, resume=experts.place)
     over = Fit(place=tmp_path / "over", ranks=Ranks(pipeline=2), resume=experts.place)
-    fits = [alone, data, experts, again, over, Fit(place=tmp_path / "back", resume=experts.place)]
-    one, two, divided, again_, *others = fit_all(fits, 2)
+    recomputed = Fit(place=tmp_path / "recomputed", trainer={"recompute": "full"})
+    both = {"recompute": "full", "zero_stage": 1}
+    sharded = Fit(place=tmp_path / "sharded", ranks=EXPERTS, trainer=both)
+    sharded_on = Fit(place=tmp_path / "sharded on", ranks=EXPERTS, trainer=both, resume=sharded.place)
+    back = Fit(place=tmp_path / "back", resume=sharded.place)
+    fits = [alone, recomputed, data, experts, sharded, again, sharded_on, over, back]
+    one, one_recomputed, two, divided, sharded_, again_, sharded_again, *others = fit_all(fits, 2)
+    assert difference(one_recomputed, one) == 0
+    assert difference(sharded_, divided) == 0, "whoever steps a parameter, and whether blocks are computed again"
+    assert difference(sharded_again, rest(divided)) == 0
     assert difference(two, one) < 1e-12
     assert difference(divided, one) < 1e-12
     assert all((divided.state[n] == one.state[n]).all() for n in one.state if n.endswith("bias_E"))
@@ -48,6 +56,8 @@ def test_four_ranks_train_as_one_process_and_checkpoints_know_no_ranks(tmp_path:
         "whole again": (whole, {"dualpipe": "on"}, "whole"),
         "mesh from whole": (mesh, {"dualpipe": "zb1p"}, "whole"),
         "whole from one": (whole, {"dualpipe": "on"}, "one"),
+        "whole, sharded": (whole, {"dualpipe": "on"}, ""),
+        "mesh, sharded, from whole": (mesh, {"dualpipe": "zb1p"}, "whole, sharded"),
         "one from whole": (Ranks(), {}, "whole"),
         "experts from flat": (Ranks(data=4, expert=4, node=2), {}, "flat"),
     }
@@ -58,6 +68,7 @@ def test_four_ranks_train_as_one_process_and_checkpoints_know_no_ranks(tmp_path:
             levels=levels,
             resume=tmp_path / resume if resume else None,
             n_layers=4,  # for two stages a rank
+            trainer={"zero_stage": 1, "recompute": "full"} if "sharded" in name else {},
         )
         for name, (ranks, levels, resume) in plans.items()
     ]
@@ -67,6 +78,7 @@ def test_four_ranks_train_as_one_process_and_checkpoints_know_no_ranks(tmp_path:
         expected = rest(found["one"]) if resume else found["one"]
         assert difference(found[name], expected) < 1e-12, name
     assert difference(found["whole again"], rest(found["whole"])) == 0, "the same layout, bit for bit"
+    assert difference(found["whole, sharded"], found["whole"]) == 0
 
 
 @pytest.mark.slow

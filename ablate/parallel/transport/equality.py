@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ablate.components.variants import Variant
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import TrainingLoss, training_loss
 from ablate.model.transformer import Transformer, initialise
 from ablate.parallel.experts import Held, divided, hold
@@ -41,6 +42,7 @@ class Case:
     n_routed_experts: int = 8
     idle: int = 0
     starved: int = 0
+    recompute: str = "none"  # on the ranks, as of TrainerSpec
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ def _check(case: Case) -> Equality:
     mesh = make_mesh(case.ranks)
     ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
     model = ours.model
+    recompute_blocks(model, case.recompute)
     _starve(model, case.starved)
     generator = torch.Generator().manual_seed(SEED)
     n_busy = case.ranks.data - case.idle
