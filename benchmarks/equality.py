@@ -3,7 +3,7 @@
     python benchmarks/equality.py [--ranks pipeline=2 --ranks pipeline=2,data=2,expert=2,node=1] [--out FILE.json]
 
 Every schedule and every transport that each layout of ranks can have, with every variant: prints a line a case and
-writes JSON. `--trace FILE.json` writes a step of the first case for chrome://tracing instead.
+writes JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from ablate.components.component import ON
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
-from ablate.parallel.equality import Case, Equality, compare_all, trace
+from ablate.parallel.equality import Case, Equality, compare_all
 from ablate.parallel.launch import launch
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
@@ -80,13 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", action="append", help=f"default: {' and '.join(LAYOUTS)}")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--trace", type=Path, help="write a step of the first case for chrome://tracing, and stop")
     arguments = parser.parse_args()
     layouts = [read_ranks(text) for text in arguments.ranks or LAYOUTS]
-    if arguments.trace:
-        made = launch(trace, layouts[0].world, cases(layouts[0])[0])[0]
-        arguments.trace.write_text(json.dumps(made) + "\n", encoding="utf-8")
-        return
     found: list[Equality] = []
     print(FORM.format("schedule", "transport", "variant", "equal", "losses", "counts", "gradients", "error", "live"))
     for ranks in layouts:

@@ -23,6 +23,7 @@ from ablate.commands.options import (
     PrecisionOption,
     Seeds,
     TextField,
+    Timeline,
     Until,
     Wandb,
     default_preset,
@@ -75,6 +76,7 @@ def run(
     jobs: Jobs = None,
     wandb: Wandb = "",
     checkpoints: Checkpoints = None,
+    timeline: Timeline = 0,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
@@ -111,7 +113,7 @@ def run(
         trainer={name: value for name, value in changes.items() if value is not None},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints}
+    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints, "timeline": timeline}
     run_and_report(study, out=out, n_parallel=jobs, json=json, at=at, **options)
 
 

@@ -1,64 +1,115 @@
-"""When a rank did what: spans of compute and of waiting for transfers, for a chart and for chrome://tracing."""
+"""The recorder of a rank: when it began and ended its actions, and what it waited for inside them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 
 from ablate.schedules.action import Action
+from ablate.schedules.timeline import Span
+
+OFF: AbstractContextManager[None] = nullcontext()
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Seconds since the recorder began. Of a receive: how long the rank waited for it."""
+class HostClock:
+    """Seconds of this process: where the processor computes, a call has ended when its work has."""
 
-    action: Action
-    start_s: float
-    end_s: float
+    name: Literal["host", "device"] = "host"
+
+    def __init__(self) -> None:
+        self._zero = time.perf_counter()
+
+    def mark(self) -> Any:
+        return time.perf_counter()
+
+    def seconds(self, mark: Any) -> float:
+        return float(mark - self._zero)
+
+
+class DeviceClock:
+    """Seconds of the current stream: an event at each mark, so that nobody waits until they are read."""
+
+    name: Literal["host", "device"] = "device"
+
+    def __init__(self) -> None:
+        """It waits for the device once, so that its zero is that of the call."""
+        torch.cuda.synchronize()
+        self._zero = self.mark()
+
+    def mark(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, mark: Any) -> float:
+        """Waits for the mark."""
+        mark.synchronize()
+        return float(self._zero.elapsed_time(mark)) / 1e3
 
 
 class Spans:
-    """A recorder of one rank. On a GPU each span waits for the device, so that it ends when the work has ended."""
+    """Off but between `start_step` and `end_step`, once it has begun. Marks become seconds when they are read."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.begin()
+        self._clock: HostClock | DeviceClock | None = None
+        self._steps: dict[int, list[tuple[Any, Action, Any, Any]]] = {}
+        self._marks: list[tuple[Any, Action, Any, Any]] | None = None  # of the step that is recorded
+        self._action: Action | None = None  # that is done now
 
     def begin(self) -> None:
         """Count seconds from now on: right behind a barrier, so that ranks count alike."""
-        self._zero = time.perf_counter()
+        self._clock, self._steps = DeviceClock() if torch.cuda.is_available() else HostClock(), {}
+
+    @property
+    def has_begun(self) -> bool:
+        return self._clock is not None
+
+    @property
+    def clock(self) -> Literal["host", "device"]:
+        assert self._clock is not None
+        return self._clock.name
+
+    def start_step(self, number: int) -> None:
+        assert self._clock is not None
+        self._marks = self._steps[number] = []
+
+    def end_step(self) -> None:
+        self._marks = None
+
+    def of(self, action: Action) -> AbstractContextManager[None]:
+        """Record the action that is done inside."""
+        return OFF if self._marks is None else self._during(action)
+
+    def inside(self, kind: Literal["D", "C"]) -> AbstractContextManager[None]:
+        """Record what the action of the moment waits for inside."""
+        return OFF if self._marks is None or self._action is None else self._record(kind, self._action)
 
     @contextmanager
-    def of(self, action: Action) -> Iterator[None]:
-        """Record what is inside."""
-        start = self._now()
+    def _during(self, action: Action) -> Iterator[None]:
+        self._action = action
+        with self._record(action.kind, action):
+            yield
+        self._action = None
+
+    @contextmanager
+    def _record(self, kind: Any, action: Action) -> Iterator[None]:
+        assert self._clock is not None
+        assert self._marks is not None
+        start = self._clock.mark()
         yield
-        self.spans.append(Span(action, start, self._now()))
+        self._marks.append((kind, action, start, self._clock.mark()))
 
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - self._zero
-
-
-def chrome_trace(ranks: Sequence[Sequence[Span]]) -> dict[str, Any]:
-    """The spans of all ranks in the trace event format that chrome://tracing and Perfetto read."""
-    events = [
-        {
-            "name": str(span.action),
-            "cat": "compute" if span.action.is_compute else "transfer",
-            "ph": "X",
-            "pid": 0,
-            "tid": rank,
-            "ts": span.start_s * 1e6,
-            "dur": (span.end_s - span.start_s) * 1e6,
+    def steps(self) -> dict[int, tuple[Span, ...]]:
+        """What was recorded, by step; waits for the device."""
+        assert self._clock is not None
+        seconds = self._clock.seconds
+        return {
+            number: tuple(
+                Span(kind, a.stage, a.micro, a.direction, seconds(start), seconds(end)) for kind, a, start, end in marks
+            )
+            for number, marks in self._steps.items()
         }
-        for rank, spans in enumerate(ranks)
-        for span in spans
-    ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}

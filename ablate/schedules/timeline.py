@@ -1,0 +1,154 @@
+"""What ranks did when: the spans of a few optimizer steps, as one value; and the same for trace viewers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ablate.schedules.action import COMPUTE, Kind
+
+# D, C: what a rank waits for inside an action: rows on their way to experts (dispatch) and back (combine).
+SpanKind = Kind | Literal["D", "C"]
+INSIDE = ("D", "C")
+NAMES = {
+    "F": "forward", "B": "backward", "I": "backward, inputs", "W": "backward, weights", "SF": "send", "SB": "send",
+    "RF": "receive", "RB": "receive", "D": "dispatch", "C": "combine",
+}  # fmt: skip
+SPAN = re.compile(r"(\d+)(F|B|I|W|SF|RF|SB|RB|D|C)(\d+) (\d+)\+(\d+)", re.IGNORECASE)
+MICROSECONDS = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A rank was at `kind` of a stage and micro-batch from `start_s` to `end_s`, on the clock of all ranks.
+
+    The kinds are those of actions, of which a receive is the waiting for it; and D and C, which lie inside one.
+    """
+
+    kind: SpanKind
+    stage: int
+    micro: int
+    direction: int
+    start_s: float
+    end_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def is_compute(self) -> bool:
+        """Whether it is a forward, a backward or a part of one."""
+        return self.kind in COMPUTE
+
+    @property
+    def name(self) -> str:
+        """As an action's: stage, kind, micro-batch, small letters for the second direction."""
+        return f"{self.stage}{self.kind.lower() if self.direction else self.kind}{self.micro}"
+
+    def __str__(self) -> str:
+        """As in a file: `2F5 1200+340`, the start and how long, in whole microseconds."""
+        start = round(self.start_s * MICROSECONDS)
+        return f"{self.name} {start}+{round(self.end_s * MICROSECONDS) - start}"
+
+
+def read_span(text: str) -> Span:
+    """The span that was written so; ValueError if it is none."""
+    found = SPAN.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is no span; one is written as 2F5 1200+340")
+    stage, kind, micro, start, lasting = found.groups()
+    ends = int(start), int(start) + int(lasting)
+    upper: Any = kind.upper()
+    return Span(upper, int(stage), int(micro), int(kind.islower()), *(end / MICROSECONDS for end in ends))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimizer step: the spans of every rank of the world, in the order in which they ended."""
+
+    number: int  # from 0
+    ranks: tuple[tuple[Span, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """Some steps of a run. Seconds count from a barrier before the first of them, on a clock of each rank's own."""
+
+    run_id: str
+    n_data_ranks: int  # rank = pipeline rank x data ranks + data rank
+    clock: Literal["host", "device"]
+    n_cores: int  # of the first rank's machine
+    load: float  # mean number of its runnable processes over the minute before
+    steps: tuple[Step, ...]
+
+    @property
+    def n_ranks(self) -> int:
+        return len(self.steps[0].ranks)
+
+    def pipelines(self) -> Iterator[tuple[tuple[Span, ...], ...]]:
+        """The spans of each step and each pipeline, rank by rank."""
+        for step in self.steps:
+            for data_rank in range(self.n_data_ranks):
+                yield step.ranks[data_rank :: self.n_data_ranks]
+
+
+def middle(n_steps: int, n_recorded: int) -> range:
+    """Which steps of a run are recorded: those in its middle. ValueError if there are not so many behind the first."""
+    if not 0 < n_recorded < n_steps:
+        raise ValueError(
+            f"--timeline is {n_recorded}; it takes 1 to {n_steps - 1} steps of a run of {n_steps}, the first of which "
+            "is never recorded"
+        )
+    start = max(1, (n_steps - n_recorded) // 2)
+    return range(start, start + n_recorded)
+
+
+def chrome_trace(timeline: Timeline) -> dict[str, Any]:
+    """The trace event format that Perfetto and chrome://tracing read: a process a pipeline, a thread a rank.
+
+    What is waited for inside an action lies inside it; an arrow leads from each send to its receive.
+    """
+    events: list[dict[str, Any]] = []
+    for rank in range(timeline.n_ranks):
+        place, pipeline = divmod(rank, timeline.n_data_ranks)
+        where = {"ph": "M", "pid": pipeline, "tid": place}
+        if place == 0:
+            events.append({**where, "name": "process_name", "args": {"name": f"pipeline {pipeline}"}})
+        events.append({**where, "name": "thread_name", "args": {"name": f"rank {rank}"}})
+    for step in timeline.steps:
+        for rank, spans in enumerate(step.ranks):
+            place, pipeline = divmod(rank, timeline.n_data_ranks)
+            for span in spans:
+                events += _events(span, step.number, pipeline, place)
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"run": timeline.run_id}}
+
+
+def _events(span: Span, step: int, pipeline: int, place: int) -> Iterator[dict[str, Any]]:
+    where = {"pid": pipeline, "tid": place, "ts": round(span.start_s * MICROSECONDS, 3)}
+    lasting = round(span.seconds * MICROSECONDS, 3)
+    category = "compute" if span.is_compute else "transfer"
+    about = {"step": step, "stage": span.stage, "micro_batch": span.micro, "direction": span.direction}
+    yield {
+        **where,
+        "ph": "X",
+        "dur": lasting,
+        "name": f"{NAMES[span.kind]} {span.name}",
+        "cat": category,
+        "args": about,
+    }
+    if span.kind in INSIDE or span.is_compute:
+        return
+    arrow = {"name": "transfer", "cat": "transfer", "id": f"{pipeline}.{step}.{link(span)}"}
+    if span.kind[0] == "S":
+        yield {**where, **arrow, "ph": "s"}
+    else:
+        yield {**where, **arrow, "ph": "f", "bp": "e", "ts": round(span.end_s * MICROSECONDS, 3)}
+
+
+def link(span: Span) -> tuple[str, int, int]:
+    """What a send and its receive have in common: F or B, the stage that reads it, the micro-batch."""
+    ahead = {"SF": 1, "SB": -1}.get(span.kind, 0)
+    return span.kind[-1], span.stage + ahead, span.micro
