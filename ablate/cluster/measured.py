@@ -95,10 +95,10 @@ class Measured:
     @property
     def imbalance(self) -> float:
         """The stage that takes longest, over the mean of all: the closed forms hold where it is 1."""
-        totals: dict[int, float] = defaultdict(float)
-        for (_, stage), seconds in self.parts.items():
-            totals[stage] += seconds
-        return max(totals.values()) / statistics.fmean(totals.values())
+        parts, stages = self.parts, range(self.schedule.n_stages)
+        backward = [parts.get(("B", s)) or parts["I", s] + parts["W", s] for s in stages]
+        both = [parts["F", s] + backward[s] for s in stages]
+        return max(both) / statistics.fmean(both)
 
 
 def measure(timeline: Timeline, schedule: Schedule) -> Measured:
@@ -157,7 +157,7 @@ def _lasting(parts: Sequence[Mapping[Part, float]]) -> Callable[[Group], Floats]
 
 def _way(ranks: Ranks) -> float:
     """Seconds from a send to the end of a receive that waited for it, median; 0 where none did."""
-    ways = [came.end_s - sent.start_s for sent, came in _messages(ranks) if came.start_s < sent.start_s]
+    ways = [came.end_s - sent.start_s for sent, came in _messages(ranks) if came.start_s <= sent.start_s]
     return max(0.0, statistics.median(ways)) if ways else 0.0
 
 

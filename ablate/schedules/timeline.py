@@ -17,7 +17,7 @@ NAMES = {
     "RF": "receive", "RB": "receive", "D": "dispatch", "C": "combine",
 }  # fmt: skip
 SPAN = re.compile(r"(\d+)(F|B|I|W|SF|RF|SB|RB|D|C)(\d+) (\d+)\+(\d+)", re.IGNORECASE)
-MICROSECONDS = 1e6
+MICROSECONDS, NANOSECOND = 1e6, 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,34 +118,35 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
         if place == 0:
             events.append({**where, "name": "process_name", "args": {"name": f"pipeline {pipeline}"}})
         events.append({**where, "name": "thread_name", "args": {"name": f"rank {rank}"}})
+    arrows: dict[tuple[Any, ...], int] = {}
     for step in timeline.steps:
         for rank, spans in enumerate(step.ranks):
             place, pipeline = divmod(rank, timeline.n_data_ranks)
             for span in spans:
-                events += _events(span, step.number, pipeline, place)
+                where = {"pid": pipeline, "tid": place}
+                events.append({**where, **_slice(span), "args": _about(span, step.number)})
+                if span.kind in ("SF", "SB", "RF", "RB"):
+                    key = pipeline, step.number, link(span)
+                    events.append({**where, **_arrow(span), "id": arrows.setdefault(key, len(arrows))})
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"run": timeline.run_id}}
 
 
-def _events(span: Span, step: int, pipeline: int, place: int) -> Iterator[dict[str, Any]]:
-    where = {"pid": pipeline, "tid": place, "ts": round(span.start_s * MICROSECONDS, 3)}
-    lasting = round(span.seconds * MICROSECONDS, 3)
+def _slice(span: Span) -> dict[str, Any]:
     category = "compute" if span.is_compute else "transfer"
-    about = {"step": step, "stage": span.stage, "micro_batch": span.micro, "direction": span.direction}
-    yield {
-        **where,
-        "ph": "X",
-        "dur": lasting,
-        "name": f"{NAMES[span.kind]} {span.name}",
-        "cat": category,
-        "args": about,
-    }
-    if span.kind in INSIDE or span.is_compute:
-        return
-    arrow = {"name": "transfer", "cat": "transfer", "id": f"{pipeline}.{step}.{link(span)}"}
-    if span.kind[0] == "S":
-        yield {**where, **arrow, "ph": "s"}
-    else:
-        yield {**where, **arrow, "ph": "f", "bp": "e", "ts": round(span.end_s * MICROSECONDS, 3)}
+    name, start, lasting = f"{NAMES[span.kind]} {span.name}", span.start_s * MICROSECONDS, span.seconds * MICROSECONDS
+    return {"ph": "X", "name": name, "cat": category, "ts": round(start, 3), "dur": round(lasting, 3)}
+
+
+def _about(span: Span, step: int) -> dict[str, int]:
+    return {"step": step, "stage": span.stage, "micro_batch": span.micro, "direction": span.direction}
+
+
+def _arrow(span: Span) -> dict[str, Any]:
+    """Its tail at the start of a send, its head right before the end of a receive: inside the slices that it joins."""
+    sends = span.kind[0] == "S"
+    at = span.start_s if sends else span.end_s - NANOSECOND
+    end = {"ph": "s"} if sends else {"ph": "f", "bp": "e"}
+    return {**end, "name": "transfer", "cat": "transfer", "ts": round(at * MICROSECONDS, 3)}
 
 
 def link(span: Span) -> tuple[str, int, int]:

@@ -284,7 +284,7 @@ def _jobs(
 
 
 def _check_timeline(n_recorded: int, plan: Plan, n_ranks: int, store: Store, display: Display) -> None:
-    """ValueError where there are no ranks or too few steps; what has ended without a timeline gets none, and it is said."""
+    """ValueError where there are no ranks or too few steps; that what has ended gets none is said."""
     if n_ranks == 1:
         raise ValueError("--timeline records what the ranks of a run do, and these have one; give --ranks too")
     for v in plan.variants:
