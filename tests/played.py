@@ -55,4 +55,6 @@ def alike(kind: str, stage: int, micro: int) -> float:
 def timeline(schedule: Schedule, seconds: Seconds = alike, **options: Any) -> Timeline:
     """Two steps of one pipeline, the second 100 s behind the first."""
     steps = tuple(Step(number=n, ranks=play(schedule, seconds, start=100.0 * n, **options)) for n in (0, 1))
-    return Timeline(run_id="a" * 16, n_data_ranks=1, clock="host", n_cores=8, load=0.5, steps=steps)
+    return Timeline(
+        run_id="a" * 16, n_data_ranks=1, clock="host", clock_error_s=0.0001, n_cores=8, load=0.5, steps=steps
+    )

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from ablate.schedules.action import Action
-from ablate.schedules.timeline import Span
+from ablate.schedules.timeline import Recording, Span
 
+MEETINGS = 20  # of the ranks, to compare their clocks; under load few of them are quick
 OFF: AbstractContextManager[None] = nullcontext()
 
 
@@ -20,25 +22,22 @@ class HostClock:
 
     name: Literal["host", "device"] = "host"
 
-    def __init__(self) -> None:
-        self._zero = time.perf_counter()
-
     def mark(self) -> Any:
         return time.perf_counter()
 
     def seconds(self, mark: Any) -> float:
-        return float(mark - self._zero)
+        return float(mark)
 
 
 class DeviceClock:
-    """Seconds of the current stream: an event at each mark, so that nobody waits until they are read."""
+    """The same of the current stream: an event at each mark, so that nobody waits until they are read."""
 
     name: Literal["host", "device"] = "device"
 
     def __init__(self) -> None:
-        """It waits for the device once, so that its zero is that of the call."""
+        """It waits for the device once: what is marked then happens at once, and is the moment of both clocks."""
         torch.cuda.synchronize()
-        self._zero = self.mark()
+        self._zero_s, self._zero = time.perf_counter(), self.mark()
 
     def mark(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
@@ -48,7 +47,7 @@ class DeviceClock:
     def seconds(self, mark: Any) -> float:
         """Waits for the mark."""
         mark.synchronize()
-        return float(self._zero.elapsed_time(mark)) / 1e3
+        return self._zero_s + float(self._zero.elapsed_time(mark)) / 1e3
 
 
 class Spans:
@@ -56,13 +55,18 @@ class Spans:
 
     def __init__(self) -> None:
         self._clock: HostClock | DeviceClock | None = None
+        self._meetings: list[tuple[float, float]] = []
         self._steps: dict[int, list[tuple[Any, Action, Any, Any]]] = {}
         self._marks: list[tuple[Any, Action, Any, Any]] | None = None  # of the step that is recorded
         self._action: Action | None = None  # that is done now
 
     def begin(self) -> None:
-        """Count seconds from now on: right behind a barrier, so that ranks count alike."""
-        self._clock, self._steps = DeviceClock() if torch.cuda.is_available() else HostClock(), {}
+        """Meet the other ranks to compare clocks. Every rank calls it at once."""
+        for _ in range(MEETINGS):
+            came = time.perf_counter()
+            dist.barrier()
+            self._meetings.append((came, time.perf_counter()))
+        self._clock = DeviceClock() if torch.cuda.is_available() else HostClock()
 
     @property
     def has_begun(self) -> bool:
@@ -103,13 +107,15 @@ class Spans:
         yield
         self._marks.append((kind, action, start, self._clock.mark()))
 
-    def steps(self) -> dict[int, tuple[Span, ...]]:
-        """What was recorded, by step; waits for the device."""
+    def recording(self) -> Recording:
+        """What was recorded; waits for the device. Seconds since the first meeting."""
         assert self._clock is not None
-        seconds = self._clock.seconds
-        return {
+        seconds, zero = self._clock.seconds, self._meetings[0][0]
+        steps = {
             number: tuple(
-                Span(kind, a.stage, a.micro, a.direction, seconds(start), seconds(end)) for kind, a, start, end in marks
+                Span(kind, a.stage, a.micro, a.direction, seconds(start) - zero, seconds(end) - zero)
+                for kind, a, start, end in marks
             )
             for number, marks in self._steps.items()
         }
+        return Recording(steps, tuple((came - zero, left - zero) for came, left in self._meetings))

@@ -38,7 +38,7 @@ from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoint
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
-from ablate.training.timeline import Recording
+from ablate.training.timeline import Recorder
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Session:
     def record_spans(self, team: Team, path: Path) -> None:
         """Record what the ranks do in the middle of the trunk, for a timeline at `path`."""
         steps = middle(self.job.run.n_steps, self.job.timeline)
-        self.callbacks.append(Recording(self.job.run_id, team, steps, partial(write_timeline, path)))
+        self.callbacks.append(Recorder(self.job.run_id, team, steps, partial(write_timeline, path)))
 
     def adopted(self, branch: str = "") -> Path | None:
         """The checkpoint to go on from, the same on all ranks; `branch`: its name, or "" for the trunk."""

@@ -29,6 +29,7 @@ class _File:
     run_id: str
     n_data_ranks: Count
     clock: Literal["host", "device"]
+    clock_error_s: float
     n_cores: Count
     load: float
     steps: tuple[_Step, ...]
@@ -40,7 +41,8 @@ def write_timeline(path: Path, timeline: Timeline) -> bool:
     """Put the timeline there if none is; False if there was one, which is then kept."""
     steps = tuple(_Step(number=s.number, ranks=tuple(", ".join(map(str, r)) for r in s.ranks)) for s in timeline.steps)
     file = _File(
-        run_id=timeline.run_id, n_data_ranks=timeline.n_data_ranks, clock=timeline.clock, n_cores=timeline.n_cores,
+        run_id=timeline.run_id, n_data_ranks=timeline.n_data_ranks, clock=timeline.clock,
+        clock_error_s=timeline.clock_error_s, n_cores=timeline.n_cores,
         load=timeline.load, steps=steps,
     )  # fmt: skip
     return commit_once(path, sealed(asdict(file)), WHAT)
@@ -55,7 +57,8 @@ def read_timeline(path: Path) -> Timeline:
     if len(sizes) != 1 or min(sizes) == 0 or min(sizes) % file.n_data_ranks:
         raise ValueError(f"{WHAT} {path} has not the same ranks in every step; {CURE}")
     return Timeline(
-        run_id=file.run_id, n_data_ranks=file.n_data_ranks, clock=file.clock, n_cores=file.n_cores, load=file.load,
+        run_id=file.run_id, n_data_ranks=file.n_data_ranks, clock=file.clock,
+        clock_error_s=file.clock_error_s, n_cores=file.n_cores, load=file.load,
         steps=tuple(Step(number=s.number, ranks=_spans(s.ranks, path)) for s in file.steps),
     )  # fmt: skip
 

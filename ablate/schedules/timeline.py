@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ablate.schedules.action import COMPUTE, Kind
@@ -75,11 +75,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """Some steps of a run. Seconds count from a barrier before the first of them, on a clock of each rank's own."""
+    """Some steps of a run. Seconds are on the first rank's clock, from right before the first of the steps."""
 
     run_id: str
     n_data_ranks: int  # rank = pipeline rank x data ranks + data rank
     clock: Literal["host", "device"]
+    clock_error_s: float  # at most so far is any rank's clock from the first one's
     n_cores: int  # of the first rank's machine
     load: float  # mean number of its runnable processes over the minute before
     steps: tuple[Step, ...]
@@ -93,6 +94,41 @@ class Timeline:
         for step in self.steps:
             for data_rank in range(self.n_data_ranks):
                 yield step.ranks[data_rank :: self.n_data_ranks]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What one rank has recorded, on its own clock. meetings: when it came to some barriers and when it left them."""
+
+    steps: dict[int, tuple[Span, ...]]
+    meetings: tuple[tuple[float, float], ...]
+
+
+def aligned(ranks: Sequence[Recording]) -> tuple[tuple[Step, ...], float]:
+    """The steps that all ranks recorded, on the first one's clock, and how far any other's is from it at most."""
+    clocks = [offset(ranks[0].meetings, each.meetings) for each in ranks]
+    steps = tuple(
+        Step(number=n, ranks=tuple(_later(r.steps[n], -off) for r, (off, _) in zip(ranks, clocks, strict=True)))
+        for n in ranks[0].steps
+    )
+    return steps, max(error for _, error in clocks)
+
+
+def offset(first: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """How far another clock is ahead of the first one, and the error of that at most.
+
+    Nobody leaves a barrier before all have come: each meeting gives two bounds, and the offset lies between the
+    tightest (as with the round trips of NTP, RFC 5905). Of one and the same clock it is 0.
+    """
+    if first is other:
+        return 0.0, 0.0
+    low = max(theirs[0] - mine[1] for mine, theirs in zip(first, other, strict=True))
+    high = min(theirs[1] - mine[0] for mine, theirs in zip(first, other, strict=True))
+    return (low + high) / 2, (high - low) / 2
+
+
+def _later(spans: Sequence[Span], by_s: float) -> tuple[Span, ...]:
+    return tuple(replace(span, start_s=span.start_s + by_s, end_s=span.end_s + by_s) for span in spans)
 
 
 def middle(n_steps: int, n_recorded: int) -> range:

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 
 from ablate.parallel.team import Team
-from ablate.schedules.timeline import Step, Timeline
+from ablate.schedules.timeline import Timeline, aligned
 
 
-class Recording(Callback):
-    """Switches the recorder of this rank on for `steps`. A barrier before the first aligns the clocks.
+class Recorder(Callback):
+    """Switches the recorder of this rank on for `steps`. Before the first of them the ranks compare their clocks.
 
     An attempt that goes on from a checkpoint within them records those that are left, and one behind them none.
     """
@@ -28,7 +28,6 @@ class Recording(Callback):
             return
         spans = self.team.mesh.spans
         if not spans.has_begun:
-            dist.barrier()
             spans.begin()
         spans.start_step(trainer.global_step)
 
@@ -42,16 +41,18 @@ class Recording(Callback):
     def _gather(self) -> None:
         mesh, spans = self.team.mesh, self.team.mesh.spans
         every: list[Any] | None = [None] * mesh.ranks.world if self.team.leads else None
-        dist.gather_object(spans.steps(), every)
+        dist.gather_object(spans.recording(), every)
         if every is None:
             return
+        steps, error_s = aligned(every)
         self.keep(
             Timeline(
                 run_id=self.run_id,
                 n_data_ranks=mesh.ranks.data,
                 clock=spans.clock,
-                n_cores=os.cpu_count() or 1,
+                clock_error_s=round(error_s, 6),
+                n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                 load=round(os.getloadavg()[0], 2),
-                steps=tuple(Step(number=n, ranks=tuple(mine[n] for mine in every)) for n in every[0]),
+                steps=steps,
             )
         )

@@ -7,7 +7,7 @@ import pytest
 
 from ablate.schedules.action import Action
 from ablate.schedules.tables import table
-from ablate.schedules.timeline import Span, chrome_trace, middle, read_span
+from ablate.schedules.timeline import Recording, Span, aligned, chrome_trace, middle, offset, read_span
 
 
 def test_a_span_reads_back_to_the_microsecond() -> None:
@@ -53,3 +53,20 @@ def test_a_trace_has_every_span_in_nested_slices_and_an_arrow_for_each_message()
     assert {(e["name"], e["args"]["name"]) for e in events if e["ph"] == "M"} >= {
         ("thread_name", "rank 3"), ("process_name", "pipeline 0"),
     }  # fmt: skip
+
+
+def test_clocks_that_meet_are_told_apart_up_to_half_of_the_quickest_meeting() -> None:
+    ahead = 12.5
+    # (come, left) of three barriers in true seconds; the second is quick, in the others somebody is late to leave.
+    first = [(0.0, 0.9), (2.0, 2.11), (3.0, 3.11)]
+    other = [(0.1, 0.11), (2.1, 2.12), (3.1, 4.0)]
+    found, error = offset(first, [(came + ahead, left + ahead) for came, left in other])
+    assert abs(found - ahead) <= error
+    assert error == pytest.approx(0.06)
+    span = Span("F", 0, 0, 0, 5.0, 6.0)
+    mine = Recording({7: (span,)}, tuple(first))
+    theirs = Recording({7: (span,)}, tuple((came + ahead, left + ahead) for came, left in other))
+    (step,), worst = aligned([mine, theirs])
+    assert (step.number, worst) == (7, error)
+    assert step.ranks[0] == (span,)
+    assert step.ranks[1][0].start_s == pytest.approx(5.0 - found)

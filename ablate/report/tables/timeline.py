@@ -100,7 +100,8 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
         timeline, numbers = each.timeline, [step.number for step in each.timeline.steps]
         device = "" if timeline.clock == "host" else ", by events of the device"
         crowd = (
-            f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}, load {short(timeline.load, 3)}"
+            f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}, load {short(timeline.load, 3)}, "
+            f"clocks within {milliseconds(timeline.clock_error_s)} ms"
         )
         yield (
             f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {crowd}. "
@@ -181,6 +182,7 @@ def _document(each: Recorded) -> dict[str, Any]:
         "cores": timeline.n_cores,
         "load": timeline.load,
         "clock": timeline.clock,
+        "clock_error_s": timeline.clock_error_s,
         "step_s": m.step_s,
         "bubble_share": m.bubble_share,
         "closed_form_share": m.closed_form_share,
