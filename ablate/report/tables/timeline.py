@@ -99,12 +99,10 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
     for each in found:
         timeline, numbers = each.timeline, [step.number for step in each.timeline.steps]
         device = "" if timeline.clock == "host" else ", by events of the device"
-        crowd = (
-            f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}, load {short(timeline.load, 3)}, "
-            f"clocks within {milliseconds(timeline.clock_error_s)} ms"
-        )
+        where = f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}"
         yield (
-            f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {crowd}. "
+            f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {where}, load "
+            f"{short(timeline.load, DIGITS)}, clocks within {milliseconds(timeline.clock_error_s)} ms. "
             f"The simulated step is {_within(each)}."
         )
         if each.emulated:
