@@ -112,6 +112,10 @@ def _fit(fit: Fit) -> Any:
     team = assemble(run) if run.trainer.ranks.world > 1 else None
     module: Any = TrainingModule(run) if team is None else RanksModule(run, team)
 
+    def judge(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step - 1 in fit.recorded:
+            module.evaluate({"held_out": text}, 2)  # within a recorded step, of which it is no part
+
     def keep(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == KEPT_AT and (batch_idx + 1) % module.n_micro_batches == 0:
             trainer.save_checkpoint(fit.place)
@@ -119,6 +123,7 @@ def _fit(fit: Fit) -> Any:
     callbacks = [LambdaCallback(on_train_batch_end=keep), *slot_callbacks(run)]
     if team is not None and fit.recorded:
         path = timeline_of(fit)
+        callbacks.append(LambdaCallback(on_train_batch_end=judge))
         callbacks.append(Recorder(path.stem, team, fit.recorded, partial(write_timeline, path)))
     trainer = trainer_for(run, callbacks, folder=fit.place.parent, team=team)
     data = steps if team else [micro for step in steps for micro in step]
