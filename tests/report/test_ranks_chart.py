@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import played
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ablate import cli
@@ -110,11 +112,9 @@ def test_all_forms_have_the_tables(content: ReportContent) -> None:
     assert "| " + " | ".join(row) + " |" in markdown
     assert all(f">{cell}</td>" in html for cell in row[1:])
     assert 'id="timeline"' in html
-    from rich.console import Console
-
-    console = Console(width=200, record=True, quiet=True)
-    console.print(to_text(content))
-    assert row[2] in console.export_text()
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(to_text(content))
+    assert row[2] in shown.getvalue()
     assert [each["schedule"] for each in document] == ["dualpipe", "1f1b"]
     assert document[1]["bubble_share"] == content.timelines[1].measured.bubble_share
     assert document[1]["peak_live_chunks"] == [2, 1]
