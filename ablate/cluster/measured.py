@@ -182,7 +182,7 @@ def _lost(ranks: Ranks, length: float) -> Lost:
 
 def _by_kind(ranks: Sequence[Sequence[Span]]) -> dict[str, float]:
     """Seconds of a rank in a step by kind of action. What lies inside an action has ended before it."""
-    found = dict.fromkeys(COMPUTE, 0.0)
+    found: dict[str, float] = dict.fromkeys(COMPUTE, 0.0)
     for spans in ranks:
         waited = 0.0
         for span in spans:

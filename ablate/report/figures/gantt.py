@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablate.report.cleaning import shortened
 from ablate.report.figures.canvas import GOOD, GRID, INK, MUTED, PAPER, VARIABLES, WITH, WITHOUT
@@ -62,7 +62,7 @@ def gantt(axes: Axes, found: Sequence[Recorded]) -> None:
     """Of each variant the recorded step of median length, from its first action on; milliseconds."""
     top, ticks, longest = 0.0, list[tuple[float, str]](), 0.0
     for each in found:
-        style = {"fontsize": 8.5, "fontweight": "bold", "color": INK, "va": "center"}
+        style: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "color": INK, "va": "center"}
         axes.annotate(shortened(each.name, LABEL), (0, -top - HEADING / 2), **style)
         top += HEADING
         start = min(span.start_s for spans in each.step.ranks for span in spans)

@@ -77,21 +77,13 @@ def _of(v: VariantResult, store: Store) -> Recorded | None:
 
 
 def sentence(found: Sequence[Recorded]) -> str:
-    """The bubble of each variant, measured and simulated, and whether the two steps agree; "" without any."""
+    """The bubble of each variant, the smallest first, and what it would be in the simulator; "" without any."""
     if not found:
         return ""
-    bubbles = [
-        f"{percent(each.measured.bubble_share, DIGITS)} under {each.name} "
-        f"(simulated {percent(each.measured.simulated.bubble_share, DIGITS)})"
-        for each in sorted(found, key=lambda each: each.measured.bubble_share)
-    ]
-    exposed = [
-        f"{percent(each.measured.lost.exposed_s / each.measured.step_s, DIGITS)} under {each.name}"
-        for each in found
-        if each.measured.lost.dispatch_s or each.measured.lost.combine_s
-    ]
-    said = f"In a step of the pipeline a rank has no work for {listed(bubbles)} of its time"
-    return f"{said}; it waits for others' messages for {listed(exposed)}." if exposed else f"{said}."
+    ranked = sorted(found, key=lambda each: each.measured.bubble_share)
+    shares = [f"{percent(each.measured.bubble_share, DIGITS)} of a step under {each.name}" for each in ranked]
+    simulated = listed(percent(each.measured.simulated.bubble_share, DIGITS) for each in ranked)
+    return f"A rank has no work for {listed(shares)}; simulated with the measured seconds of each action: {simulated}."
 
 
 def notes(found: Sequence[Recorded]) -> Iterator[str]:
@@ -100,18 +92,19 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
         timeline, numbers = each.timeline, [step.number for step in each.timeline.steps]
         device = "" if timeline.clock == "host" else ", by events of the device"
         where = f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}"
-        yield (
+        said = (
             f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {where}, load "
             f"{short(timeline.load, DIGITS)}, clocks within {milliseconds(timeline.clock_error_s)} ms. "
             f"The simulated step is {_within(each)}."
         )
         if each.emulated:
-            yield f"{each.name}: part of the arithmetic is emulated; its seconds say nothing of hardware that has it."
+            said += " Part of the arithmetic is emulated; its seconds say nothing of hardware that has it."
         if each.measured.imbalance > EQUAL_STAGES and each.measured.closed_form_s is not None:
-            yield (
-                f"{each.name}: the longest stage takes {short(each.measured.imbalance, DIGITS)} times the mean of all, "
-                "and closed forms hold for equal stages."
+            said += (
+                f" The longest stage takes {short(each.measured.imbalance, DIGITS)} times the mean of all, and closed "
+                "forms hold for equal stages."
             )
+        yield said
 
 
 def _within(each: Recorded) -> str:
@@ -127,7 +120,7 @@ def _within(each: Recorded) -> str:
 
 def bubbles(found: Sequence[Recorded]) -> Table:
     """Measured, closed form and simulated, of each variant."""
-    columns: Columns = [text("Variant"), "Step of the pipeline, ms", "Bubble, measured", "closed form", "simulated",
+    columns: Columns = [text("Variant"), "Step of the pipeline, ms", "Bubble, measured", "Bubble, closed form", "Bubble, simulated",
                         "Simulated step against measured", "Communication exposed", "Live chunks at most"]  # fmt: skip
     rows = []
     for each in found:

@@ -1,10 +1,11 @@
-"""What it costs to record what ranks do: optimizer steps with the recorder on and off, paired, on gloo ranks.
+"""What recording the ranks costs, and how near the simulator comes to what was recorded: schedules on gloo ranks.
 
-    python benchmarks/timeline_cost.py [--preset nano] [--ranks pipeline=2] [--pairs 40] [--out FILE.json]
+    python benchmarks/timeline.py [--preset nano] [--ranks pipeline=2] [--pairs 40] [--out FILE.json] [SCHEDULE]...
 
 Two neighbouring steps are a pair, of which one is recorded, which one being drawn. Printed are the mean of the log
 ratio of their seconds, by the clock and of the processor alone, with its 95 % interval; the seconds of a span itself
-times the spans of a step, as a share of the step; and the load: on a machine with more to do than ranks clocks tell
+times the spans of a step, as a share of the step; and the median and quartiles over the recorded steps of the
+simulated step against the measured one. The load stands beside: on a machine with more to do than ranks clocks tell
 little.
 """
 
@@ -29,14 +30,17 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
 from ablate.attribution.verdicts import t_quantile
+from ablate.cluster.measured import measure
 from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
 from ablate.files import to_json
 from ablate.parallel.launch import launch
+from ablate.parallel.layout import schedule_of
 from ablate.parallel.spans import Spans
 from ablate.parallel.team import assemble
 from ablate.presets import preset
 from ablate.runs.environment import describe
 from ablate.schedules.action import Action
+from ablate.schedules.timeline import Timeline, aligned
 from ablate.spec.ranks import Ranks, read_ranks
 from ablate.spec.run import RunSpec
 from ablate.training.ranks import RanksModule
@@ -80,8 +84,8 @@ class Windows(IterableDataset[Any]):
             ]
 
 
-def measure(run: RunSpec, recorded: set[int], folder: str) -> dict[str, Any]:
-    """On each rank of a world; seconds of the steps, and what recording is."""
+def record(run: RunSpec, recorded: set[int], folder: str) -> tuple[dict[int, tuple[float, float]], Timeline, float]:
+    """On each rank of a world: seconds of the steps, what was recorded, and seconds of a span."""
     rank, world = str(dist.get_rank()), str(dist.get_world_size())  # as torchrun leaves it
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "cost", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
@@ -91,8 +95,14 @@ def measure(run: RunSpec, recorded: set[int], folder: str) -> dict[str, Any]:
     watch = Alternating(spans, recorded)
     trainer = trainer_for(run, [watch, *slot_callbacks(run)], folder=Path(folder), team=team)
     trainer.fit(module, DataLoader(Windows(run), batch_size=None))
-    n_spans = statistics.mean(len(step) for step in spans.recording().steps.values())
-    return {"seconds": watch.seconds, "n_spans": n_spans, "span_s": seconds_of_a_span(spans)}
+    every: list[Any] = [None] * team.mesh.ranks.world
+    dist.all_gather_object(every, spans.recording())
+    steps, error_s = aligned(every)
+    timeline = Timeline(
+        run_id="", n_data_ranks=run.trainer.ranks.data, clock=spans.clock, clock_error_s=error_s,
+        n_cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], steps=steps,
+    )  # fmt: skip
+    return watch.seconds, timeline, seconds_of_a_span(spans)
 
 
 def seconds_of_a_span(spans: Spans) -> float:
@@ -106,11 +116,12 @@ def seconds_of_a_span(spans: Spans) -> float:
     return (time.process_time() - begun) / SPANS
 
 
-def run_of(name: str, ranks: Ranks, n_steps: int) -> RunSpec:
+def run_of(name: str, ranks: Ranks, schedule: str, n_steps: int) -> RunSpec:
     base = on_ranks(preset(name), ranks)
     size = fitting_micro_batch(base.trainer.batch_size, base.trainer.micro_batch_size, ranks)
     base = replace(base, trainer=replace(base.trainer, micro_batch_size=size, branches=()))
-    spec = (Variant.full(base) | {"distill": "raw", "fp8": "bf16"}).resolve(base)
+    level = "on" if schedule == "dualpipe" else schedule
+    spec = (Variant.full(base) | {"distill": "raw", "fp8": "bf16", "dualpipe": level}).resolve(base)
     return spec.run(corpus_hash="", seed=0, n_steps=n_steps, n_warmup_steps=0)
 
 
@@ -121,36 +132,52 @@ def ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
     return {"share": math.expm1(mean), "low": math.expm1(mean - half), "high": math.expm1(mean + half)}
 
 
+def examine(run: RunSpec, n_pairs: int) -> dict[str, Any]:
+    """One schedule: the cost of recording it, and the simulator against each recorded step."""
+    draw, firsts = random.Random(0), range(WARM_UP, WARM_UP + 2 * n_pairs, 2)
+    recorded = {first + draw.randrange(2) for first in firsts}
+    with tempfile.TemporaryDirectory() as folder:
+        found = launch(record, run.trainer.ranks.world, run, recorded, folder)
+    (_, timeline, span_s), seconds = found[0], [each[0] for each in found]
+    slowest = [[max(rank[n][i] for rank in seconds) for n in range(firsts.stop)] for i in (0, 1)]
+    pairs = [[(s[n], s[n ^ 1]) for n in sorted(recorded)] for s in slowest]
+    step_s, schedule = statistics.median(slowest[0]), schedule_of(run.trainer)
+    steps = [measure(replace(timeline, steps=(step,)), schedule) for step in timeline.steps]
+    n_spans = statistics.mean(len(spans) for step in timeline.steps for spans in step.ranks)
+    return {
+        "schedule": schedule.name, "pairs": n_pairs, "step_s": step_s, "clock": ratio(pairs[0]),
+        "processor": ratio(pairs[1]), "spans_of_a_rank": n_spans, "span_s": span_s,
+        "spans_share": n_spans * span_s / step_s, "load": timeline.load, "clock_error_s": timeline.clock_error_s,
+        "simulated_difference": statistics.quantiles([each.simulated_difference for each in steps], n=4),
+        "bubble_share": statistics.median(each.bubble_share for each in steps),
+        "simulated_bubble_share": statistics.median(each.simulated.bubble_share for each in steps),
+        "closed_form_share": measure(timeline, schedule).closed_form_share,
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("schedules", nargs="*", default=["dualpipe", "1f1b"])
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--ranks", default="pipeline=2")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    ranks, draw, load = read_ranks(given.ranks), random.Random(0), os.getloadavg()[0]
-    firsts = range(WARM_UP, WARM_UP + 2 * given.pairs, 2)
-    recorded = {first + draw.randrange(2) for first in firsts}
-    run = run_of(given.preset, ranks, firsts.stop)
-    with tempfile.TemporaryDirectory() as folder:
-        found = launch(measure, ranks.world, run, recorded, folder)
-    slowest = [[max(rank["seconds"][n][i] for rank in found) for n in range(firsts.stop)] for i in (0, 1)]
-    pairs = [[(s[n], s[n ^ 1]) for n in sorted(recorded)] for s in slowest]
-    step_s = statistics.median(slowest[0])
-    document = {
-        "preset": given.preset, "ranks": str(ranks), "pairs": given.pairs, "step_s": step_s,
-        "clock": ratio(pairs[0]), "processor": ratio(pairs[1]), "n_spans": found[0]["n_spans"],
-        "span_s": found[0]["span_s"], "spans_share": found[0]["n_spans"] * found[0]["span_s"] / step_s,
-        "load_before": load, "environment": describe(),
-    }  # fmt: skip
-    for name in ("clock", "processor"):
-        r = document[name]
-        print(f"{name:10} {100 * r['share']:+.2f} % [{100 * r['low']:+.2f}, {100 * r['high']:+.2f}] of a step")
-    n, span_s = found[0]["n_spans"], found[0]["span_s"]
-    print(f"spans      {n:.0f} of {1e6 * span_s:.2f} us in {1e3 * step_s:.1f} ms: {100 * n * span_s / step_s:.3f} %")
-    print(f"load       {load:.1f} before")
+    ranks, found = read_ranks(given.ranks), []
+    for name in given.schedules:
+        row = examine(run_of(given.preset, ranks, name, WARM_UP + 2 * given.pairs), given.pairs)
+        found.append(row)
+        print(f"{name}: {1e3 * row['step_s']:.1f} ms a step, load {row['load']:.1f}")
+        for what in ("clock", "processor"):
+            r = row[what]
+            print(f"  recorded, {what}: {100 * r['share']:+.2f} % [{100 * r['low']:+.2f}, {100 * r['high']:+.2f}]")
+        print(f"  {row['spans_of_a_rank']:.0f} spans of {1e6 * row['span_s']:.2f} us: {100 * row['spans_share']:.3f} %")
+        low, middle, high = (100 * x for x in row["simulated_difference"])
+        print(f"  simulated step against measured: {middle:+.1f} % [quartiles {low:+.1f}, {high:+.1f}]")
+        print(f"  bubble {row['bubble_share']:.1%}, simulated {row['simulated_bubble_share']:.1%}", flush=True)
     if given.out:
-        given.out.write_text(to_json(document), encoding="utf-8")
+        head = {"preset": given.preset, "ranks": str(ranks), "environment": describe()}
+        given.out.write_text(to_json(head | {"schedules": found}), encoding="utf-8")
     return 0
 
 
