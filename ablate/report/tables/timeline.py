@@ -120,8 +120,9 @@ def _within(each: Recorded) -> str:
 
 def bubbles(found: Sequence[Recorded]) -> Table:
     """Measured, closed form and simulated, of each variant."""
-    columns: Columns = [text("Variant"), "Step of the pipeline, ms", "Bubble, measured", "Bubble, closed form", "Bubble, simulated",
-                        "Simulated step against measured", "Communication exposed", "Live chunks at most"]  # fmt: skip
+    columns: Columns = [text("Variant"), "Step of the pipeline, ms", "Bubble, measured", "Bubble, closed form",
+                        "Bubble, simulated", "Simulated step against measured", "Communication exposed",
+                        "Live chunks at most"]  # fmt: skip
     rows = []
     for each in found:
         m = each.measured
