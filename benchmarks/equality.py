@@ -4,7 +4,7 @@
         [--schedule gpipe]... [--transport on]...
 
 Every schedule and every transport that each layout of ranks can have (or those that are named), with every variant:
-prints a line a case and writes JSON. `--trace FILE.json` writes a step of the first case for chrome://tracing instead.
+prints a line a case and writes JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import MappingProxyType
 from ablate.components.component import ON
 from ablate.components.registry import component
 from ablate.components.variants import Variant, on_ranks
-from ablate.parallel.equality import Case, Equality, compare_all, trace
+from ablate.parallel.equality import Case, Equality, compare_all
 from ablate.parallel.launch import launch
 from ablate.presets import preset
 from ablate.spec.ranks import Ranks, read_ranks
@@ -90,13 +90,8 @@ def main() -> None:
     parser.add_argument("--schedule", action="append", help="as levels of dualpipe; default: all")
     parser.add_argument("--transport", action="append", help="as levels of alltoall; default: all")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--trace", type=Path, help="write a step of the first case for chrome://tracing, and stop")
     arguments = parser.parse_args()
     layouts = [read_ranks(text) for text in arguments.ranks or LAYOUTS]
-    if arguments.trace:
-        made = launch(trace, layouts[0].world, cases(layouts[0])[0])[0]
-        arguments.trace.write_text(json.dumps(made) + "\n", encoding="utf-8")
-        return
     found: list[Equality] = []
     print(FORM.format("schedule", "transport", "variant", "equal", "losses", "counts", "gradients", "error", "live"))
     for ranks in layouts:

@@ -12,7 +12,6 @@ from ablate.commands.options import (
     Disable,
     Enable,
     Json,
-    Out,
     Recompute,
     ZeroStage,
     default_preset,
@@ -76,12 +75,20 @@ def account(
 @app.command(epilog="Example: dsv3-ablate export results/FOLDER/runs/ID --out weights")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run: results/STUDY/runs/ID.")],
-    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder for transformers.")] = "hf",
-    out: Out = None,
+    format: Annotated[
+        Literal["hf", "trace"],
+        typer.Option(help="hf: a folder for transformers; trace: what its ranks did, a file for Perfetto."),
+    ] = "hf",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Folder of the weights, or file of the trace.")
+    ] = None,
 ) -> None:
-    """Write a run's weights for other programs."""
-    from ablate.sweep.export import export_run
+    """Write a run's weights, or what its ranks did, for other programs."""
+    from ablate.sweep.export import export_run, export_trace
 
+    if format == "trace":
+        typer.echo(export_trace(run, out))
+        return
     folder, notes = export_run(run, out)
     for note in notes:
         say(f"note: {note}")

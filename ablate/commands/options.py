@@ -78,6 +78,12 @@ Noise = Annotated[
     Path | None,
     typer.Option("--noise", metavar="DIR", help="A study whose noise tells the width to expect; with --dry-run."),
 ]
+Timeline = Annotated[
+    int,
+    typer.Option(
+        "--timeline", metavar="N", help="Record what the ranks do in N steps in the middle of each run; 3 are enough."
+    ),
+]
 At = Annotated[
     str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
 ]

@@ -24,6 +24,7 @@ from ablate.commands.options import (
     Recompute,
     Seeds,
     TextField,
+    Timeline,
     Until,
     Wandb,
     ZeroStage,
@@ -82,6 +83,7 @@ def run(
     jobs: Jobs = None,
     wandb: Wandb = "",
     checkpoints: Checkpoints = None,
+    timeline: Timeline = 0,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
@@ -120,7 +122,7 @@ def run(
         trainer={name: value for name, value in changes.items() if value is not None},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints}
+    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints, "timeline": timeline}
     run_and_report(study, out=out, n_parallel=jobs, json=json, at=at, **options)
 
 

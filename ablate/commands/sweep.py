@@ -20,6 +20,7 @@ from ablate.commands.options import (
     PrecisionOption,
     Price,
     Seeds,
+    Timeline,
     Until,
     Wandb,
     print_json,
@@ -58,6 +59,7 @@ def run(
     jobs: Jobs = None,
     wandb: Wandb = "",
     checkpoints: Checkpoints = None,
+    timeline: Timeline = 0,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     price: Price = None,
@@ -71,7 +73,7 @@ def run(
         raise ValueError("--executor slurm and --cluster NAME belong together; give both, or none to run here")
     study = with_seeds(read_study(file), seeds, precision or "", until or "", max_seeds)
     options = {"out": out, "n_parallel": jobs, "dry_run": dry_run, "wandb_project": wandb, "cluster": cluster}
-    options["checkpoints"] = checkpoints
+    options |= {"checkpoints": checkpoints, "timeline": timeline}
     run_and_report(study, json=json, at=at, pricing={"per_hour": price, "noise": noise}, **options)
 
 

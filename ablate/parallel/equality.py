@@ -20,7 +20,6 @@ from ablate.parallel.executor import Pipeline
 from ablate.parallel.experts import divided, hold
 from ablate.parallel.groups import release
 from ablate.parallel.mesh import Mesh, make_mesh
-from ablate.parallel.spans import Span, Spans, chrome_trace
 from ablate.parallel.transport.equality import FP8_TOLERANCE, TOLERANCE, apart
 from ablate.parallel.transport.peers import alone
 from ablate.randomness import torch_generator
@@ -204,21 +203,6 @@ def _relative(found: float, expected: float) -> float:
     return abs(found - expected) / abs(expected)
 
 
-def trace(case: Case) -> dict[str, Any]:
-    """A step of a case with the spans of every rank, in the trace event format. Every rank calls it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        mesh, spec = make_mesh(case.ranks), case.in_float64
-        batches = _batches(case, spec, case.n_micro_batches)
-        spans = [_on_ranks(case, spec, mesh, batches, 1.0, Spans()).spans for _ in range(2)][1]  # the first warms up
-    finally:
-        torch.set_default_dtype(before)
-    every: list[Any] = [None] * mesh.ranks.world
-    dist.all_gather_object(every, spans)
-    return chrome_trace(every)
-
-
 def _batches(case: Case, spec: ModelSpec, n: int) -> list[dict[str, Tensor]]:
     generator, shape = torch_generator(f"equality of {case.schedule}"), (SEQUENCES, case.length + 1)
     return [{"window_BT1": torch.randint(spec.vocab_size, shape, generator=generator)} for _ in range(n)]
@@ -233,7 +217,6 @@ class _Result:
     rows: Mapping[str, slice] = field(default_factory=dict)  # of parameters that are there in part
     peak: int = 0
     seconds: float = 0.0
-    spans: list[Span] = field(default_factory=list)
 
 
 def _on_ranks(
@@ -242,7 +225,6 @@ def _on_ranks(
     mesh: Mesh,
     batches: Sequence[Mapping[str, Any]],
     weight: float,
-    spans: Spans | None = None,
 ) -> _Result:
     pipeline = Pipeline(case.table, mesh)
     layers = stages(case.layers(spec.n_layers))
@@ -263,9 +245,6 @@ def _on_ranks(
     shape = (SEQUENCES, case.length, spec.dim)
     dist.barrier()
     start = time.perf_counter()
-    if spans is not None:
-        spans.begin()
-        pipeline.spans = spans
     peak = pipeline.train(forward, lambda micro: torch.empty(shape), weight)
     seconds = time.perf_counter() - start
     holders.join()
@@ -275,7 +254,7 @@ def _on_ranks(
     rows = {name: rows for name, (rows, _) in held.parts.items()}
     norm = holders.clip(CLIP, order).item()
     release([*pipeline.wires.groups.values(), *holders.groups.values()])
-    return _Result(losses, counts, gradients, norm, rows, peak, seconds, spans.spans if spans else [])
+    return _Result(losses, counts, gradients, norm, rows, peak, seconds)
 
 
 def _alone(case: Case, spec: ModelSpec, batches: Sequence[Mapping[str, Any]]) -> _Result:

@@ -24,6 +24,7 @@ from ablate.report.sentences import (
     of_pareto,
     of_waterfall,
 )
+from ablate.report.tables.timeline import sentence
 from ablate.report.waterfall import COST
 
 DEFAULT_HEADING = "What each component is worth"
@@ -46,6 +47,7 @@ def captions(content: ReportContent) -> dict[str, Any]:
         "pareto_caption": PARETO,
         "channels_caption": CHANNELS,
         "published_caption": PUBLISHED,
+        "timeline_caption": TIMELINE,
         "noise_caption": NOISE,
         "detectable_caption": _detectable(content),
         "curve_captions": CURVES,
@@ -156,6 +158,12 @@ PUBLISHED = (
     "Quoted, not measured here: GPU hours of whole training runs from published totals, FLOPs per token from closed "
     "forms, FLOP/s what is left. These models do not have equal losses."
 )
+TIMELINE = (
+    "A row a rank; one recorded step of each variant, the one of median length, all on one axis. The bubble is a "
+    "rank's time without forward or backward. Simulated: the same schedule with the mean measured seconds of each "
+    "action at its stage. Closed form: as published for equal stages, with the mean seconds. Communication is exposed "
+    "where a rank waits for rows inside a forward or backward, sends, or waits for a message that was sent already."
+)
 NOISE = (
     "Rings: runs that differ in nothing but the seed, around their mean. Diamonds: the effects. An effect inside the "
     "spread of rings needs pairs or many runs to be told from chance."
@@ -221,6 +229,7 @@ def seen(content: ReportContent) -> dict[str, str]:
     if content.factors:
         found["channels"] = of_channels(content.factors)
         found["published"] = of_channels(content.published_factors)
+    found["timeline"] = sentence(content.timelines)
     if strips(result):
         found["noise"] = of_noise(strips(result), result)
     if (noise := detectable(result)) is not None:
@@ -230,7 +239,7 @@ def seen(content: ReportContent) -> dict[str, str]:
 
 SEEN = (
     "waterfall", "effects", "interactions", "interplay", "tokens", "flops", "seconds", "gaps", "pareto", "channels",
-    "published", "noise", "detectable", "cost", "ladder", "responses", "tuning", "front", "settings",
+    "published", "timeline", "noise", "detectable", "cost", "ladder", "responses", "tuning", "front", "settings",
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, vari
 from ablate.report.tables.search import SearchSection, search, winner
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.report.tables.timeline import Recorded, bubbles, notes, recorded, seconds
 from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.report.tiles import Tile, tiles
 from ablate.report.waterfall import Waterfall, waterfall, who_can
@@ -87,6 +88,10 @@ class ReportContent:
     speed: Table
     speed_ratios: Table
     speed_notes: tuple[str, ...]
+    timelines: tuple[Recorded, ...]  # of variants whose ranks were recorded
+    timeline_notes: tuple[str, ...]
+    bubbles: Table
+    action_seconds: Table
     sizes: Table
     routing: Table
     other_metrics: Table
@@ -118,7 +123,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     compute = in_compute(result)
     stated, study_file = primary(result, compute.gains), _study_file(store)
     steps, factors = waterfall(result, compute.cost), of_study(compute, result)
-    sizes_of = study_ladders(result, compute.gains)
+    sizes_of, ranks_did = study_ladders(result, compute.gains), recorded(store, result)
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
@@ -174,6 +179,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=(*speed_notes(result), *equality_notes(folder)),
+        timelines=ranks_did,
+        timeline_notes=tuple(notes(ranks_did)),
+        bubbles=bubbles(ranks_did),
+        action_seconds=seconds(ranks_did),
         sizes=sizes(result),
         routing=routing(result),
         other_metrics=other_metrics(result),

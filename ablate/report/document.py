@@ -11,9 +11,10 @@ channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a d
 or null); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
 (to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
 (effects over sizes with their trend); `tuning` (rates, screening, effects at the shared and own rates) and `search`
-(trials, best, Pareto front, winners on fresh seeds), each null where there was none; `pairing_breaks`; `noise`;
-`warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost
-or in nats); `citation` (BibTeX). A number that there is not is null.
+(trials, best, Pareto front, winners on fresh seeds), each null where there was none; `timelines` (of each variant whose
+ranks were recorded: seconds by kind and stage, bubble measured, in closed form and simulated); `pairing_breaks`;
+`noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln
+of cost or in nats); `citation` (BibTeX). A number that there is not is null.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ablate.attribution.study.gains import ComponentGain, SplitCost
 from ablate.attribution.study.ladder import Ladder
 from ablate.report.content import ReportContent
 from ablate.report.settings import effect, search_document, tuning_document
-from ablate.report.tables import looks
+from ablate.report.tables import looks, timeline
 from ablate.report.tables.speed import ratios
 
 FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
@@ -65,6 +66,7 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "tuning": tuning_document(content.tuning),
         "search": search_document(content.search, result),
         "history": looks.document(content.history),
+        "timelines": timeline.document(content.timelines),
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
         "limits": list(content.limits),

@@ -37,6 +37,8 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
     if content.result.comparisons:
         parts.append(_effects(content))
     parts += [_attributed(table) for table in (content.looks, content.any_time) if table.rows]
+    if content.timelines:
+        parts.append(_attributed(content.bubbles))
     if any(map(emulated, content.result.variants)):
         parts.append(Text(content.speed_notes[0], style="dim"))
     lost = content.lost_runs.rows

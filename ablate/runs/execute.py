@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
 from ablate.runs.redaction import redacted
 from ablate.runs.store import Store
+from ablate.runs.timelines import write_timeline
+from ablate.schedules.timeline import middle
 from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
@@ -35,6 +38,7 @@ from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoint
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
+from ablate.training.timeline import Recorder
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,8 @@ def _attempt(
     if team is None or team.leads:
         replace_file(attempt / PROGRAM, to_json(environment.program()))
     session = Session(job, attempt, tell, stop, team)
+    if team is not None and job.timeline:
+        session.record_spans(team, store.timeline_file(job.run_id))
     start = time.monotonic()
     try:
         session.fit(session.adopted())
@@ -109,6 +115,11 @@ class Session:
 
     def _module(self, run: RunSpec) -> TrainingModule:
         return TrainingModule(run) if self.team is None else RanksModule(run, self.team)
+
+    def record_spans(self, team: Team, path: Path) -> None:
+        """Record what the ranks do in the middle of the trunk, for a timeline at `path`."""
+        steps = middle(self.job.run.n_steps, self.job.timeline)
+        self.callbacks.append(Recorder(self.job.run_id, team, steps, partial(write_timeline, path)))
 
     def adopted(self, branch: str = "") -> Path | None:
         """The checkpoint to go on from, the same on all ranks; `branch`: its name, or "" for the trunk."""

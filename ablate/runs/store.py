@@ -36,6 +36,10 @@ class Store:
     def records(self) -> Path:
         return self.folder / "records"
 
+    def timeline_file(self, run_id: str) -> Path:
+        """Of a run whose ranks were recorded."""
+        return self.folder / "timelines" / f"{run_id}.json"
+
     @property
     def study_file(self) -> Path:
         return self.folder / "study.toml"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ablate.presets.rank_memory import rank_memory
 from ablate.presets.training_memory import RESERVE, training_memory
-from ablate.quantities import memory
+from ablate.quantities import memory, plural
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.earlier import with_checkpoints_of
 from ablate.runs.events import Listener
@@ -23,6 +23,7 @@ from ablate.runs.job import Job, threads
 from ablate.runs.plan import Design, NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study
+from ablate.schedules.timeline import middle
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import Machine, has_gpu, this_machine
@@ -61,6 +62,7 @@ class Options:
     wandb_project: str = ""
     checkpoints: Path | None = None  # a study of the same runs on other ranks, from whose checkpoints they go on
     cluster: str = ""  # a Slurm cluster's name; "": this machine
+    timeline: int = 0  # optimizer steps of each run, of which it is recorded what the ranks do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,12 +134,14 @@ def run_variants(
     time = estimate(plan, runs, claim.store, n_parallel)
     if study.match != "seconds":
         plan = with_estimates(plan, time)
+    if options.timeline:
+        _check_timeline(options.timeline, plan, n_ranks, claim.store, display)
     if not options.dry_run:
         plan, runs = claim.take((plan, runs), corpus, [text.corpus for text in texts.values()])
     display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
-    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
+    jobs = _jobs(plan, runs, texts, options, group=folder.absolute().name)
     if options.checkpoints:
         jobs = with_checkpoints_of(jobs, options.checkpoints)
     if n_ranks > 1:
@@ -268,7 +272,7 @@ def _jobs(
     plan: Plan,
     runs: Mapping[str, RunSpec],
     texts: Mapping[str, Texts],
-    wandb_project: str,
+    options: Options,
     group: str,
 ) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
@@ -279,13 +283,28 @@ def _jobs(
             variant=v.levels,
             corpus=texts[v.name].corpus,
             held_out_texts=texts[v.name].held_out,
-            wandb_project=wandb_project,
+            wandb_project=options.wandb_project,
             wandb_group=group,
+            timeline=options.timeline,
         )
         for v in plan.variants
         for identity in v.run_ids
     ]
     return sorted(jobs, key=lambda job: job.run.seed)
+
+
+def _check_timeline(n_recorded: int, plan: Plan, n_ranks: int, store: Store, display: Display) -> None:
+    """ValueError where there are no ranks or too few steps; that what has ended gets none is said."""
+    if n_ranks == 1:
+        raise ValueError("--timeline records what the ranks of a run do, and these have one; give --ranks too")
+    for v in plan.variants:
+        middle(v.n_steps, n_recorded)
+    ids = [identity for v in plan.variants for identity in v.run_ids]
+    late = sum(store.status(i) is not None and not store.timeline_file(i).exists() for i in ids)
+    if late:
+        display.say(
+            f"{plural(late, 'run')} ended without a timeline and will not be repeated for one; choose a new --out"
+        )
 
 
 def _facts(data: DataSpec, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fitted import KEPT_AT, Fit, Fitted, difference, fit_all
+from fitted import KEPT_AT, Fit, Fitted, difference, fit_all, schedule, timeline_of
 
+from ablate.cluster.measured import measure
+from ablate.runs.timelines import read_timeline
+from ablate.schedules.timeline import INSIDE, link
 from ablate.spec.ranks import Ranks
 
 EXPERTS = Ranks(data=2, expert=2, node=1)
@@ -21,9 +24,9 @@ def rest(whole: Fitted) -> Fitted:
 def test_two_ranks_train_as_one_process_and_go_on_where_it_was(tmp_path: Path) -> None:
     alone = Fit(place=tmp_path / "one")
     data = Fit(place=tmp_path / "data", ranks=Ranks(data=2))
-    experts = Fit(place=tmp_path / "experts", ranks=EXPERTS)
+    experts = Fit(place=tmp_path / "experts", ranks=EXPERTS, recorded=range(1, 3))
     again = Fit(place=tmp_path / "again", ranks=EXPERTS, resume=experts.place)
-    over = Fit(place=tmp_path / "over", ranks=Ranks(pipeline=2), resume=experts.place)
+    over = Fit(place=tmp_path / "over", ranks=Ranks(pipeline=2), resume=experts.place, recorded=range(1, 4))
     recomputed = Fit(place=tmp_path / "recomputed", trainer={"recompute": "full"})
     both = {"recompute": "full", "zero_stage": 1}
     sharded = Fit(place=tmp_path / "sharded", ranks=EXPERTS, trainer=both)
@@ -40,6 +43,32 @@ def test_two_ranks_train_as_one_process_and_go_on_where_it_was(tmp_path: Path) -
     assert difference(again_, rest(divided)) == 0, "the same layout, bit for bit"
     for found in others:
         assert difference(found, rest(one)) < 1e-12
+    assert [step.number for step in read_timeline(timeline_of(experts)).steps] == [1, 2]
+    check_timelines(experts, over)
+
+
+def check_timelines(experts: Fit, over: Fit) -> None:
+    """All work of both ranks in its order, what it waits for inside it, no message before it is sent."""
+    timeline = read_timeline(timeline_of(over))
+    assert [step.number for step in timeline.steps] == [2, 3], "it went on behind the first that was to be recorded"
+    found = measure(timeline, schedule(over))
+    assert found.peak_live_chunks == (3, 3)
+    assert 0 < found.lost.transfer_s < found.lost.bubble_s < found.step_s
+    assert found.lost.dispatch_s == 0
+    for step in timeline.steps:
+        sent = {link(s): s for spans in step.ranks for s in spans if s.kind in ("SF", "SB")}
+        came = [s for spans in step.ranks for s in spans if s.kind in ("RF", "RB")]
+        assert sent.keys() == {link(s) for s in came}
+        assert timeline.clock_error_s < 0.01
+        assert min(s.end_s - sent[link(s)].start_s for s in came) > -timeline.clock_error_s - 1e-5, "one clock"
+    found = measure(read_timeline(timeline_of(experts)), schedule(experts))
+    assert found.lost.dispatch_s > 0
+    assert found.lost.combine_s > 0
+    for spans in (spans for step in read_timeline(timeline_of(experts)).steps for spans in step.ranks):
+        for inner in (s for s in spans if s.kind in INSIDE):
+            outer = next(s for s in spans if s.is_compute and s.end_s >= inner.end_s)
+            assert outer.start_s <= inner.start_s
+            assert (outer.stage, outer.micro) == (inner.stage, inner.micro)
 
 
 @pytest.mark.slow

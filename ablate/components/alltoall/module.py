@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ class Wire(Protocol):
 class Channel(Protocol):
     """All-to-all of rows in one group of ranks."""
 
-    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Any:
-        """Rows by peer, sent[p] to peer p; a handle whose `wait()` gives those received, by peer."""
+    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], way: Literal["D", "C"]) -> Any:
+        """Rows by peer, sent[p] to peer p; a handle whose `wait()` gives those received, by peer.
+
+        way: to the experts (dispatch) or home from them (combine).
+        """
 
 
 class Peers(Protocol):
@@ -63,10 +66,10 @@ class Hop:
     copies_XK: Tensor
 
     def out(self, rows: Tensor) -> Any:
-        return self.channel.start(rows[self.row_S], self.sent, self.received)
+        return self.channel.start(rows[self.row_S], self.sent, self.received, "D")
 
     def back(self, rows: Tensor) -> Any:
-        return self.channel.start(rows, self.received, self.sent)
+        return self.channel.start(rows, self.received, self.sent, "C")
 
     def join(self, y_S: Tensor) -> Tensor:
         return summed(y_S, self.copies_XK)

@@ -19,6 +19,7 @@ from ablate.report.figures.canvas import NARROW, WIDE, Panel, draw
 from ablate.report.figures.channels import channel_bars
 from ablate.report.figures.effects import forest, gap_line, rows
 from ablate.report.figures.factors import ladder_line, response_line
+from ablate.report.figures.gantt import gantt, height
 from ablate.report.figures.interactions import four_points, triangle
 from ablate.report.figures.noise import detectable_line, noise_strip
 from ablate.report.figures.pareto import pareto, points
@@ -45,7 +46,7 @@ def all_figures(content: ReportContent) -> dict[str, tuple[Panel, ...]]:
     found |= {"noise": _noise(result), "detectable": _detectable(result)}
     found |= {"effects": _forest(result), "gaps": _gaps(content.gaps, result), "cost": _cost(result)}
     found |= {"responses": _responses(result), "ladder": _ladder(content.ladders)}
-    found |= {"tuning": responses(content.tuning)}
+    found |= {"tuning": responses(content.tuning), "timeline": _timeline(content)}
     found |= {"front": front(content.search), "settings": settings(content.search)}
     lines = {line.variant: line for line in content.curves if line.points}
     timed = {variant: line for variant, line in lines.items() if line.tokens_per_s is not None}
@@ -102,6 +103,11 @@ def _bars(name: str, found: Sequence[Factors]) -> tuple[Panel, ...]:
     if not found:
         return ()
     return (Panel(svg=draw(name, (WIDE, 0.9 + 0.34 * len(found)), partial(channel_bars, found=found))),)
+
+
+def _timeline(content: ReportContent) -> tuple[Panel, ...]:
+    found = content.timelines
+    return (Panel(svg=draw("timeline", (WIDE, height(found)), partial(gantt, found=found))),) if found else ()
 
 
 def _noise(result: StudyResult) -> tuple[Panel, ...]:
