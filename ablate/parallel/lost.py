@@ -33,7 +33,16 @@ def present(attempt: Path, rank: int) -> Iterator[None]:
 
 def missing(attempt: Path) -> list[int]:
     """The ranks that had a place in an attempt and have let go of it; none where the file system has no locks."""
-    return [int(file.stem.partition("-")[2]) for file in sorted(attempt.glob(PLACE.format(0)[:5] + "*")) if _free(file)]
+    return [int(file.stem.partition("-")[2]) for file in _places(attempt) if _free(file)]
+
+
+def anybody_left(attempt: Path) -> bool:
+    """Whether some rank still holds its place in an attempt; so it seems where the file system has no locks."""
+    return not all(map(_free, _places(attempt)))
+
+
+def _places(attempt: Path) -> list[Path]:
+    return sorted(attempt.glob(PLACE.format(0)[:5] + "*"))
 
 
 def _free(file: Path) -> bool:

@@ -202,8 +202,14 @@ def test_a_run_on_ranks_becomes_its_torchrun(make_job: MakeJob, store: Store, mo
     job = make_job(ranks=Ranks(pipeline=2, data=2))
     path = write_job(job, store.run_folder(job.run_id))
     monkeypatch.setattr(os, "execv", replaced)
-    with pytest.raises(Replaced, match="--nproc-per-node=4"):
-        worker.work(path, "key", lambda: False)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "100")
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(Replaced, match="--nproc-per-node=4"):
+            worker.work(path, "key", lambda: False)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN, "Slurm's signal to all processes would end torchrun"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_ranks_are_started_by_torchrun(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 
-from ablate.parallel.lost import missing, present
+from ablate.parallel.lost import anybody_left, missing, present
 from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Killed, Progress
 from ablate.runs.executors import worker
@@ -51,7 +51,9 @@ def test_a_rank_is_missing_once_its_process_has_ended(tmp_path: Path) -> None:
     with present(tmp_path, 0), present(tmp_path, 2):
         subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], check=False)
         assert missing(tmp_path) == [1]
+        assert anybody_left(tmp_path)
     assert missing(tmp_path) == [0, 1, 2]
+    assert not anybody_left(tmp_path)
 
 
 def test_a_broken_connection_is_another_ranks_failure_and_any_other_error_its_own(

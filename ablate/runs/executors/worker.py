@@ -98,6 +98,7 @@ def work(path: Path, key: str, must_stop: Callable[[], bool]) -> None:
     if job.ranks > 1:
         command = torchrun.command(torchrun.Layout(ranks=job.ranks), path, attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(job.n_threads))  # torchrun would choose, and say so at length
+        torchrun.prepare()
         os.execv(command[0], command)
     attempt_at(job, store, attempt, must_stop)
 
