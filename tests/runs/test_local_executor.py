@@ -20,6 +20,7 @@ from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Killed, Progress
 from ablate.runs.executors import local, worker
 from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.executors.signals import hold, stopping
 from ablate.runs.executors.torchrun import Layout, command
 from ablate.runs.job import Job
 from ablate.runs.job_file import job_file, read_job, write_job
@@ -296,3 +297,18 @@ def test_the_encoded_job_holds_no_environment(make_job: MakeJob, store: Store, m
     job = make_job()
     assert "planted" not in write_job(job, store.run_folder(job.run_id)).read_text()
     assert encode(job.run) == encode(read_job(job_file(store.run_folder(job.run_id))).run)
+
+
+def test_a_signal_that_comes_while_a_process_starts_is_heeded() -> None:
+    """Between being forked and having handlers a worker is asked to stop, once."""
+    begun, end = os.pipe()
+    if not (child := os.fork()):
+        hold()
+        os.write(end, b".")
+        while not signal.sigpending():
+            time.sleep(0.001)
+        with stopping() as stop:
+            os._exit(7 if stop.requested else 1)
+    os.read(begun, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
