@@ -46,6 +46,9 @@ class End:
     def __init__(self, *items: Any) -> None:
         self.items, self.sent = list(items), list[Any]()
 
+    def fileno(self) -> int:
+        return 2
+
     def poll(self, timeout: float) -> bool:
         return True
 
@@ -286,7 +289,7 @@ def test_the_first_steps_are_measured_or_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_whose_parent_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([1, 1, 2])
     monkeypatch.setattr(worker.os, "getppid", lambda: next(said, 2))
-    waits = SimpleNamespace(poll=lambda timeout: False)
+    waits = SimpleNamespace(poll=lambda timeout: False, fileno=lambda: 2)
     before = time.monotonic()
     worker.serve(waits)
     assert time.monotonic() - before < 5

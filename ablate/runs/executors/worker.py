@@ -44,6 +44,7 @@ def serve(connection: Any) -> None:
     checkpoint of the run that goes on.
     """
     parent, begun = os.getppid(), time.process_time()
+    os.set_inheritable(connection.fileno(), True)  # torchrun too, if this becomes one, is gone when its end is closed
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
