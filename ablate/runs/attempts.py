@@ -34,7 +34,7 @@ def at_work(folder: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(path, "w"))
             stack.callback(_remove, path)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -47,14 +47,22 @@ def commands(folder: Path) -> list[int]:
     """Processes of this machine that conduct the study in a folder; what a killed one left is removed."""
     found, here = [], f"{socket.gethostname()}-"
     for path in (folder / COMMANDS).glob(f"{here}*"):
+        process = int(path.name.removeprefix(here))
         with suppress(OSError), open(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(int(path.name.removeprefix(here)))
+                found.append(process)
             else:
-                _remove(path)
+                _remove_unless_it_lives(process, path)
     return found
+
+
+def _remove_unless_it_lives(process: int, path: Path) -> None:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        _remove(path)
 
 
 def newest(attempts: Path, key: str) -> Path | None:
