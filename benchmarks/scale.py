@@ -161,7 +161,7 @@ def _report(found: dict[str, Any], arguments: Any) -> str:
         "",
         f"`python benchmarks/scale.py --runs {arguments.runs} --seconds {arguments.seconds} --jobs {arguments.jobs} "
         f"--records {arguments.records}`, {time.strftime('%Y-%m-%d', time.gmtime())}, {found['cores']} cores, Python "
-        f"{found['python']}; load of the machine {found['load_before']:.1f} before and {found['load_after']:.1f} after: "
+        f"{found['python']}; load of the machine {found['load_before']:.1f}, then {found['load_after']:.1f}: "
         "the seconds of a clock are its other work's as much. The trainer is a stub that waits.",
         "",
         "| | measured | asked for |",
