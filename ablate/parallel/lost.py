@@ -55,6 +55,11 @@ def missing(attempt: Path) -> list[int]:
     return [rank for rank, file in _places(attempt) if _free(file)]
 
 
+def anybody_left(attempt: Path) -> bool:
+    """Whether some rank still holds its place in an attempt; so it seems where the file system has no locks."""
+    return not all(_free(file) for _, file in _places(attempt))
+
+
 def still(attempt: Path) -> list[int]:
     """The ranks whose processes are there and have not run for `QUIET_S`: stopped, frozen, or on a lost machine."""
     try:

@@ -150,7 +150,8 @@ class Store:
     def commit(self, record: RunRecord) -> bool:
         """Put a record there if none is; False if the run had one already, which is then kept."""
         path = self.records / f"{record.run_id}.json"
-        return commit_once(path, sealed(dataclasses.asdict(record)), "the record")
+        plain = {each.name: getattr(record, each.name) for each in dataclasses.fields(record)}
+        return commit_once(path, sealed(plain), "the record")
 
 
 def read_record(path: Path) -> RunRecord:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ablate.presets.rank_memory import rank_memory
 from ablate.presets.training_memory import RESERVE, training_memory
 from ablate.quantities import memory, plural
+from ablate.runs.attempts import at_work
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.earlier import with_checkpoints_of
 from ablate.runs.events import Listener
@@ -151,7 +152,8 @@ def run_variants(
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
     listener, earlier = display.follow(plan, n_parallel), ended(claim.store)
     try:
-        outcome = execute_all(jobs, claim.store, executor, listener=listener)
+        with at_work(folder):
+            outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
     remember(plan, runs, claim.store, earlier)

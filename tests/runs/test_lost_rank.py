@@ -14,7 +14,7 @@ import processes
 import pytest
 
 from ablate.parallel import lost
-from ablate.parallel.lost import missing, present
+from ablate.parallel.lost import anybody_left, missing, present
 from ablate.runs import conduct
 from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Killed, Progress
@@ -61,7 +61,9 @@ def test_a_rank_is_missing_once_its_process_has_ended(tmp_path: Path) -> None:
     with present(tmp_path, 0), present(tmp_path, 2):
         subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], check=False)
         assert missing(tmp_path) == [1]
+        assert anybody_left(tmp_path)
     assert missing(tmp_path) == [0, 1, 2]
+    assert not anybody_left(tmp_path)
 
 
 def test_a_rank_whose_process_stands_still_is_told_from_those_that_wait_for_it(

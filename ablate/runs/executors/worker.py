@@ -44,6 +44,7 @@ def serve(connection: Any) -> None:
     checkpoint of the run that goes on.
     """
     parent, begun = os.getppid(), time.process_time()
+    os.set_inheritable(connection.fileno(), True)  # torchrun too, if this becomes one, is gone when its end is closed
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
@@ -98,6 +99,7 @@ def work(path: Path, key: str, must_stop: Callable[[], bool]) -> None:
     if job.ranks > 1:
         command = torchrun.command(torchrun.Layout(ranks=job.ranks), path, attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(job.n_threads))  # torchrun would choose, and say so at length
+        torchrun.prepare()
         os.execv(command[0], command)
     attempt_at(job, store, attempt, must_stop)
 
