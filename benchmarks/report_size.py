@@ -131,7 +131,9 @@ def _arguments() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[500, 1000])
     parser.add_argument("--designs", nargs="+", default=["lattice", "leave-one-out", "factors"])
-    parser.add_argument("--work", type=Path, help="Where the studies are written; default: the place of temporary files.")
+    parser.add_argument(
+        "--work", type=Path, help="Where the studies are written; default: the place of temporary files."
+    )
     return parser.parse_args()
 
 

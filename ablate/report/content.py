@@ -34,6 +34,7 @@ from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
 from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.report.tiles import Tile, tiles
+from ablate.report.watched import LoadMap, Watched, load_maps, watched
 from ablate.report.waterfall import Waterfall, waterfall, who_can
 from ablate.report.why_faster import Factors, of_study, published
 from ablate.runs.history import Entry, History
@@ -92,6 +93,8 @@ class ReportContent:
     other_metrics: Table
     curves: tuple[Curve, ...]
     gaps: tuple[Gap, ...]
+    watched: tuple[Watched, ...]  # what is measured beside the loss, over the training
+    loads: tuple[LoadMap, ...]  # of experts, at the end
     curve_table: Table
     held_equal: tuple[Fact, ...]
     provenance: tuple[Fact, ...]
@@ -179,6 +182,8 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         other_metrics=other_metrics(result),
         curves=lines,
         gaps=gaps(result),
+        watched=watched(result),
+        loads=load_maps(result),
         curve_table=curve_points(lines),
         held_equal=held_equal(result),
         provenance=provenance(result),

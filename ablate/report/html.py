@@ -51,6 +51,7 @@ def _sections(content: ReportContent, figures: dict[str, Any]) -> Iterator[tuple
         ("effects", "Effects"): True,
         ("interactions", "Interactions"): figures["interactions"],
         ("loss", "Loss"): True,
+        ("watched", "Beside the loss"): figures["watched"] or content.routing.rows,
         ("pareto", "Loss against time"): figures["pareto"],
         ("faster", "Why"): figures["channels"] or content.compute.channels.rows,
         ("beside", "Beside theirs"): content.beside.rows,

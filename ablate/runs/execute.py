@@ -184,6 +184,7 @@ class Session:
             curve=tuple(self.curve.points),
             branches=tuple(self.branches.points[n] for n in sorted(self.branches.points)),
             judged={name: text.judged() for name, text in self.held_out.items()},
+            expert_loads={} if fault else self.module.expert_loads,
             order_hash=order_hash(
                 corpus_hash=job.corpus.hash,
                 n_windows=len(windows),
