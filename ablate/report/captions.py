@@ -179,8 +179,8 @@ PUBLISHED = (
 )
 WATCHED = (
     "Means over the finished runs with their span, on the held-out windows; before the end these are fewer, so that "
-    "loads look less even there. Every other variant that has the figure is a pale line. FP8 is read in one micro-batch "
-    "now and then: a number that is not 0 is lost where its block's scale, which is that of the block's largest number, "
+    "loads look less even there. Every other variant with the figure is a pale line. FP8 is read in one micro-batch "
+    "now and then: a number that is not 0 is lost where the scale, which follows the largest number of its block, "
     "leaves nothing of it."
 )
 NOISE = (

@@ -21,8 +21,8 @@ from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.beside import beside
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.calibration import calibration
-from ablate.report.tables.effects import attribution, effects, interactions, noise, other_sets, ranks
-from ablate.report.tables.factors import effects_by_cell, responses
+from ablate.report.tables.effects import effects, interactions, noise, other_sets, ranks
+from ablate.report.tables.factors import responses
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
 from ablate.report.tables.looks import any_time, looks_made, of_history, plans_made
@@ -69,7 +69,6 @@ class ReportContent:
     beside: Table
     primary: Table  # where it is not the loss
     responses: tuple[Table, ...]  # to factors
-    cells: Table  # effects where a design is crossed with factors
     ladders: tuple[Ladder, ...]
     ladder: Table
     ladder_trends: Table
@@ -81,7 +80,6 @@ class ReportContent:
     history: tuple[Entry, ...]
     tuning: TuningSection | None
     search: SearchSection | None
-    attribution: Table
     ranks: Table
     interactions: Table
     noise: Table
@@ -149,7 +147,6 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         plans=plans_made(entries),
         any_time=any_time(result, entries),
         history=entries,
-        attribution=attribution(result),
         ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
@@ -166,7 +163,6 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         beside=beside(result),
         primary=primary_table(stated, result),
         responses=responses(result),
-        cells=effects_by_cell(result),
         ladders=sizes_of,
         ladder=ladder_table(sizes_of, result),
         ladder_trends=trend_table(sizes_of, result),

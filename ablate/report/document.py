@@ -9,11 +9,11 @@ verdict is over); `gains` (per comparison, natural logarithms of the cost withou
 `tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`, `log_flops_per_s`, evidence of each
 channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
 or null); `watched` (figures beside the loss over the training, means over runs with their span), `expert_loads` (tokens
-of each router's experts over their mean at the end, the busiest first); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
-(to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
-(effects over sizes with their trend); `tuning` (rates, screening, effects at the shared and own rates) and `search`
-(trials, best, Pareto front, winners on fresh seeds), each null where there was none; `pairing_breaks`; `noise`;
-`warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost
+of each router's experts over their mean at the end, the busiest first); `asked` (what was stated before the first run,
+with hash and time), `primary_metric`, `factors`, `responses` (to factors: levels with mean and difference, trend),
+`cells` (effects at each combination of levels), `ladders` (effects over sizes with their trend); `tuning` (rates,
+screening, effects at the shared and own rates) and `search` (trials, best, Pareto front, winners on fresh seeds), each
+null where there was none; `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost
 or in nats); `citation` (BibTeX). A number that there is not is null.
 """
 

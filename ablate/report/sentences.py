@@ -16,7 +16,7 @@ from ablate.report.figures.pareto import front, points
 from ablate.report.interplay import Interplay
 from ablate.report.names import confidence, emulated
 from ablate.report.noise import MOST_ROWS, Detectable, Strip
-from ablate.report.watched import BALANCE, DRAFTS, KINDS, LOST, LoadMap, Watched
+from ablate.report.watched import DRAFTS, KINDS, LOST, LoadMap, Watched
 from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
 

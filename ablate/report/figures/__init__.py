@@ -179,11 +179,11 @@ def _watched(found: Sequence[Watched]) -> tuple[Panel, ...]:
 
 
 def _loads(found: Sequence[LoadMap]) -> tuple[Panel, ...]:
+    heights = [0.5 + 0.24 * min(len(each.routers), MOST_ROUTERS) for each in found]
     return tuple(
-        Panel(svg=draw(f"loads{i}", (NARROW, 0.5 + 0.24 * min(len(each.routers), MOST_ROUTERS)), partial(load_map, found=each)),
-              title=clean(each.variant))
+        Panel(svg=draw(f"loads{i}", (NARROW, heights[i]), partial(load_map, found=each)), title=clean(each.variant))
         for i, each in enumerate(found)
-    )  # fmt: skip
+    )
 
 
 def _cost(result: StudyResult) -> tuple[Panel, ...]:
