@@ -92,7 +92,8 @@ Checkpoints = Annotated[
     typer.Option(metavar="DIR", help="Go on from the checkpoints of the same runs on other ranks: a study's folder."),
 ]
 Wandb = Annotated[
-    str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
+    str,
+    typer.Option("--wandb", metavar="PROJECT", help="Log curves and the report to W&B too (offline without a key)."),
 ]
 
 

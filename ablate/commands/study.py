@@ -155,7 +155,11 @@ def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **op
     if done.outcome.interrupted:
         display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
-    _report(done.folder, ("html", "md"), json=json, at=at)
+    reports = _report(done.folder, ("html", "md"), json=json, at=at)
+    if project := options.get("wandb_project"):
+        from ablate.runs.wandb_sink import log_report
+
+        log_report(project, done.folder, reports)
     if "failed" in done.outcome.status.values():
         raise typer.Exit(1)
 
@@ -210,7 +214,8 @@ def _compare(first: Path, second: Path, *, json: bool, at: str) -> None:
         print_json(two.document(*contents))
 
 
-def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> None:
+def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> list[Path]:
+    """Write and print the report of a study; the files that were written."""
     from rich.console import Console
 
     import ablate.report as reports
@@ -221,3 +226,4 @@ def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> N
     Console(stderr=True, highlight=False).print(text.render(content, paths))
     if json:
         print_json(reports.to_json(content))
+    return paths

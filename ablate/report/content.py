@@ -21,8 +21,8 @@ from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.beside import beside
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.calibration import calibration
-from ablate.report.tables.effects import attribution, effects, interactions, noise, other_sets, ranks
-from ablate.report.tables.factors import effects_by_cell, responses
+from ablate.report.tables.effects import effects, interactions, noise, other_sets, ranks
+from ablate.report.tables.factors import responses
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
 from ablate.report.tables.looks import any_time, looks_made, of_history, plans_made
@@ -35,6 +35,7 @@ from ablate.report.tables.table import Table
 from ablate.report.tables.timeline import Recorded, bubbles, notes, recorded, seconds
 from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.report.tiles import Tile, tiles
+from ablate.report.watched import LoadMap, Watched, load_maps, watched
 from ablate.report.waterfall import Waterfall, waterfall, who_can
 from ablate.report.why_faster import Factors, of_study, published
 from ablate.runs.history import Entry, History
@@ -69,7 +70,6 @@ class ReportContent:
     beside: Table
     primary: Table  # where it is not the loss
     responses: tuple[Table, ...]  # to factors
-    cells: Table  # effects where a design is crossed with factors
     ladders: tuple[Ladder, ...]
     ladder: Table
     ladder_trends: Table
@@ -81,7 +81,6 @@ class ReportContent:
     history: tuple[Entry, ...]
     tuning: TuningSection | None
     search: SearchSection | None
-    attribution: Table
     ranks: Table
     interactions: Table
     noise: Table
@@ -97,6 +96,8 @@ class ReportContent:
     other_metrics: Table
     curves: tuple[Curve, ...]
     gaps: tuple[Gap, ...]
+    watched: tuple[Watched, ...]  # what is measured beside the loss, over the training
+    loads: tuple[LoadMap, ...]  # of experts, at the end
     curve_table: Table
     held_equal: tuple[Fact, ...]
     provenance: tuple[Fact, ...]
@@ -151,7 +152,6 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         plans=plans_made(entries),
         any_time=any_time(result, entries),
         history=entries,
-        attribution=attribution(result),
         ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
@@ -168,7 +168,6 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         beside=beside(result),
         primary=primary_table(stated, result),
         responses=responses(result),
-        cells=effects_by_cell(result),
         ladders=sizes_of,
         ladder=ladder_table(sizes_of, result),
         ladder_trends=trend_table(sizes_of, result),
@@ -188,6 +187,8 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         other_metrics=other_metrics(result),
         curves=lines,
         gaps=gaps(result),
+        watched=watched(result),
+        loads=load_maps(result),
         curve_table=curve_points(lines),
         held_equal=held_equal(result),
         provenance=provenance(result),

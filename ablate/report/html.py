@@ -53,6 +53,7 @@ def _sections(content: ReportContent, figures: dict[str, Any]) -> Iterator[tuple
         ("effects", "Effects"): True,
         ("interactions", "Interactions"): figures["interactions"],
         ("loss", "Loss"): True,
+        ("watched", "Beside the loss"): figures["watched"] or content.routing.rows,
         ("pareto", "Loss against time"): figures["pareto"],
         ("faster", "Why"): figures["channels"] or content.compute.channels.rows,
         ("timeline", "Ranks"): figures["timeline"],

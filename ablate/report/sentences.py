@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ablate.attribution.study.compare import LOSS, SPEED, StudyResult
 from ablate.attribution.verdicts import GAIN, HARM
-from ablate.quantities import between, listed, number, plural, signed
+from ablate.quantities import between, listed, number, percent, plural, short, signed
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap
 from ablate.report.ends import drawn, reference, sides
@@ -16,6 +16,7 @@ from ablate.report.figures.pareto import front, points
 from ablate.report.interplay import Interplay
 from ablate.report.names import confidence, emulated
 from ablate.report.noise import MOST_ROWS, Detectable, Strip
+from ablate.report.watched import DRAFTS, KINDS, LOST, LoadMap, Watched
 from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
 
@@ -118,6 +119,40 @@ def of_channels(found: Sequence[Factors]) -> str:
     parts = " × ".join(number(math.exp(row.logs[c]), 2) for c in known)
     missing = f" {row.missing[0].upper()}{row.missing[1:]} and left out." if row.missing else ""
     return f"{clean(row.name)}: {row.said} = {parts} ({', '.join(known)}); most of it is {largest}.{missing}"
+
+
+def of_watched(found: Sequence[Watched]) -> str:
+    """How each figure ends; of what FP8 loses, the kind of number that it loses most of."""
+    parts = [_one_watched(each) for each in found if each.metric not in LOSSES]
+    lost = [each for each in found if each.metric in LOSSES]
+    if lost:
+        most = max(lost, key=lambda each: each.first.means[-1])
+        share = short(1e6 * most.first.means[-1], 3)
+        parts.append(f"FP8 makes {share} of a million {LOSSES[most.metric]}s 0 in {clean(most.first.variant)}")
+    return f"At the end {'; '.join(parts)}."
+
+
+LOSSES = {LOST.format(kind): kind for kind in KINDS}
+
+
+def _one_watched(found: Watched) -> str:
+    line, name = found.first, clean(found.first.variant)
+    if found.metric == DRAFTS:
+        began = f", {percent(line.means[0], 3)} at the first evaluation" if len(line.means) > 1 else ""
+        return f"{percent(line.means[-1], 3)} of the drafts of {name} are accepted{began}"
+    against = f", {_load(found.against.means[-1])} in {clean(found.against.variant)}" if found.against else ""
+    return f"the busiest expert of a router gets {_load(line.means[-1])} the mean load in {name}{against}"
+
+
+def _load(violation: float) -> str:
+    return f"{number(1 + violation, 2)}×"
+
+
+def of_loads(found: Sequence[LoadMap]) -> str:
+    """How much more than its share the busiest expert gets, in each variant that is drawn."""
+    of, *rest = [(f"{number(each.largest, 2)}×", clean(each.variant)) for each in found]
+    parts = [f"{of[0]} the mean load in {of[1]}", *(f"{size} in {name}" for size, name in rest)]
+    return f"The busiest expert of a router gets, mean over routers, {listed(parts)}."
 
 
 def of_cost(result: StudyResult) -> str:

@@ -124,7 +124,7 @@ class RanksModule(TrainingModule):
         self.model.eval()
         tallies = {name: self._tally(windows, batch_size) for name, windows in held_out.items()}
         self.model.train()
-        return {k: v for name, tally in tallies.items() for k, v in tally.named(name, held_out[name]).items()}
+        return self._judged(tallies, held_out)
 
     def _tally(self, held_out: HeldOut, batch_size: int) -> Tally:
         mesh, tally = self.team.mesh, Tally()

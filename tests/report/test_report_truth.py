@@ -83,7 +83,7 @@ def test_a_verdict_is_the_same_wherever_it_stands_and_names_its_correction(tmp_p
         content = report(tmp_path / str(seed), design, seed=seed)
         found = content.result.attribution.effects
         document = json.loads(json.dumps(to_json(content)))
-        table = content.attribution if content.attribution.rows else content.effects
+        table = content.effects
         assert "Holm over 6 effects" in table.columns[1].label
         assert "Holm over 6 effects" in words(content, "md")[0]
         assert "Holm" in words(content, "terminal")[0]
@@ -127,8 +127,7 @@ def test_where_nothing_is_resolved_the_answer_says_what_is_excluded_and_what_wou
 @pytest.mark.parametrize("design", DESIGNS)
 def test_what_is_still_needed_is_counted_in_runs_with_their_time(tmp_path, design):
     content = report(tmp_path, design)
-    tables = [t for t in (content.attribution, content.effects) if t.rows]
-    cells = [row[-1] for t in tables for row in t.rows if row[0] != "total"]
+    cells = [row[-1] for row in content.effects.rows if row[0] != "all together"]
     assert all(re.fullmatch(r"0|–|\+[\d,]+ \(.*(s|min|days)\)", cell) for cell in cells), cells
     assert not re.search(r"more seeds?\b", " ".join(words(content, "md", "terminal")))
 
@@ -175,7 +174,7 @@ def test_ranks_stand_in_every_form(tmp_path):
 
 def test_no_verdict_of_a_lost_effect_is_one_of_the_four_without_a_word(tmp_path):
     content = report(tmp_path, "lattice", without_mla)
-    row = next(row for row in content.attribution.rows if row[0] == "mla")
+    row = next(row for row in content.effects.rows if row[0] == "mla")
     assert row[1] == "not resolved (no interval)"
     assert any(note.startswith("mla: no interval, because it is defined on -mla (1 diverged of 1 run)")
                for note in content.effect_notes)  # fmt: skip
