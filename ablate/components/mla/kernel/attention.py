@@ -238,6 +238,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors, *output, document_BT)
     ctx.scale = scale
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros are made for the logarithms
 
 
 def _backward(ctx: Any, do_BTHV: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
