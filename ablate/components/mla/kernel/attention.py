@@ -83,7 +83,7 @@ class _Operands:
             check_rows("document", self.document_BT, (torch.int32,))
 
     def choose(self, kernel: str) -> Configuration:
-        return choose(TABLE, kernel, self.v_BTHV, EXACT, **self.widths)
+        return choose(TABLE, kernel, self.v_BTHV, EXACT, **self.widths, DOCUMENTS=int(self.document_BT is not None))
 
     def described(self, rows_m: int, rows_n: int) -> tuple[TensorDescriptor, ...]:
         """Blocks of rows_m queries, and of rows_n keys and values."""
