@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.model.block import Block, ModelContext, Rotation, rotation_table
+from ablate.model.modules import Embedding
 from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
@@ -49,7 +50,7 @@ class Transformer(nn.Module):
         context = ModelContext(spec)
         objective: Any = spec.objective.build(context) if part.last else None
         embeds = part.first or getattr(objective, "joins_embedding", False)
-        self.embedding: Any = nn.Embedding(spec.vocab_size, spec.dim) if embeds else None
+        self.embedding: Any = Embedding(spec.vocab_size, spec.dim, spec.residual_dtype) if embeds else None
         self.layers: Any = nn.ModuleList()
         for layer in range(spec.n_layers):
             self.layers.add_module(str(layer), Block(spec, layer) if layer in part.layers else None)

@@ -190,6 +190,13 @@ class RunSpec:
     n_warmup_steps: CountOrNone  # equal in all runs of a study, or longer ones would also have warmed up for longer
     schema_version: Count = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        if self.model.residual_dtype != "float32" and self.trainer.ranks.pipeline > 1:
+            raise ValueError(
+                f"model.residual_dtype is {self.model.residual_dtype} and there are {self.trainer.ranks.pipeline} "
+                "pipeline ranks, which hand on float32; leave it out, or train on one pipeline rank"
+            )
+
     @property
     def n_tokens(self) -> int:
         return self.n_steps * self.trainer.tokens_per_step

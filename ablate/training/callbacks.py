@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from ablate.spec.run import RunSpec
-from ablate.training.checkpoint import checkpoint_path, prune, random_state, restore_random_state
+from ablate.training.checkpoint import FolderCheckpoint, checkpoint_path, random_state, restore_random_state
 from ablate.training.evaluation import HeldOut, batch_windows
 from ablate.training.schedule import learning_rate_factor
 
@@ -176,7 +176,8 @@ class Keeper(Callback):
     """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary where `stop` is true.
 
     Less often where writing takes long: never so often that it would be more than WRITING_SHARE of a run's time, going
-    by the last one, or before the first by the bytes that there are to write.
+    by the last one, or before the first by the bytes that there are to write. Training goes on meanwhile, and that one
+    could not be written stops it at the next boundary.
     Checkpoints of one attempt go to its own folder. Random states are saved here, since Lightning saves none.
     """
 
@@ -214,17 +215,16 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
+        files: FolderCheckpoint = trainer.strategy.checkpoint_io
+        files.check()
+        self._write_s = files.write_s or self._write_s
         agreed = trainer.strategy.reduce_boolean_decision  # what one rank wants all do, at one step
         stop = agreed(self.stop(), all=False)
-        due = time.monotonic() - self._last >= self.interval_s
+        due = time.monotonic() - self._last >= self.interval_s and not files.busy
         if agreed(trainer.global_step in self.at or due, all=False) or stop:
-            start = time.monotonic()
             self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step, self.branch))
-            if trainer.is_global_zero:
-                prune(self.attempt, self.branch)
             self._last = time.monotonic()
-            self._write_s = self._last - start
         if stop:
             raise Interrupted
 
