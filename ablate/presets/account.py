@@ -55,6 +55,7 @@ def account_preset(
         base = replace(base, trainer=replace(base.trainer, recompute=recompute))
     if zero_stage is not None:
         base = replace(base, trainer=replace(base.trainer, zero_stage=zero_stage))
+    base.trainer.check_states()
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):
