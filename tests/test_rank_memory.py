@@ -17,7 +17,7 @@ from ablate.presets.account import account_preset, render
 from ablate.presets.rank_memory import RankMemory, rank_memory
 from ablate.presets.training_memory import training_memory
 from ablate.spec.ranks import Ranks
-from ablate.spec.run import Spec, TrainerSpec
+from ablate.spec.run import Spec
 
 
 def spec_on(ranks: Ranks, level: str = "on", **trainer: object) -> Spec:
@@ -84,4 +84,5 @@ def test_account_says_what_a_rank_takes() -> None:
     assert "training on pipeline=1, data=8, expert=8, node=8 by libraries: at most " in render(found)
     plain = account_preset("h200x8-d2048", [], [], {}, None)
     assert found["rank_memory"]["library"][0]["states"] < plain["rank_memory"]["library"][0]["states"]
-    assert TrainerSpec.__dataclass_fields__["zero_stage"].default == 0
+    with pytest.raises(ValueError, match="zero_stage is 1, and one process has nobody"):
+        account_preset("h200-d1024", [], [], {}, None, zero_stage=1)

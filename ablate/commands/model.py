@@ -48,8 +48,9 @@ def account(
     from ablate.presets.account import account_model, account_preset, render
     from ablate.spec.ranks import read_ranks
 
+    changes = {"recompute": recompute, "zero_stage": zero_stage}
     if model is not None:
-        if preset or disable or enable or alternative or ranks or recompute or zero_stage is not None:
+        if preset or disable or enable or alternative or ranks or any(v is not None for v in changes.values()):
             raise ValueError(
                 "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, "
                 "--ranks, --recompute, --zero-stage"
@@ -63,8 +64,7 @@ def account(
             pairs(alternative or []),
             sequence_length,
             read_ranks(ranks) if ranks else None,
-            recompute,
-            zero_stage,
+            **{name: value for name, value in changes.items() if value is not None},
         )
     if json:
         print_json(figures)

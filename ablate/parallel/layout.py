@@ -33,12 +33,8 @@ def layers_of(model: ModelSpec, trainer: TrainerSpec) -> tuple[range, ...]:
 
 def check_ranks(model: ModelSpec, trainer: TrainerSpec) -> None:
     """ValueError if a run cannot be computed on its ranks as one process would compute it."""
+    trainer.check_states()
     if trainer.ranks.world == 1:
-        if trainer.zero_stage:
-            raise ValueError(
-                "trainer.zero_stage is 1, and one process has nobody to divide the optimizer's states with; give "
-                "ranks, as in --ranks data=2, or zero_stage 0"
-            )
         return
     n_experts = getattr(model.feed_forward, "n_routed_experts", 0)
     if trainer.transport is not None and trainer.ranks.expert > n_experts:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ablate.components.codec import decode_model
+from ablate.components.codec import decode_model, decode_spec
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS, component
 from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
@@ -19,7 +19,7 @@ from ablate.quantities import memory, number, plural, whole
 from ablate.spec.cost import DTYPE_BYTES
 from ablate.spec.model import ModelSpec
 from ablate.spec.ranks import Ranks
-from ablate.spec.run import Preset, Spec
+from ablate.spec.run import Preset, Spec, TrainerSpec
 
 PUBLISHED = Path(__file__).with_name("published")
 # What a user's model file may leave out.
@@ -42,19 +42,20 @@ def account_preset(
     alternatives: Mapping[str, str],
     sequence_length: int | None,
     ranks: Ranks | None = None,
-    recompute: Literal["none", "full"] | None = None,
-    zero_stage: Literal[0, 1] | None = None,
+    **trainer_fields: Any,
 ) -> dict[str, Any]:
-    """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
+    """Figures of the full variant without what is disabled; with `enable`, of the baseline with that.
+
+    `trainer_fields`: other values of fields of the trainer.
+    """
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
     if ranks:
         base = on_ranks(base, ranks)
         size = fitting_micro_batch(base.trainer.batch_size, base.trainer.micro_batch_size, ranks)
         base = replace(base, trainer=replace(base.trainer, micro_batch_size=size))
-    if recompute:
-        base = replace(base, trainer=replace(base.trainer, recompute=recompute))
-    if zero_stage is not None:
-        base = replace(base, trainer=replace(base.trainer, zero_stage=zero_stage))
+    if trainer_fields:
+        base = replace(base, trainer=decode_spec(TrainerSpec, asdict(base.trainer) | trainer_fields, "trainer"))
+    base.trainer.check_states()
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):

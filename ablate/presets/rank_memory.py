@@ -54,7 +54,7 @@ def rank_memory(model: ModelSpec, trainer: TrainerSpec) -> tuple[RankMemory, ...
     if keeps is None:
         return ()
     schedule = _schedule(trainer)
-    ranges = (range(model.n_layers),)
+    ranges: tuple[range, ...] = (range(model.n_layers),)
     if trainer.pipeline is not None:
         ranges = trainer.pipeline.layers(model.n_layers, schedule.n_stages)
     stages = [_Stage(keeps, trainer, layers, i, schedule.last_stage) for i, layers in enumerate(ranges)]

@@ -115,6 +115,14 @@ class TrainerSpec:
                     f"the run, before the warm-up ends at {self.warmup_share}; leave it out or warm up for less"
                 )
 
+    def check_states(self) -> None:
+        """ValueError where the optimizer's states are to be divided, and there is nobody to divide them with."""
+        if self.zero_stage and self.ranks.world == 1:
+            raise ValueError(
+                f"trainer.zero_stage is {self.zero_stage}, and one process has nobody to divide the optimizer's states "
+                "with; give ranks, as in --ranks data=2, or zero_stage 0"
+            )
+
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length

@@ -105,6 +105,10 @@ def test_a_broken_connection_is_another_ranks_failure_and_any_other_error_its_ow
             assert "more" not in said
         said = str(worker._of_this_rank(BROKEN, job, tmp_path))
     assert said == f"{worker.LOST}: the process of rank 1 of 2 has ended"
+    with present(tmp_path, 0), present(tmp_path, 1):
+        monkeypatch.setattr(worker, "still", lambda attempt: [1])
+        said = str(worker._of_this_rank(BROKEN, job, tmp_path))
+    assert said == f"{worker.LOST}: the process of rank 1 of 2 stands still"
     own = ValueError("no such thing")
     assert worker._of_this_rank(own, job, tmp_path) is own
     assert worker._of_this_rank(BROKEN, make_job(), tmp_path) is BROKEN, "one process has no other"
