@@ -113,6 +113,7 @@ def test_all_forms_have_the_tables(content: ReportContent) -> None:
     assert "| " + " | ".join(row) + " |" in markdown
     assert all(f">{cell}</td>" in html for cell in row[1:])
     assert 'id="timeline"' in html
+    assert ".venv/bin/dsv3-ablate sweep study.toml --out results/again --timeline 2" in content.repeat
     shown = io.StringIO()
     Console(width=200, file=shown).print(to_text(content))
     assert row[2] in shown.getvalue()
