@@ -129,7 +129,7 @@ def test_notes_say_what_a_figure_does_not(content: ReportContent) -> None:
     assert "The longest stage takes 1.2 times the mean of all" in said
     assert "The longest stage" not in next(notes(content.timelines))
     crowded = replace(off, timeline=replace(off.timeline, n_cores=1), measured=replace(off.measured, step_s=99.0))
-    assert "off the measured one: ranks shared cores" in " ".join(notes([crowded]))
+    assert "off the measured one; ranks shared cores" in " ".join(notes([crowded]))
     assert "is emulated" in " ".join(notes([replace(full, emulated=True)]))
 
 
