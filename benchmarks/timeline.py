@@ -41,6 +41,7 @@ from ablate.presets import preset
 from ablate.runs.environment import describe
 from ablate.schedules.action import Action
 from ablate.schedules.timeline import Timeline, aligned
+from ablate.spec.machine import this_machine
 from ablate.spec.ranks import Ranks, read_ranks
 from ablate.spec.run import RunSpec
 from ablate.training.ranks import RanksModule
@@ -122,6 +123,7 @@ def run_of(name: str, ranks: Ranks, schedule: str, n_steps: int) -> RunSpec:
     base = replace(base, trainer=replace(base.trainer, micro_batch_size=size, branches=()))
     level = "on" if schedule == "dualpipe" else schedule
     spec = (Variant.full(base) | {"distill": "raw", "fp8": "bf16", "dualpipe": level}).resolve(base)
+    spec = spec.for_machine(this_machine())
     return spec.run(corpus_hash="", seed=0, n_steps=n_steps, n_warmup_steps=0)
 
 

@@ -61,6 +61,11 @@ BAD = {
     "no results": (["report", "EMPTY"], "EMPTY"),
     "no such run": (["export", "EMPTY"], "is no finished run"),
     "no such place": (["export", "nowhere"], "nowhere is no finished run"),
+    "timeline of one rank": (["run", "--disable", "mtp", "--preset", "nano", "--timeline", "3"], "give --ranks too"),
+    "timeline of no step": (
+        ["run", "--disable", "mtp", "--preset", "nano", "--data", "TEXT", "--ranks", "data=2", "--timeline", "-1"],
+        "--timeline is -1; it takes 1 to",
+    ),
     "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
     "impossible width": (["account", "--model", "NEGATIVE"], "dim is -8; it must be at least 1"),
     "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),

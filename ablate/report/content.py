@@ -199,7 +199,11 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
             clean(warning)
             for warning in (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
         ),
-        repeat=commands(result, study_file if len(study_file) < MAX_STUDY else ""),
+        repeat=commands(
+            result,
+            study_file if len(study_file) < MAX_STUDY else "",
+            max((len(each.timeline.steps) for each in ranks_did), default=0),
+        ),
         paste=tuple(values(result, steps)),
         citation=citation(result),
         links=links(result),

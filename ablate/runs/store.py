@@ -89,7 +89,7 @@ class Store:
             raise ValueError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out"
             ) from None
-        for place in ("records", "failures", "runs/*", "runs/*/attempts/*"):
+        for place in ("records", "timelines", "failures", "runs/*", "runs/*/attempts/*"):
             for folder in self.folder.glob(place):
                 collect(folder)
 

@@ -101,6 +101,8 @@ def run_variants(
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
     n_ranks = base.trainer.ranks.world
+    if options.timeline and n_ranks == 1:
+        raise ValueError("--timeline records what the ranks of a run do, and these have one; give --ranks too")
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
     shared = n_ranks == 1 or not has_gpu()  # else each rank has a device of its own
     fits = cluster is None and (not shared or check_memory(costs, n_parallel, dry_run=options.dry_run))
@@ -136,7 +138,7 @@ def run_variants(
     if study.match != "seconds":
         plan = with_estimates(plan, time)
     if options.timeline:
-        _check_timeline(options.timeline, plan, n_ranks, claim.store, display)
+        _check_timeline(options.timeline, plan, claim.store, display)
     if not options.dry_run:
         plan, runs = claim.take((plan, runs), corpus, [text.corpus for text in texts.values()])
     display.show_plan(plan, n_parallel, folder, time)
@@ -295,10 +297,8 @@ def _jobs(
     return sorted(jobs, key=lambda job: job.run.seed)
 
 
-def _check_timeline(n_recorded: int, plan: Plan, n_ranks: int, store: Store, display: Display) -> None:
-    """ValueError where there are no ranks or too few steps; that what has ended gets none is said."""
-    if n_ranks == 1:
-        raise ValueError("--timeline records what the ranks of a run do, and these have one; give --ranks too")
+def _check_timeline(n_recorded: int, plan: Plan, store: Store, display: Display) -> None:
+    """ValueError where a run has too few steps; that what has ended without a timeline gets none is said."""
     for v in plan.variants:
         middle(v.n_steps, n_recorded)
     ids = [identity for v in plan.variants for identity in v.run_ids]

@@ -113,6 +113,7 @@ def test_all_forms_have_the_tables(content: ReportContent) -> None:
     assert "| " + " | ".join(row) + " |" in markdown
     assert all(f">{cell}</td>" in html for cell in row[1:])
     assert 'id="timeline"' in html
+    assert ".venv/bin/dsv3-ablate sweep study.toml --out results/again --timeline 2" in content.repeat
     shown = io.StringIO()
     Console(width=200, file=shown).print(to_text(content))
     assert row[2] in shown.getvalue()
@@ -128,7 +129,7 @@ def test_notes_say_what_a_figure_does_not(content: ReportContent) -> None:
     assert "The longest stage takes 1.2 times the mean of all" in said
     assert "The longest stage" not in next(notes(content.timelines))
     crowded = replace(off, timeline=replace(off.timeline, n_cores=1), measured=replace(off.measured, step_s=99.0))
-    assert "off the measured one: ranks shared cores" in " ".join(notes([crowded]))
+    assert "off the measured one; ranks shared cores" in " ".join(notes([crowded]))
     assert "is emulated" in " ".join(notes([replace(full, emulated=True)]))
 
 

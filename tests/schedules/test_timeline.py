@@ -62,6 +62,7 @@ def test_clocks_that_meet_are_told_apart_up_to_half_of_the_quickest_meeting() ->
     other = [(0.1, 0.11), (2.1, 2.12), (3.1, 4.0)]
     found, error = offset(first, [(came + ahead, left + ahead) for came, left in other])
     assert abs(found - ahead) <= error
+    assert found == pytest.approx(ahead + 0.05), "in the middle of what is possible"
     assert error == pytest.approx(0.06)
     span = Span("F", 0, 0, 0, 5.0, 6.0)
     mine = Recording({7: (span,)}, tuple(first))

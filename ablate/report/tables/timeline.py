@@ -110,10 +110,10 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
 def _within(each: Recorded) -> str:
     off = abs(each.measured.simulated_difference)
     said = f"{percent(off, DIGITS)} off the measured one"
+    if each.shares_cores:
+        return f"{said}; ranks shared cores, which no schedule foresees"
     if off <= WITHIN:
         return f"{said}, within {percent(WITHIN)}"
-    if each.shares_cores:
-        return f"{said}: ranks shared cores, which no schedule foresees"
     busy = "; by the load other processes wanted the cores too" if each.others >= 1 else ""
     return f"{said}, more than {percent(WITHIN)}{busy}"
 
