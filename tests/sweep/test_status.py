@@ -97,9 +97,12 @@ def test_cancelling_ends_what_is_queued_and_asks_commands_here_to_stop(
     ) as command:
         assert command.stdout is not None
         command.stdout.readline()
-        assert commands(store.folder) == [command.pid]
-        assert status.cancel_study(store.folder) == (2, 1)
-        assert command.wait(timeout=20) == 0
+        try:
+            assert commands(store.folder) == [command.pid]
+            assert status.cancel_study(store.folder) == (2, 1)
+            assert command.wait(timeout=20) == 0
+        finally:
+            command.kill()
     assert asked[-1] == ["scancel", "7_0", "7_1"]
     assert commands(store.folder) == []
 

@@ -33,7 +33,7 @@ def hidden(*packages: str) -> Iterator[None]:
         return there
 
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: there is no such module
-    Distribution.from_name = from_name  # type: ignore[method-assign, assignment]
+    Distribution.from_name = from_name  # type: ignore[method-assign]
     try:
         yield
     finally:
