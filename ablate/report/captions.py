@@ -95,7 +95,9 @@ def _curves(content: ReportContent) -> str:
         said += "and only the marked end points are finished models. "
     if len(content.curves) > 2:
         said += "Each panel has the two sides of one comparison in colour; every other variant is a pale line. "
-    return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
+    if content.gaps:
+        said += "Bands that overlap say little: runs of one seed are pairs, and their differences are what counts."
+    return said.rstrip()
 
 
 def _loads(content: ReportContent) -> str:
