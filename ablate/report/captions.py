@@ -20,9 +20,11 @@ from ablate.report.sentences import (
     of_forest,
     of_gaps,
     of_interactions,
+    of_ladder,
     of_loads,
     of_noise,
     of_pareto,
+    of_responses,
     of_watched,
     of_waterfall,
 )
@@ -243,6 +245,10 @@ def seen(content: ReportContent) -> dict[str, str]:
         found["interactions"] = of_interactions(content.interplay)
     if lines:
         found["tokens"] = of_curves(lines, result)
+    if result.responses:
+        found["responses"] = of_responses(result.responses)
+    if content.ladders:
+        found["ladder"] = of_ladder(content.ladders)
     if content.watched:
         found["watched"] = of_watched(content.watched)
     if content.loads:

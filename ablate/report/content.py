@@ -185,7 +185,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
 def _sentences(
     result: StudyResult, first: Sequence[str], headline: str, searched: SearchSection | None
 ) -> tuple[str, ...]:
-    """The answer, sentence by sentence; `first`: what stands before the headline in compute. Empty ones are left out."""
+    """The answer, without empty sentences; `first`: what stands before the headline in compute."""
     found = (winner(searched, result) if searched else ()) or answer(result)
     return tuple(filter(None, (diverged(result), *first, headline, *found)))
 

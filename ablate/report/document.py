@@ -13,8 +13,9 @@ of each router's experts over their mean at the end, the busiest first); `asked`
 with hash and time), `primary_metric`, `factors`, `responses` (to factors: levels with mean and difference, trend),
 `cells` (effects at each combination of levels), `ladders` (effects over sizes with their trend); `tuning` (rates,
 screening, effects at the shared and own rates) and `search` (trials, best, Pareto front, winners on fresh seeds), each
-null where there was none; `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost
-or in nats); `citation` (BibTeX). A number that there is not is null.
+null where there was none; `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`;
+`repeat`; `waterfall` (shares of a design in ln of cost or in nats); `citation` (BibTeX). A number that there is not is
+null.
 """
 
 from __future__ import annotations

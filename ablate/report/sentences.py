@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ablate.attribution.study.compare import LOSS, SPEED, StudyResult
+from ablate.attribution.study.ladder import Ladder
+from ablate.attribution.study.responses import Response
 from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
 from ablate.quantities import between, listed, number, percent, plural, short, signed
 from ablate.report.cleaning import clean
@@ -20,7 +22,7 @@ from ablate.report.watched import DRAFTS, KINDS, LOST, LoadMap, Watched
 from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
 
-MOST_NAMED = 4  # variants in one sentence
+MOST_NAMED = 4  # in one sentence
 FEW = 10  # evaluations: fewer are said to be few
 FEW_DF = 4  # degrees of freedom: with fewer the upper end of a 95 % interval is over 2.9 times the standard deviation
 
@@ -130,8 +132,8 @@ def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    """Variants by name, or how many they are: every table names each."""
-    return listed(names) if len(names) <= MOST_NAMED else plural(len(names), "variant")
+    """Names, or the first of them and how many more there are: every table names each."""
+    return listed(names if len(names) <= MOST_NAMED else [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"])
 
 
 def of_gaps(found: Sequence[Gap]) -> str:
@@ -150,7 +152,6 @@ def of_pareto(result: StudyResult) -> str:
     found = points(result)
     best = front(found)
     names = [clean(p.name) + (" (emulated)" if p.emulated else "") for p in best]
-    shown = names if len(names) <= MOST_NAMED else [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
     lost = [v.name for v in result.variants if LOSS not in v.metrics or SPEED not in v.metrics]
     missing = f" Not drawn, without a loss or a speed: {_few([*map(clean, lost)])}." if lost else ""
     n = len(found) - len([p for p in found if p.name == reference(result).name or p.name in _named(result)])
@@ -160,7 +161,7 @@ def of_pareto(result: StudyResult) -> str:
         return f"Neither variant is both faster and lower in loss than the other{kind}.{missing}"
     if len(best) == len(found):
         return f"None of the {len(found)} variants is both faster and lower in loss than another{kind}.{missing}"
-    return f"No other variant{kind} is both faster and lower in loss than {listed(shown)}.{pale}{missing}"
+    return f"No other variant{kind} is both faster and lower in loss than {_few(names)}.{pale}{missing}"
 
 
 def _named(result: StudyResult) -> set[str]:
@@ -175,6 +176,32 @@ def of_channels(found: Sequence[Factors]) -> str:
     parts = " × ".join(number(math.exp(row.logs[c]), 2) for c in known)
     missing = f" {row.missing[0].upper()}{row.missing[1:]} and left out." if row.missing else ""
     return f"{clean(row.name)}: {row.said} = {parts} ({', '.join(known)}); the largest factor is {largest}.{missing}"
+
+
+def of_responses(found: Sequence[Response]) -> str:
+    """Along which factors a straight line through the levels is told from a level one."""
+    trends = [(each, each.trend.slope) for each in found if each.trend is not None and each.trend.slope.low is not None]
+    resolved = [each for each, slope in trends if (slope.low or 0.0) > 0 or (slope.high or 0.0) < 0]
+    named = [clean(f"{each.factor.name}{f' for the effect of {each.of}' if each.of else ''}") for each in resolved]
+    return _of_trends(named, len(trends), len(found))
+
+
+def of_ladder(found: Sequence[Ladder]) -> str:
+    """Of which effects a trend with size is told from none."""
+    trends = [(each, each.trend.slope_interval) for each in found if each.trend is not None]
+    named = [clean(f"{each.component} ({each.unit})") for each, (low, high) in trends if low > 0 or high < 0]
+    return _of_trends(named, len(trends), len(found))
+
+
+def _of_trends(named: Sequence[str], known: int, of: int) -> str:
+    """`named`: the resolved ones, of `known` that have an interval, of all `of`."""
+    none = (
+        f" {plural(of - known, 'line')} of {of} {'has' if of - known == 1 else 'have'} no trend." if known < of else ""
+    )
+    if not named:
+        return f"No trend is resolved.{none}"
+    verb = "is" if len(named) == 1 else "are"
+    return f"{len(named)} of {plural(known, 'trend')} {verb} resolved: {_few(named)}.{none}"
 
 
 def of_watched(found: Sequence[Watched]) -> str:

@@ -138,3 +138,21 @@ def test_one_evaluation_shows_no_course() -> None:
     assert sentences.of_gaps([gap(0.1, 0.2)]) == "The difference had the same sign at every evaluation."
     assert sentences.of_gaps([gap(0.1, -0.2)]) == "The difference changed its sign."
     assert sentences.of_gaps([gap(0.1, -0.2), gap(1, 2)]) == "1 of 2 differences had the same sign at every evaluation."
+
+
+def test_trends_are_named_where_their_interval_leaves_out_zero() -> None:
+    def ladder(name: str, low: float | None, high: float | None) -> Any:
+        trend = None if low is None else SimpleNamespace(slope_interval=(low, high))
+        return SimpleNamespace(component=name, unit="nats", trend=trend)
+
+    one, open_, none = ladder("mla", 0.1, 0.2), ladder("moe", -0.1, 0.2), ladder("mtp", None, None)
+    assert sentences.of_ladder([one, open_]) == "1 of 2 trends is resolved: mla (nats)."
+    assert sentences.of_ladder([open_]) == "No trend is resolved."
+    assert sentences.of_ladder([open_, none]) == "No trend is resolved. 1 line of 2 has no trend."
+
+    def response(of: str, low: float | None, high: float) -> Any:
+        trend = SimpleNamespace(slope=SimpleNamespace(low=low, high=high))
+        return SimpleNamespace(factor=SimpleNamespace(name="rate"), of=of, trend=trend)
+
+    found = [response("", -0.3, -0.1), response("mla", 0.1, 0.2), response("moe", -0.1, 0.1)]
+    assert sentences.of_responses(found) == "2 of 3 trends are resolved: rate and rate for the effect of mla."
