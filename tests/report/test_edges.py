@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,7 @@ def said(content: ReportContent) -> str:
 
 
 def no_winner(text: str) -> bool:
-    return not any(word in text for word in ("gain", "harm", "lowers", "raises"))
+    return not re.search(r"\b(gain|harm|lowers|raises)\b", text)
 
 
 def test_one_seed_gives_no_winner_and_says_why(tmp_path: Path) -> None:
