@@ -100,9 +100,10 @@ def test_the_forests_sentence_counts_what_it_draws() -> None:
     shown = rows(result)
     said = sentences.of_forest(shown, result)
     outside = [row for row in shown if row.low > 0 or row.high < 0]
-    assert said.startswith(
-        f"The 95 % intervals of {len(outside)} of 6 effects leave out 0; the largest gain: dense → moe ("
-    )
+    assert said.startswith(f"The 95 % intervals of {len(outside)} of 6 effects leave out 0; ")
+    assert "; the largest gain: dense → moe (" in said
+    open_ = [row for row in outside if verdict_said(row.verdict, row.low, row.high, 0.005) == NOT_RESOLVED]
+    assert (f"after Holm's correction {len(open_)} of them" in said) == bool(open_)
     assert f"({shown[-1].estimate:+.3f})." in said
     assert shown[0].name == "dense → moe"
 
