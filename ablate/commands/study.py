@@ -56,7 +56,7 @@ def run(
             metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60. Default: the preset's tokens."
         ),
     ] = "",
-    margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
+    margin: Annotated[float, typer.Option(help="Differences up to this count as negligible, in nats.")] = 0.005,
     data: Annotated[
         str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME. Default: the preset\'s.')
     ] = "",

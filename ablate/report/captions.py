@@ -20,9 +20,11 @@ from ablate.report.sentences import (
     of_forest,
     of_gaps,
     of_interactions,
+    of_ladder,
     of_loads,
     of_noise,
     of_pareto,
+    of_responses,
     of_watched,
     of_waterfall,
 )
@@ -97,7 +99,9 @@ def _curves(content: ReportContent) -> str:
         said += "and only the marked end points are finished models. "
     if len(content.curves) > 2:
         said += "Each panel has the two sides of one comparison in colour; every other variant is a pale line. "
-    return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
+    if content.gaps:
+        said += "Bands that overlap say little: runs of one seed are pairs, and their differences are what counts."
+    return said.rstrip()
 
 
 def _loads(content: ReportContent) -> str:
@@ -249,6 +253,10 @@ def seen(content: ReportContent) -> dict[str, str]:
         found["interactions"] = of_interactions(content.interplay)
     if lines:
         found["tokens"] = of_curves(lines, result)
+    if result.responses:
+        found["responses"] = of_responses(result.responses)
+    if content.ladders:
+        found["ladder"] = of_ladder(content.ladders)
     if content.watched:
         found["watched"] = of_watched(content.watched)
     if content.loads:

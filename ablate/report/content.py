@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,24 +125,14 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     stated, study_file = primary(result, compute.gains), _study_file(store)
     steps, factors = waterfall(result, compute.cost), of_study(compute, result)
     sizes_of, ranks_did = study_ladders(result, compute.gains), recorded(store, result)
+    first = (*primary_sentence(stated, result, compute.why), ladder_sentence(sizes_of, result))
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
         asked=asked(result, store.study_file),
-        answer=tuple(
-            filter(
-                None,
-                (
-                    diverged(result),
-                    *primary_sentence(stated, result, compute.why),
-                    ladder_sentence(sizes_of, result),
-                    "" if sizes_of else compute.headline,
-                    *((winner(searched, result) if searched else ()) or answer(result)),
-                ),
-            )
-        ),
+        answer=_sentences(result, first, "" if sizes_of else compute.headline, searched),
         result=result,
         tiles=tiles(result, steps),
         variants=variants(result),
@@ -155,10 +145,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
-        effect_notes=(
-            *effect_notes(result),
-            *([f"No cost in compute is given: {clean(compute.why)}."] if compute.why else ()),
-        ),
+        effect_notes=_notes(result, compute),
         compute=compute,
         waterfall=steps,
         no_waterfall="" if steps else who_can(result),
@@ -195,10 +182,7 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         runs=runs(result),
         lost_runs=lost_runs(result),
         limits=tuple(limits(result)),
-        warnings=tuple(
-            clean(warning)
-            for warning in (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
-        ),
+        warnings=_warnings(result, entries),
         repeat=commands(
             result,
             study_file if len(study_file) < MAX_STUDY else "",
@@ -209,6 +193,26 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         links=links(result),
         study_file=study_file,
     )
+
+
+def _sentences(
+    result: StudyResult, first: Sequence[str], headline: str, searched: SearchSection | None
+) -> tuple[str, ...]:
+    """The answer, without empty sentences; `first`: what stands before the headline in compute."""
+    found = (winner(searched, result) if searched else ()) or answer(result)
+    return tuple(filter(None, (diverged(result), *first, headline, *found)))
+
+
+def _notes(result: StudyResult, compute: InCompute) -> tuple[str, ...]:
+    """How effects are read, and why there is no cost in compute where there is none."""
+    why = [f"No cost in compute is given: {clean(compute.why)}."] if compute.why else []
+    return (*effect_notes(result), *why)
+
+
+def _warnings(result: StudyResult, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    """What is to be known before the results are read."""
+    found = (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
+    return tuple(map(clean, found))
 
 
 def _require_an_end(result: StudyResult, folder: Path) -> None:

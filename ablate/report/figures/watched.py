@@ -23,9 +23,8 @@ def watched_lines(axes: Axes, found: Watched) -> None:
     factor = PANELS[found.metric][1]
     for line in found.rest:
         axes.plot(line.n_tokens, [factor * mean for mean in line.means], color=MUTED, lw=0.8, alpha=0.25, zorder=1)
-    for line, side in zip((found.first, found.against), SIDES, strict=True):
-        if line is None:
-            continue
+    pair = [found.first] if found.against is None else [found.first, found.against]
+    for line, side in zip(pair, SIDES, strict=False):
         y = [factor * mean for mean in line.means]
         lows, highs = ([factor * end for end in ends] for ends in (line.lows, line.highs))
         axes.fill_between(line.n_tokens, lows, highs, color=side.color, alpha=0.15, lw=0)
@@ -36,7 +35,7 @@ def watched_lines(axes: Axes, found: Watched) -> None:
     axes.set_xlabel("training tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    end = max(line.n_tokens[-1] for line in (found.first, found.against, *found.rest) if line is not None)
+    end = max(line.n_tokens[-1] for line in (*pair, *found.rest))
     axes.set_xlim(0, 1.3 * end)
     axes.set_ylim(bottom=0)
 

@@ -25,7 +25,7 @@ from ablate.report.tables.table import Column, Columns, Table, make, text
 SHOWN = ("first", "last", "owen")  # of the indices
 NEEDED = "More runs to resolve"
 TITLE = "Effects on the held-out loss"
-# Layout of a design's seeds -> what an interval counts.
+# Layout of a design's seeds -> what its intervals count; where some runs are pairs and others not, they differ.
 UNITS = {"complete": "seed", "blocked": "block", "independent": "run"}
 
 
@@ -42,8 +42,13 @@ def effects(result: StudyResult) -> Table:
 
 def _columns(result: StudyResult, verdict: Column, more: Columns | None = None, unit_: str = "") -> Columns:
     """The heads of every table of effects; `more`: those of further indices."""
-    heads = [text(unit(result)), verdict, f"With − without, {unit_ or 'nats/token'}", f"{confidence(result)} interval"]
-    return [*heads, "n", *(more or []), NEEDED]
+    heads: Columns = [
+        text(unit(result)),
+        verdict,
+        f"With − without, {unit_ or 'nats/token'}",
+        f"{confidence(result)} interval",
+    ]
+    return [*heads, "n", NEEDED, *(more or [])]
 
 
 def _of_design(found: Attribution, result: StudyResult) -> Table:
@@ -54,10 +59,11 @@ def _of_design(found: Attribution, result: StudyResult) -> Table:
     rows = []
     for name, effect in found.effects.items():
         said = attributed_verdict(effect, result) if effect.verdict_from else f"{effect.verdict} (no interval)"
-        shown, n = effect.indices[index], plural(effect.n, UNITS[found.design["seed_layout"]])
+        shown, of = effect.indices[index], UNITS.get(found.design["seed_layout"])
+        n = plural(effect.n, of) if of else str(effect.n)
         further = [_attributed(effect.indices[other]) for other in others]
-        rows.append([name, said, signed(shown.estimate), signed_between(shown.low, shown.high), n, *further,
-                     further_runs(effect, design_run_s(result))])  # fmt: skip
+        rows.append([name, said, signed(shown.estimate), signed_between(shown.low, shown.high), n,
+                     further_runs(effect, design_run_s(result)), *further])  # fmt: skip
     total = found.total
     rows.append(["all together", "", signed(total.estimate), signed_between(total.low, total.high), "", "", "", ""])
     return make(TITLE, _columns(result, verdict, [TITLES[other].capitalize() for other in others]), rows)
