@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from ablate.kernels import launch
 from ablate.model.step_weights import begin_step, end_step, of_step
 from ablate.presets import preset
 from ablate.spec.run import Spec
+from ablate.training.callbacks import Clock
 
 NANO = preset("nano")
 FULL = Variant.full(NANO)
@@ -150,3 +153,39 @@ def test_the_next_step_reads_the_weights_that_the_optimizer_left() -> None:
     assert not torch.equal(first[0], second[0])
     with opened(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert of_step(model[0].weight) is model[0].weight  # nobody asks for a gradient
+
+
+# Seconds of steps.
+
+
+class Event:
+    """Stands for an event of a GPU, whose work goes on at two seconds a step behind the host."""
+
+    made: ClassVar[list[Event]] = []
+    n_waits: ClassVar[int] = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.made.append(self)
+        self.at_s = 2.0 * (len(Event.made) // 2) + 0.5 * (len(Event.made) % 2)
+
+    def synchronize(self) -> None:
+        Event.n_waits += 1
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at_s - self.at_s)
+
+
+def test_the_seconds_of_steps_are_read_when_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock, module = Clock(tokens_per_step=1), SimpleNamespace(n_micro_batches=2)
+    for batch in range(2 * 7):
+        clock.on_train_batch_start(None, module, None, batch)
+        clock.on_train_batch_end(None, module, None, None, batch)
+    assert (len(Event.made), Event.n_waits) == (14, 0)
+    assert clock.step_s == [1.5] * 7
+    assert clock.training_s == 7 * 1.5
+    assert (len(Event.made), Event.n_waits) == (14, 7)
