@@ -117,13 +117,13 @@ def _check(value: Any, depth: int) -> None:
     """ValueError for what JSON and TOML can spell and no later step can use."""
     if depth > MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check(name, depth + 1)
-            _check(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check(item, depth + 1)
+    if isinstance(value, dict | list):
+        if isinstance(value, dict):
+            "".join(value).encode()
+        for item in value.values() if isinstance(value, dict) else value:
+            # Most of a record is such numbers.
+            if type(item) is not float or depth == MAX_DEPTH or not math.isfinite(item):
+                _check(item, depth + 1)
     elif isinstance(value, str):
         value.encode()
     elif isinstance(value, int | float) and not _is_usable(value):

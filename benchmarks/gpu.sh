@@ -10,8 +10,11 @@
 # reports/<device>), each case as it ends; nothing that fails keeps the rest from being measured, and the exit code is 1
 # if anything did. --smoke runs every path that a processor can, with figures that mean nothing.
 #
-# `wheels` fetches, where there is a package index, what that machine's python3 lacks (for Python 3.12 on x86-64, or
-# WHEELS_PYTHON) into WHEELS (default .whl); a stage that finds the folder installs from it, for itself alone.
+# To carry to a machine without a package index: this checkout and the folder WHEELS (default .whl; 2.7 MiB, five
+# wheels: pydantic and what it needs, tomli-w), which git ignores. `wheels` fetches them where there is an index, for
+# Python 3.12 on x86-64 or WHEELS_PYTHON; a stage that finds the folder installs from it, for itself alone. That machine
+# needs torch 2.11 or later with its Triton, Lightning, pytest, typer, rich, numpy and scipy; transformers for one row of
+# `step`. It needs no optuna, wandb, submitit, and no network.
 set -eu
 
 cd "$(dirname "$0")/.."

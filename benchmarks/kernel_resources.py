@@ -1,9 +1,10 @@
 """What every kernel is compiled to for Hopper (sm_90a): registers, spills, shared memory, matrix and copy instructions.
 
-    python benchmarks/kernel_resources.py [--only mla] [--json]
+    python benchmarks/kernel_resources.py [--only mla] [--candidates] [--json]
 
-Needs no GPU. Exit code 1 if a kernel spills, misses an instruction that it should use, or passes a limit; or if a
-configuration of a table was compiled by nobody.
+Needs no GPU. Exit code 1 if a kernel spills, misses an instruction that it should use, computes a product twice, or
+passes a limit; or if a configuration of a table was compiled by nobody. --candidates: what `bench kernels --tune` tries
+besides, in place of what ships.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from ablate.kernels.ahead_of_time import Compiled
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="Part of a module's name.")
+    parser.add_argument("--candidates", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Processes.")
     arguments = parser.parse_args()
-    rows, wrong = compile_all(arguments.only, arguments.jobs)
+    rows, wrong = compile_all(arguments.only, arguments.jobs, candidates=arguments.candidates)
     triton = metadata.version("triton")
     if arguments.json:
         print(json.dumps({"triton": triton, "kernels": [asdict(row) for row in rows], "faults": wrong}, indent=1))

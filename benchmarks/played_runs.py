@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from ablate.randomness import fraction
-from ablate.runs.conduct import Outcome
+from ablate.runs.conduct import More, Outcome
 from ablate.runs.events import Ended, Listener
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
@@ -47,11 +48,18 @@ def record(job: Job, *, seconds: float) -> RunRecord:
 
 
 def execute_all(
-    jobs: Sequence[Job], store: Store, executor: Any, *, listener: Listener, seconds: float = SECONDS
+    jobs: Sequence[Job],
+    store: Store,
+    executor: Any,
+    *,
+    listener: Listener,
+    more: More = lambda status: (),
+    seconds: float = SECONDS,
 ) -> Outcome:
     """As it is with any executor: what has a record is not run again; every attempt has its folder."""
-    outcome = Outcome()
-    for job in jobs:
+    outcome, waiting = Outcome(), deque(jobs)
+    while waiting.extend(more(outcome.status)) or waiting:
+        job = waiting.popleft()
         found = store.read(job.run_id)
         if found is None:
             store.new_attempt(job.run_id)

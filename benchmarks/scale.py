@@ -4,8 +4,10 @@
 
 The trainer is a stub that computes for so many seconds and commits a record; everything else is what a study runs: plan
 of jobs, workers with torch and Lightning loaded, attempts, progress, watchdog, display's events, durable records.
-Prints how much longer it took than the work divided by the workers, the parent's peak memory, the time to the first
-run, and how long `sweep status` takes over `--records` records.
+Tells how much longer it took than the work divided by the workers, the processor time of all that is not work, the
+parent's peak memory, the time to the first run, and how long `sweep status` takes over `--records` records. The stub
+waits and does not compute, so the processor time is what running the runs costs, however busy the machine is; the
+seconds of a clock are the machine's as much. Writes README.md and scale.json.
 """
 
 from __future__ import annotations
@@ -47,9 +49,15 @@ def main() -> None:
     arguments = _arguments()
     shutil.rmtree(arguments.work, ignore_errors=True)
     found = _orchestration(arguments) | _status(arguments)
-    found |= {"load_before": arguments.load[0], "cores": os.cpu_count(), "python": sys.version.split()[0]}
+    found |= {
+        "load_before": arguments.load[0],
+        "load_after": os.getloadavg()[0],
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
     replace_file(arguments.out / "scale.json", to_json(found))
+    replace_file(arguments.out / "README.md", _report(found, arguments))
     print(to_json(found), end="")
 
 
@@ -66,10 +74,14 @@ def _orchestration(arguments: Any) -> dict[str, float]:
         if isinstance(event, Started) and not started:
             started.append(time.perf_counter())
 
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     outcome = execute_all(jobs, store, LocalExecutor(store, arguments.jobs), listener=listener)
-    passed = time.perf_counter() - begun
+    passed, parent_cpu_s = time.perf_counter() - begun, time.process_time() - cpu
     assert list(outcome.status.values()) == ["finished"] * len(jobs)
+    workers = dict[float, float]()
+    for record in store:
+        process, seconds = record.metrics["process"], record.metrics["process_cpu_s"]
+        workers[process] = max(seconds, workers.get(process, 0.0))
     worked = [record.metrics["seconds"] for record in store]
     least = sum(worked) / arguments.jobs
     begun_s = min(record.metrics["begun"] for record in store) - arguments.begun
@@ -81,6 +93,9 @@ def _orchestration(arguments: Any) -> dict[str, float]:
         "start_to_first_run_s": begun_s,
         "after_start_s": passed - (started[0] - begun),
         "added_share_of_work": passed / least - 1,
+        "parent_cpu_s": parent_cpu_s,
+        "workers_cpu_s": sum(workers.values()),
+        "cpu_share_of_work": (parent_cpu_s + sum(workers.values())) / sum(worked),
         "parent_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -117,10 +132,48 @@ def _status(arguments: Any) -> dict[str, float]:
     status = look(store.folder)
     inside = time.perf_counter() - begun
     assert status.count("finished") == len(runs)
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), _children_cpu_s()
     command = [sys.executable, "-m", "ablate", "sweep", "status", str(store.folder)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
-    return {"records": len(runs), "status_s": inside, "status_command_s": time.perf_counter() - begun}
+    passed, cpu = time.perf_counter() - begun, _children_cpu_s() - cpu
+    return {"records": len(runs), "status_s": inside, "status_command_s": passed, "status_command_cpu_s": cpu}
+
+
+def _children_cpu_s() -> float:
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
+def _report(found: dict[str, Any], arguments: Any) -> str:
+    def share(name: str) -> str:
+        return f"{100 * found[name]:.1f} %"
+
+    rows = [
+        ("time beyond the work divided by the workers", share("added_share_of_work"), "< 5 %"),
+        ("processor time of all but the work, over the work", share("cpu_share_of_work"), ""),
+        ("peak memory of the parent", f"{found['parent_peak_mib']:.0f} MiB", "< 300 MiB"),
+        ("start to the first run", f"{found['start_to_first_run_s']:.1f} s", "< 3 s"),
+        (f"`sweep status` of {found['records']:,} records, the whole command", f"{found['status_command_s']:.2f} s",
+         "< 2 s"),
+        ("the same, of a processor", f"{found['status_command_cpu_s']:.2f} s", ""),
+    ]  # fmt: skip
+    lines = [
+        "# What running thousands of runs costs beside the runs",
+        "",
+        f"`python benchmarks/scale.py --runs {arguments.runs} --seconds {arguments.seconds} --jobs {arguments.jobs} "
+        f"--records {arguments.records}`, {time.strftime('%Y-%m-%d', time.gmtime())}, {found['cores']} cores, Python "
+        f"{found['python']}; load of the machine {found['load_before']:.1f}, then {found['load_after']:.1f}: "
+        "the seconds of a clock are its other work's as much. The trainer is a stub that waits.",
+        "",
+        "| | measured | asked for |",
+        "|---|--:|--:|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"{found['runs']:,} runs of {1000 * found['median_run_s']:.0f} ms (median) took {found['all_s']:.1f} s; "
+        f"processor time: {found['parent_cpu_s']:.1f} s of the parent, {found['workers_cpu_s']:.1f} s of the workers, "
+        f"{1000 * (found['parent_cpu_s'] + found['workers_cpu_s']) / found['runs']:.1f} ms a run. All figures are in "
+        "scale.json.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _arguments() -> Any:

@@ -24,6 +24,7 @@ def stub(job: Job, store: Store, tell: Any, stop: Any, *, attempt: Path) -> RunR
         time.sleep(SECONDS)
         tell(1, 2.0, 100.0)
         metrics = {"seconds": time.perf_counter() - clock, "begun": begun}
+        metrics |= {"process": os.getpid(), "process_cpu_s": time.process_time()}  # of this process so far
         record = RunRecord(
             run_id=job.run_id, status="finished", spec=encode(job.run), variant=job.variant, metrics=metrics
         )

@@ -1,10 +1,11 @@
 """A search shared by several workers, any of which is killed at any time: is a trial lost, made twice, or changed?
 
-    python benchmarks/search_faults.py --trials 40 --kills 10 --workers 3 --campaigns 3 --out results/search-faults
+    python benchmarks/search_faults.py --trials 40 --kills 10 --workers 8 --seconds 5 --out results/search-faults
 
 Workers are processes that conduct the same study file in the same folder, with one storage (a PostgreSQL on loopback
-that this starts, or --storage). Runs are played (`played_runs.py`), all else is the program. SIGKILL hits a random
-worker after a random time; it is started again. Afterwards are counted, against the plan: slots without a trial, trials
+that this starts, or --storage). Runs are played (`played_runs.py`) and take `--seconds` without computing, all else is
+the program. SIGKILL hits a random worker after a random time, three of four times one that is at a trial; it is started
+again. Afterwards are counted, against the plan: slots without a trial, trials
 without a record (lost), slots or runs of the storage that occur twice (duplicated), trials whose file changed after it
 was first seen, records that no trial names, trials of the storage that are still running or have another value.
 At the end the storage is emptied, and the same command must fill it again. Writes README.md.
@@ -27,10 +28,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from played_runs import Quiet, play
+from played_runs import SECONDS, Quiet, play
 
 from ablate.attribution.study.search import read_search
 from ablate.files import replace_file
+from ablate.runs.attempts import commands
 from ablate.runs.store import Store
 from ablate.runs.study import read_study
 from ablate.runs.trials import TrialFolder
@@ -63,9 +65,9 @@ class Plain:
         setattr(where, name, value)
 
 
-def work(study: Path, out: Path) -> None:
+def work(study: Path, out: Path, seconds: float) -> None:
     """One worker: the program with played runs."""
-    play(Plain)
+    play(Plain, seconds)
     display = Quiet()
     try:
         conduct(read_study(study), Options(out=out), display)
@@ -105,7 +107,7 @@ def campaign(place: Path, storage: str, asked: Any, draw: random.Random) -> dict
     folder, seen, kills, after = TrialFolder(out / "search"), dict[str, bytes](), 0, 1
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, __file__, "--work", str(study), "--out", str(out)]
+        command = [sys.executable, __file__, "--work", str(study), "--out", str(out), "--seconds", str(asked.seconds)]
         log = (place / "log").open("ab")
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -117,7 +119,9 @@ def campaign(place: Path, storage: str, asked: Any, draw: random.Random) -> dict
         done = len(seen) + len(list(Store(out / "search").records.glob("*.json")))
         living = [i for i, worker in enumerate(workers) if worker.poll() is None]
         if done >= after and living and kills < asked.kills:
-            i = draw.choice(living)
+            at_it = set(commands(out))
+            busy = [i for i in living if workers[i].pid in at_it]
+            i = draw.choice(busy if busy and draw.random() < 0.75 else living)
             workers[i].send_signal(signal.SIGKILL)
             workers[i].wait()
             workers[i], kills, after = start(), kills + 1, done + 2
@@ -189,13 +193,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--campaigns", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that a played run takes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--storage", default="", help="of Optuna; a PostgreSQL on loopback by default")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        work(asked.work, asked.out)
+        work(asked.work, asked.out, asked.seconds)
         return
     draw, rows, begin = random.Random(asked.seed), list[dict[str, int]](), time.monotonic()
     for number in range(asked.campaigns):
@@ -217,7 +222,7 @@ def report(rows: list[dict[str, int]], asked: Any, seconds: float) -> str:
     lines += [f"| {i} | " + " | ".join(str(row[head]) for head in heads) + " |" for i, row in enumerate(rows)]
     command = (
         f"python benchmarks/search_faults.py --trials {asked.trials} --kills {asked.kills} --workers {asked.workers} "
-        f"--campaigns {asked.campaigns} --seed {asked.seed} --out OUT"
+        f"--seconds {asked.seconds:g} --campaigns {asked.campaigns} --seed {asked.seed} --out OUT"
     )
     kind = "the storage that was given" if asked.storage else "PostgreSQL on loopback"
     return (

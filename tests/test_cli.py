@@ -61,6 +61,11 @@ BAD = {
     "no results": (["report", "EMPTY"], "EMPTY"),
     "no such run": (["export", "EMPTY"], "is no finished run"),
     "no such place": (["export", "nowhere"], "nowhere is no finished run"),
+    "timeline of one rank": (["run", "--disable", "mtp", "--preset", "nano", "--timeline", "3"], "give --ranks too"),
+    "timeline of no step": (
+        ["run", "--disable", "mtp", "--preset", "nano", "--data", "TEXT", "--ranks", "data=2", "--timeline", "-1"],
+        "--timeline is -1; it takes 1 to",
+    ),
     "too large": (["run", "--disable", "mtp", "--preset", "v3-671b", "--data", "TEXT"], "choose a smaller --preset"),
     "impossible width": (["account", "--model", "NEGATIVE"], "dim is -8; it must be at least 1"),
     "model with a misspelt field": (["account", "--model", "MODEL"], "did you mean 'kv_lora_rank'?"),
@@ -154,7 +159,7 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
     arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
     whole = call(environment, *arguments, "--out", "whole", "--jobs", "1", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    for attempt in range(4):
+    for attempt in range(2):
         process = subprocess.Popen(
             command(*arguments, "--out", "killed", "--jobs", "2"),
             cwd=tmp_path,
@@ -167,7 +172,7 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
             process.poll() is None and time.monotonic() < deadline and not any(_attempts(tmp_path / "killed", attempt))
         ):
             time.sleep(0.02)
-        time.sleep(0.1 * attempt)
+        time.sleep(0.3 * attempt)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     done = call(environment, *arguments, "--out", "killed", cwd=tmp_path)
@@ -238,10 +243,10 @@ def test_identical_commands_at_once_all_end_well(
     arguments += ["--out", "study", "--jobs", "2"]
     commands = [
         subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     errors = [process.communicate(timeout=240)[1] for process in commands]
-    assert [process.returncode for process in commands] == [0, 0, 0], errors
+    assert [process.returncode for process in commands] == [0, 0], errors
     assert not any("failed" in text or "killed" in text for text in errors), errors
     study = tmp_path / "study"
     assert len(list((study / "records").iterdir())) == 2

@@ -18,7 +18,10 @@ from ablate.model import step_weights
 from ablate.model.loss import training_loss
 from ablate.model.transformer import Transformer
 from ablate.presets import preset, preset_with
-from ablate.presets.training_memory import TrainingMemory, training_memory
+from ablate.presets.account import account_preset
+from ablate.presets.training_memory import RESERVE, TrainingMemory, training_memory
+from ablate.runs.study import Study
+from ablate.spec.decoding import encode
 from ablate.spec.run import Spec
 
 LENGTH, BATCH = 64, 2
@@ -125,3 +128,31 @@ def test_kernels_and_recomputation_keep_less() -> None:
     assert kernels.logits < libraries.logits
     assert libraries.recomputed < 0.25 * libraries.activations
     assert libraries.states == kernels.states
+
+
+def test_the_trainers_recompute_says_which_of_the_totals_is_needed() -> None:
+    base = preset("h200-d1024")
+    spec = Variant.full(base).resolve(base)
+    found = [training_memory(spec.model, replace(spec.trainer, recompute=r)) for r in ("none", "full")]
+    kept, again = (memory for memory in found if memory is not None)
+    assert (kept.peak, again.peak) == (kept.total, kept.total_recomputed)
+    between = (kept.total + kept.total_recomputed) / 2
+    assert again.fits(between / (1 - RESERVE))
+    assert not kept.fits(between / (1 - RESERVE))
+
+
+def test_recomputation_is_a_field_of_a_preset_a_study_and_a_factor_and_old_runs_keep_their_names() -> None:
+    base = preset("nano")
+    spec = Variant.full(base).resolve(base)
+    assert "recompute" not in encode(spec.trainer)
+    assert encode(replace(spec.trainer, recompute="full"))["recompute"] == "full"
+    assert preset_with("nano", {"trainer.recompute": "full"}).trainer.recompute == "full"
+    study = Study(question="", preset="nano", trainer={"recompute": "full"})
+    assert study.load_preset().trainer.recompute == "full"
+    assert Study(question="", preset="nano").load_preset({"trainer.recompute": "full"}).trainer.recompute == "full"
+    with pytest.raises(ValueError, match=r"trainer.recompute is 'some'"):
+        preset_with("nano", {"trainer.recompute": "some"})
+    again = account_preset("h200-d512", [], [], {}, None, recompute="full")
+    assert again["training_memory"]["library"]["peak"] == again["training_memory"]["library"]["total_recomputed"]
+    plain = account_preset("h200-d512", [], [], {}, None)
+    assert again["training_flops_per_token"] == plain["training_flops_per_token"], "FLOPs made twice count once"

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from ablate.attribution.design.designs import add_cells, drop_cells
 from ablate.attribution.estimation.estimates import Estimate, Estimates, Observations, estimate
@@ -283,12 +282,22 @@ def _further_runs(line: Estimate, verdict: str, question: Question, effects: int
     return None if runs is None or runs > MAX_RUNS else runs
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted so that those below alpha have a share of false discoveries of at most alpha (1995)."""
+    n = len(p_values)
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values)[order] * n / np.arange(1, n + 1)
+    adjusted = np.empty(n)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return [float(p) for p in adjusted]
+
+
 def _interactions(lattice: Lattice, lines: Mapping[str, Estimate], question: Question) -> tuple[Interaction, ...]:
     nested = Number(estimate=None, reason="not applicable: one of the two requires the other")
     pairs = {pair: lines.get(f"pair:{pair[0]}:{pair[1]}") for pair in interaction_weights(lattice)}
     tested = [pair for pair, line in pairs.items() if _known(line)]
     p_values = [_zero_p(line) for pair in tested if (line := pairs[pair]) is not None]
-    adjusted = dict(zip(tested, false_discovery_control(p_values).tolist() if tested else (), strict=True))
+    adjusted = dict(zip(tested, benjamini_hochberg(p_values), strict=True))
     return tuple(
         Interaction(
             components=pair,

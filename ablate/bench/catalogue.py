@@ -10,7 +10,7 @@ from typing import Any
 
 from ablate.kernels import launch
 from ablate.kernels.ahead_of_time import REGISTERS, SHARED_BYTES, Compiled, compiling
-from ablate.kernels.table import Table
+from ablate.kernels.table import Table, forced
 
 MODULES = (
     "ablate.kernels.rms_norm",
@@ -31,19 +31,21 @@ MODULES = (
     "ablate.components.fp8.kernel.grouped",
 )
 
-COUNTS = {"wgmma": "hgmma", "qgmma": "qgmma", "tma": "tma"}
+ARCHITECTURE = "sm_90"
+COUNTS = {"wgmma": "hgmma", "qgmma": "qgmma", "tma": "tma", "copies": "copies"}
 
 
-def compile_all(only: str = "", jobs: int = 1) -> tuple[list[Compiled], list[str]]:
+def compile_all(only: str = "", jobs: int = 1, *, candidates: bool = False) -> tuple[list[Compiled], list[str]]:
     """Every kernel at every configuration that ships for sm_90, compiled here, and what makes any of it unfit.
 
-    only: of modules whose name has it. jobs: processes. No GPU is used. ValueError where Triton interprets.
+    only: of modules whose name has it. jobs: processes. candidates: what tuning tries besides, in place of what ships.
+    No GPU is used. ValueError where Triton interprets.
     """
     names = [name for name in MODULES if only in name]
     if launch.INTERPRETED:
         raise ValueError("kernels cannot be compiled while TRITON_INTERPRET=1 is set; unset it")
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(_compile, names))
+        results = list(pool.map(_compile_candidates if candidates else _compile, names))
     return [row for rows, _ in results for row in rows], [fault for _, found in results for fault in found]
 
 
@@ -52,10 +54,29 @@ def _compile(name: str) -> tuple[list[Compiled], list[str]]:
     with compiling() as rows:
         for _ in module.example_launches():
             pass
-    found = [f"{row.kernel} ({row.configuration}): {fault}" for row in rows for fault in faults(row, module.KERNELS)]
+    found = [fault for row in rows for fault in _named_faults(row, module)]
     missing = set(module.KERNELS) - {row.kernel for row in rows}
     found += [f"{name}: the example_launches launch no {kernel}" for kernel in sorted(missing)]
     return rows, found + unused(module)
+
+
+def _compile_candidates(name: str) -> tuple[list[Compiled], list[str]]:
+    module = importlib.import_module(name)
+    table: Table = module.TABLE
+    found: list[Compiled] = []
+    for kernel in table.kernels(ARCHITECTURE):
+        shipped = [choice.options for choice in table.shipped(kernel, ARCHITECTURE)]
+        for candidate in table.candidates(kernel, ARCHITECTURE):
+            if candidate.options not in shipped:
+                with forced(kernel, candidate), compiling(candidate.options) as rows:
+                    for _ in module.example_launches():
+                        pass
+                found += rows
+    return found, [fault for row in found for fault in _named_faults(row, module)]
+
+
+def _named_faults(row: Compiled, module: Any) -> list[str]:
+    return [f"{row.kernel} ({row.configuration}): {fault}" for fault in faults(row, module.KERNELS)]
 
 
 def unused(module: Any) -> list[str]:
@@ -63,8 +84,8 @@ def unused(module: Any) -> list[str]:
     table: Table = module.TABLE
     return [
         f"{table.path.name}: {kernel} {choice} is compiled by none of the example_launches"
-        for kernel in table.kernels("sm_90")
-        for choice in table.shipped(kernel, "sm_90")
+        for kernel in table.kernels(ARCHITECTURE)
+        for choice in table.shipped(kernel, ARCHITECTURE)
         if choice not in table.used.get(kernel, [])
     ]
 
@@ -80,6 +101,8 @@ def faults(compiled: Compiled, features: Mapping[str, Sequence[str]]) -> list[st
         found.append(f"it uses {compiled.registers} registers")
     if compiled.shared_bytes > SHARED_BYTES:
         found.append(f"it uses {compiled.shared_bytes} bytes of shared memory")
+    if compiled.repeats > 1:
+        found.append(f"its warps compute a product {compiled.repeats} times: give it blocks as large as they cover")
     for wanted in features[compiled.kernel]:
         if not getattr(compiled, COUNTS[wanted]):
             found.append(f"its machine code has no {wanted}")

@@ -191,7 +191,7 @@ def _default_preset(machine: Machine) -> str:
     for name in LADDER:
         full = preset(name)
         spec = Variant.full(full).resolve(full)
-        if by_backends(spec.model, spec.trainer)["library"]["total"] <= (1 - RESERVE) * available:
+        if by_backends(spec.model, spec.trainer)["library"]["peak"] <= (1 - RESERVE) * available:
             return name
     return LADDER[-1]
 

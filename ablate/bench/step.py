@@ -187,11 +187,13 @@ def windows(vocab_size: int, batch: int, length: int, device: torch.device) -> T
 
 def ours(spec: Spec, window: Tensor, device: torch.device) -> Step:
     """One step of a variant for this machine, with everything that its slots add to it."""
+    from ablate.model.block import recompute_blocks
     from ablate.model.transformer import Transformer
 
     with device:
         model = Transformer(spec.model)
     fill(model, spec.model)
+    recompute_blocks(model, spec.trainer.recompute)
     batch, balance, loads = {"window_BT1": window}, spec.model.balance, ExpertLoads()
     updates = [callback.update for callback in balance.callbacks()] if balance is not None else []
 

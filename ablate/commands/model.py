@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from ablate.commands.options import Alternatives, Disable, Enable, Json, Out, default_preset, pairs, print_json, say
+from ablate.commands.options import (
+    Alternatives,
+    Disable,
+    Enable,
+    Json,
+    Recompute,
+    ZeroStage,
+    default_preset,
+    pairs,
+    print_json,
+    say,
+)
 
 app = typer.Typer()
 
@@ -29,16 +40,20 @@ def account(
     alternative: Alternatives = None,
     sequence_length: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     ranks: Annotated[str, typer.Option(metavar="AXIS=N,...", help="As of run: expert=64,node=8.")] = "",
+    recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, cache and memory of a model, in closed form."""
     from ablate.presets.account import account_model, account_preset, render
     from ablate.spec.ranks import read_ranks
 
+    changes = {"recompute": recompute, "zero_stage": zero_stage}
     if model is not None:
-        if preset or disable or enable or alternative or ranks:
+        if preset or disable or enable or alternative or ranks or any(v is not None for v in changes.values()):
             raise ValueError(
-                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, --ranks"
+                "--model describes a whole model; give it without --preset, --disable, --enable, --alternative, "
+                "--ranks, --recompute, --zero-stage"
             )
         figures = account_model(model, sequence_length)
     else:
@@ -49,6 +64,7 @@ def account(
             pairs(alternative or []),
             sequence_length,
             read_ranks(ranks) if ranks else None,
+            **{name: value for name, value in changes.items() if value is not None},
         )
     if json:
         print_json(figures)
@@ -59,12 +75,20 @@ def account(
 @app.command(epilog="Example: dsv3-ablate export results/FOLDER/runs/ID --out weights")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run: results/STUDY/runs/ID.")],
-    format: Annotated[Literal["hf"], typer.Option(help="hf: a folder for transformers.")] = "hf",
-    out: Out = None,
+    format: Annotated[
+        Literal["hf", "trace"],
+        typer.Option(help="hf: a folder for transformers; trace: what its ranks did, a file for Perfetto."),
+    ] = "hf",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Folder of the weights, or file of the trace.")
+    ] = None,
 ) -> None:
-    """Write a run's weights for other programs."""
-    from ablate.sweep.export import export_run
+    """Write a run's weights, or what its ranks did, for other programs."""
+    from ablate.sweep.export import export_run, export_trace
 
+    if format == "trace":
+        typer.echo(export_trace(run, out))
+        return
     folder, notes = export_run(run, out)
     for note in notes:
         say(f"note: {note}")

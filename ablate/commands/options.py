@@ -21,6 +21,14 @@ Alternatives = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Match = Literal["flops", "tokens", "seconds"]
+ZeroStage = Annotated[
+    int | None,
+    typer.Option(metavar="0|1", help="1: optimizer states divided over ranks (ZeRO-1). Default: the preset's."),
+]
+Recompute = Annotated[
+    Literal["none", "full"] | None,
+    typer.Option(help="Activations: full computes every block again in the backward pass. Default: the preset's."),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(
@@ -70,6 +78,12 @@ Noise = Annotated[
     Path | None,
     typer.Option("--noise", metavar="DIR", help="A study whose noise tells the width to expect; with --dry-run."),
 ]
+Timeline = Annotated[
+    int,
+    typer.Option(
+        "--timeline", metavar="N", help="Record what the ranks do in N steps in the middle of each run; 3 are enough."
+    ),
+]
 At = Annotated[
     str, typer.Option("--at", metavar="PRESET", help="Show FLOPs per token at this size beside the measured ones.")
 ]
@@ -78,7 +92,8 @@ Checkpoints = Annotated[
     typer.Option(metavar="DIR", help="Go on from the checkpoints of the same runs on other ranks: a study's folder."),
 ]
 Wandb = Annotated[
-    str, typer.Option("--wandb", metavar="PROJECT", help="Log curves to W&B too (offline without a key).")
+    str,
+    typer.Option("--wandb", metavar="PROJECT", help="Log curves and the report to W&B too (offline without a key)."),
 ]
 
 

@@ -21,10 +21,13 @@ from ablate.commands.options import (
     MaxSeeds,
     Out,
     PrecisionOption,
+    Recompute,
     Seeds,
     TextField,
+    Timeline,
     Until,
     Wandb,
+    ZeroStage,
     default_preset,
     number,
     pairs,
@@ -53,15 +56,20 @@ def run(
             metavar="X", help="Of one run, in the unit of --match: 2e12, 300k, 60. Default: the preset's tokens."
         ),
     ] = "",
-    margin: Annotated[float, typer.Option(help="Differences up to this are of no interest, in nats.")] = 0.005,
+    margin: Annotated[float, typer.Option(help="Differences up to this count as negligible, in nats.")] = 0.005,
     data: Annotated[
         str, typer.Option(help='Corpus: "stdlib", a file or folder, or hf:NAME. Default: the preset\'s.')
     ] = "",
     text_field: TextField = "",
     learning_rate: Annotated[float | None, typer.Option(help="Of all variants; default: the preset's.")] = None,
     ranks: Annotated[
-        str, typer.Option("--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2.")
+        str,
+        typer.Option(
+            "--ranks", metavar="AXIS=N,...", help="Processes of a run, as in pipeline=2; each has whole sequences."
+        ),
     ] = "",
+    recompute: Recompute = None,
+    zero_stage: ZeroStage = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences of a step; default: the preset's.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="C", help="Off in all variants.")] = None,
     backend: Annotated[
@@ -75,6 +83,7 @@ def run(
     jobs: Jobs = None,
     wandb: Wandb = "",
     checkpoints: Checkpoints = None,
+    timeline: Timeline = 0,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     json: Json = False,
@@ -90,6 +99,8 @@ def run(
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "ranks": asdict(read_ranks(ranks)) if ranks else None,
+        "recompute": recompute,
+        "zero_stage": zero_stage,
     }
     left_out = tuple(dict.fromkeys((*(without or ()), *unavailable(data, preset))))
     study = Study(
@@ -111,7 +122,7 @@ def run(
         trainer={name: value for name, value in changes.items() if value is not None},
         backends=pairs(backend or [], "--backend", "SLOT=NAME, for example attention=triton"),
     )
-    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints}
+    options = {"dry_run": dry_run, "wandb_project": wandb, "checkpoints": checkpoints, "timeline": timeline}
     run_and_report(study, out=out, n_parallel=jobs, json=json, at=at, **options)
 
 
@@ -144,7 +155,11 @@ def run_and_report(study: Any, *, json: bool, at: str, pricing: Any = None, **op
     if done.outcome.interrupted:
         display.say(f"stopped; records and checkpoints are in {done.folder}, and the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
-    _report(done.folder, ("html", "md"), json=json, at=at)
+    reports = _report(done.folder, ("html", "md"), json=json, at=at)
+    if project := options.get("wandb_project"):
+        from ablate.runs.wandb_sink import log_report
+
+        log_report(project, done.folder, reports)
     if "failed" in done.outcome.status.values():
         raise typer.Exit(1)
 
@@ -199,7 +214,8 @@ def _compare(first: Path, second: Path, *, json: bool, at: str) -> None:
         print_json(two.document(*contents))
 
 
-def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> None:
+def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> list[Path]:
+    """Write and print the report of a study; the files that were written."""
     from rich.console import Console
 
     import ablate.report as reports
@@ -210,3 +226,4 @@ def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> N
     Console(stderr=True, highlight=False).print(text.render(content, paths))
     if json:
         print_json(reports.to_json(content))
+    return paths

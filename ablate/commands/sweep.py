@@ -20,6 +20,7 @@ from ablate.commands.options import (
     PrecisionOption,
     Price,
     Seeds,
+    Timeline,
     Until,
     Wandb,
     print_json,
@@ -58,6 +59,7 @@ def run(
     jobs: Jobs = None,
     wandb: Wandb = "",
     checkpoints: Checkpoints = None,
+    timeline: Timeline = 0,
     at: At = "v3-671b",
     dry_run: DryRun = False,
     price: Price = None,
@@ -71,7 +73,7 @@ def run(
         raise ValueError("--executor slurm and --cluster NAME belong together; give both, or none to run here")
     study = with_seeds(read_study(file), seeds, precision or "", until or "", max_seeds)
     options = {"out": out, "n_parallel": jobs, "dry_run": dry_run, "wandb_project": wandb, "cluster": cluster}
-    options["checkpoints"] = checkpoints
+    options |= {"checkpoints": checkpoints, "timeline": timeline}
     run_and_report(study, json=json, at=at, pricing={"per_hour": price, "noise": noise}, **options)
 
 
@@ -104,11 +106,12 @@ def watch(place: Place, every: Annotated[float, typer.Option(help="Seconds betwe
 
 @sweeps.command(epilog="Example: dsv3-ablate sweep cancel results/FOLDER")
 def cancel(place: Place) -> None:
-    """End what a study has on a cluster: runs stop with a checkpoint, and `sweep FILE.toml` goes on from there."""
+    """End what a study has on a cluster and on this machine, with checkpoints: `sweep FILE.toml` goes on from there."""
     from ablate.quantities import plural
     from ablate.sweep.status import cancel_study, find_study
 
-    n_ended, n_here = cancel_study(find_study(place))
-    say(f"{plural(n_ended, 'run')} taken from the cluster's queue; the study's command goes on from their checkpoints")
-    if n_here:
-        say(f"{plural(n_here, 'run')} go on in a command on this machine: press Ctrl-C there")
+    n_runs, n_commands = cancel_study(find_study(place))
+    said = [f"{plural(n_runs, 'run')} taken from the cluster's queue"] if n_runs else []
+    said += [f"{plural(n_commands, 'command')} on this machine asked to stop"] if n_commands else []
+    went_on = "the study's command goes on from the checkpoints"
+    say("; ".join([*said, went_on]) if said else "nothing of this study waits in a queue or is run by this machine")

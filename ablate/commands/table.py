@@ -39,7 +39,7 @@ def attribute(
     ] = None,
     requires: Annotated[list[str] | None, typer.Option(metavar="A=B", help="A is only meaningful with B on.")] = None,
     block: Annotated[list[str] | None, typer.Option(metavar="A,B", help="Components that belong together.")] = None,
-    margin: Annotated[float, typer.Option(help="Effects up to this are of no interest.")] = 0.0,
+    margin: Annotated[float, typer.Option(help="Effects up to this count as negligible.")] = 0.0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     log: Annotated[bool, typer.Option("--log", help="Attribute the logarithm: ratio metrics.")] = False,
     order: Annotated[

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import triton
@@ -24,6 +26,7 @@ from ablate.kernels import launch
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 REGISTERS = 255  # a thread's most
 SHARED_BYTES = 227 * 1024  # a block's most on sm_90
+ANY: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,11 @@ class Compiled:
     tma: int  # tensor copies by the memory accelerator in the PTX
     hgmma: int  # matrix instructions in the machine code, of 16-bit and TF32 numbers
     qgmma: int  # of 8-bit numbers
+    copies: (
+        int  # asynchronous copies to shared memory in the machine code: how gathered rows come while others are used
+    )
     local: int  # loads and stores of local memory in the machine code: what spills cost
+    repeats: int  # how often the warps compute the same numbers of a matrix product; 1 is never twice, 0 is no product
     seconds: float
 
 
@@ -58,14 +65,17 @@ class _NoDevice:
 
 
 @contextmanager
-def compiling() -> Iterator[list[Compiled]]:
-    """Inside, launches on meta tensors compile their kernels and are listed, each specialisation once."""
+def compiling(only: Mapping[str, int] = ANY) -> Iterator[list[Compiled]]:
+    """Inside, launches on meta tensors compile their kernels and are listed, each specialisation once.
+
+    only: options that a launch must have in order to be compiled.
+    """
     found: list[Compiled] = []
     seen: set[str] = set()
 
     def compile_(kernel: Any, grid: Sequence[int], arguments: Sequence[Any], options: dict[str, Any]) -> None:
-        import time
-
+        if not only.items() <= options.items():
+            return
         start = time.monotonic()
         binary = kernel.warmup(*arguments, grid=tuple(grid), **options)
         if binary.hash not in seen:
@@ -106,9 +116,28 @@ def _read(binary: Any, options: dict[str, Any], seconds: float) -> Compiled:
         tma=len(re.findall(r"cp\.async\.bulk\.tensor", ptx)),
         hgmma=len(re.findall(r"\bHGMMA\b", sass)),
         qgmma=len(re.findall(r"\bQGMMA\b", sass)),
+        copies=len(re.findall(r"\bLDGSTS\b", sass)),
         local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        repeats=repeats(binary.asm["ttgir"]),
         seconds=round(seconds, 2),
     )
+
+
+def repeats(ttgir: str) -> int:
+    """How often a product's numbers are computed at most, by the layouts of Triton's intermediate code.
+
+    Warps stand `warpsPerCTA` deep and wide, each with an instruction of `instrShape`: where a tile has fewer rows or
+    columns than they cover together, some compute what others do.
+    """
+    layouts = {
+        name: [int(warps) * int(size) for warps, size in zip(deep_wide.split(","), shape.split(","), strict=False)]
+        for name, deep_wide, shape in re.findall(
+            r"(#\w+) = #ttg\.nvidia_mma<\{versionMajor = 3,.*?warpsPerCTA = \[(.*?)\].*?instrShape = \[(.*?)\]", ttgir
+        )
+    }
+    products = re.findall(r"warp_group_dot .*-> tensor<(\d+)x(\d+)x\w+, (#\w+)>", ttgir)
+    found = [max(1, layouts[at][0] // int(m)) * max(1, layouts[at][1] // int(n)) for m, n, at in products]
+    return max(found, default=0)
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -1,7 +1,7 @@
 """Products of the matrices of experts with rows that are sorted by expert, or gathered on the way; SwiGLU fused.
 
-Which rows an expert has is known on the device only (offsets_E, int32 ends of the experts' rows): a number of programs
-that is enough for every routing finds its tiles from there, and those without one return.
+Which rows an expert has is known on the device only (offsets_E, int32 ends of the experts' rows): a fixed number of
+programs finds its tiles from there, one after another; FLATTEN: a program loads the next while it stores the last.
 
 Letters: N tokens; P rows sorted by expert, or (token, choice) pairs; E experts; D model, F hidden, X = 2 F gate and up;
 I and O inputs and outputs of a weight as stored; of one product M rows, O outputs and K inputs of a tile, whose sizes
@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ablate.kernels.grouped_weight_gradient import EXACT, grouped_weight_gradient_op
-from ablate.kernels.launch import ceil_div, choose, describe, launch, next_power_of_2, operator
+from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient_op
+from ablate.kernels.launch import ceil_div, choose, describe, describe_rows, launch, next_power_of_2, operator
 from ablate.kernels.operands import (
     DTYPES,
     TMA_ALIGNMENT_BYTES,
@@ -32,98 +32,93 @@ from ablate.kernels.operands import (
     check_shape,
 )
 from ablate.kernels.table import Configuration, Table
-from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles, tile_at
+from ablate.kernels.tiles import expert_of_tile, tile_at, tiles_of_experts
 
 TABLE = Table(Path(__file__).with_name("grouped_product.json"))
 KERNELS: dict[str, tuple[str, ...]] = {
     "grouped_product_kernel": ("wgmma", "tma"),
-    "grouped_swiglu_forward_kernel": ("wgmma", "tma"),
-    "grouped_swiglu_backward_kernel": ("wgmma", "tma"),
+    "grouped_swiglu_forward_kernel": ("wgmma", "tma", "copies"),
+    "grouped_swiglu_backward_kernel": ("wgmma", "tma", "copies"),
 }
-
-
-@triton.jit
-def locate(
-    offsets_ptr, n_experts, o,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """A program's expert, first row and the end of the expert's rows (both 0 where it has no tile), column tile.
-
-    Last the tile's rows, and which of them are the expert's.
-    """
-    start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
-    first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
-    m_tiles, o_tiles = tl.max(last_E, 0), tl.cdiv(o, BLOCK_N)
-    m_tile, o_tile = tile_at(tl.program_id(0), m_tiles, o_tiles, GROUP_M)
-    # Programs beyond the last tile would else repeat rows of a group that is not full, in columns beyond the last.
-    m_tile = tl.where(tl.program_id(0) < m_tiles * o_tiles, m_tile, m_tiles)
-    expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
-    row_M = start + tl.arange(0, BLOCK_M)
-    return expert, start, end, o_tile, row_M, row_M < end
+# Of float32 on a device: see launch.choose.
+EXACT = Configuration(
+    blocks={"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 4, "PROGRAMS": 528, "FLATTEN": False},
+    num_warps=4,
+    num_stages=1,
+)
 
 
 @triton.jit
 def grouped_product_kernel(
     x_desc, x_ptr, rows_ptr, w_desc, offsets_ptr, y_ptr, o, k, n_experts, stride_xp,
     TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr, PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """y[p] = x[p] w[expert of p]^T, or x[rows[p]] (x_desc is None then); TRANSPOSED: times w, of shape (E, K, O)."""
-    expert, start, end, o_tile, row_M, inside_M = locate(offsets_ptr, n_experts, o, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
-    if start >= end:
-        return
-    column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    source_M = row_M
-    if rows_ptr is not None:
-        source_M = tl.load(rows_ptr + row_M, inside_M, other=0)
-    acc_MO = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        if rows_ptr is None:
-            # Rows beyond the expert's are its neighbour's; they are summed like others and not stored.
-            x_MK = x_desc.load([start, first])
-        else:
-            column_K = first + tl.arange(0, BLOCK_K)
-            from_MK = x_ptr + source_M[:, None].to(tl.int64) * stride_xp + column_K[None, :]
-            x_MK = tl.load(from_MK, inside_M[:, None] & (column_K < k)[None, :], other=0.0)
-        if TRANSPOSED:
-            w_KO = w_desc.load([expert, first, o_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
-        else:
-            w_KO = w_desc.load([expert, o_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K).T
-        acc_MO = tl.dot(x_MK, w_KO, acc_MO, input_precision="ieee")
-    to_MO = y_ptr + row_M[:, None].to(tl.int64) * o + column_O[None, :]
-    tl.store(to_MO, acc_MO.to(y_ptr.dtype.element_ty), inside_M[:, None] & (column_O < o)[None, :])
+    start_E, end_E, first_E, last_E, m_tiles = tiles_of_experts(offsets_ptr, n_experts, BLOCK_M, BLOCK_E)
+    o_tiles = tl.cdiv(o, BLOCK_N)
+    for number in tl.range(tl.program_id(0), m_tiles * o_tiles, PROGRAMS, flatten=FLATTEN):
+        m_tile, o_tile = tile_at(number, m_tiles, o_tiles, GROUP_M)
+        expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
+        row_M = start + tl.arange(0, BLOCK_M)
+        inside_M = row_M < end
+        source_M = row_M
+        if rows_ptr is not None:
+            source_M = tl.load(rows_ptr + row_M, inside_M, other=0)
+        acc_MO = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for first in range(0, k, BLOCK_K):
+            if rows_ptr is None:
+                # Rows beyond the expert's are its neighbour's; they are summed like others and not stored.
+                x_MK = x_desc.load([start, first])
+            else:
+                column_K = first + tl.arange(0, BLOCK_K)
+                from_MK = x_ptr + source_M[:, None].to(tl.int64) * stride_xp + column_K[None, :]
+                x_MK = tl.load(from_MK, inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+            if TRANSPOSED:
+                w_KO = w_desc.load([expert, first, o_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+            else:
+                w_KO = w_desc.load([expert, o_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K).T
+            acc_MO = tl.dot(x_MK, w_KO, acc_MO, input_precision="ieee")
+        column_O = o_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        to_MO = y_ptr + row_M[:, None].to(tl.int64) * o + column_O[None, :]
+        tl.store(to_MO, acc_MO.to(y_ptr.dtype.element_ty), inside_M[:, None] & (column_O < o)[None, :])
 
 
 @triton.jit
 def grouped_swiglu_forward_kernel(
     x_ptr, rows_ptr, w_desc, offsets_ptr, gate_up_ptr, h_ptr, f, k, n_experts, stride_xn,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """h[p] = silu(x[rows[p]] gate^T) * x[rows[p]] up^T of p's expert; gate and up are kept where gate_up_ptr is."""
-    expert, start, end, f_tile, row_M, inside_M = locate(offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
-    if start >= end:
-        return
-    column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside_MF = inside_M[:, None] & (column_F < f)[None, :]
-    from_M = x_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_xn
-    gate_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        column_K = first + tl.arange(0, BLOCK_K)
-        x_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
-        gate_FK = w_desc.load([expert, f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
-        up_FK = w_desc.load([expert, f + f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
-        gate_MF = tl.dot(x_MK, gate_FK.T, gate_MF, input_precision="ieee")
-        up_MF = tl.dot(x_MK, up_FK.T, up_MF, input_precision="ieee")
-    # As stored: what the backward pass reads is what was multiplied here.
-    gate_MF, up_MF = gate_MF.to(h_ptr.dtype.element_ty), up_MF.to(h_ptr.dtype.element_ty)
-    wide_M = row_M[:, None].to(tl.int64)
-    if gate_up_ptr is not None:
-        tl.store(gate_up_ptr + wide_M * 2 * f + column_F[None, :], gate_MF, inside_MF)
-        tl.store(gate_up_ptr + wide_M * 2 * f + f + column_F[None, :], up_MF, inside_MF)
-    gate_MF = gate_MF.to(tl.float32)
-    h_MF = gate_MF * tl.sigmoid(gate_MF) * up_MF.to(tl.float32)
-    tl.store(h_ptr + wide_M * f + column_F[None, :], h_MF.to(h_ptr.dtype.element_ty), inside_MF)
+    start_E, end_E, first_E, last_E, m_tiles = tiles_of_experts(offsets_ptr, n_experts, BLOCK_M, BLOCK_E)
+    f_tiles = tl.cdiv(f, BLOCK_N)
+    for number in tl.range(tl.program_id(0), m_tiles * f_tiles, PROGRAMS, flatten=FLATTEN):
+        m_tile, f_tile = tile_at(number, m_tiles, f_tiles, GROUP_M)
+        expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
+        row_M = start + tl.arange(0, BLOCK_M)
+        inside_M = row_M < end
+        from_M = x_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_xn
+        gate_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        up_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for first in range(0, k, BLOCK_K):
+            column_K = first + tl.arange(0, BLOCK_K)
+            x_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+            gate_FK = w_desc.load([expert, f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
+            up_FK = w_desc.load([expert, f + f_tile * BLOCK_N, first]).reshape(BLOCK_N, BLOCK_K)
+            gate_MF = tl.dot(x_MK, gate_FK.T, gate_MF, input_precision="ieee")
+            up_MF = tl.dot(x_MK, up_FK.T, up_MF, input_precision="ieee")
+        column_F = f_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside_MF = inside_M[:, None] & (column_F < f)[None, :]
+        # As stored: what the backward pass reads is what was multiplied here.
+        gate_MF, up_MF = gate_MF.to(h_ptr.dtype.element_ty), up_MF.to(h_ptr.dtype.element_ty)
+        wide_M = row_M[:, None].to(tl.int64)
+        if gate_up_ptr is not None:
+            tl.store(gate_up_ptr + wide_M * 2 * f + column_F[None, :], gate_MF, inside_MF)
+            tl.store(gate_up_ptr + wide_M * 2 * f + f + column_F[None, :], up_MF, inside_MF)
+        gate_MF = gate_MF.to(tl.float32)
+        h_MF = gate_MF * tl.sigmoid(gate_MF) * up_MF.to(tl.float32)
+        tl.store(h_ptr + wide_M * f + column_F[None, :], h_MF.to(h_ptr.dtype.element_ty), inside_MF)
 
 
 @triton.jit
@@ -153,38 +148,46 @@ def grouped_swiglu_backward_kernel(
     dy_ptr, rows_ptr, w_desc, offsets_ptr, gate_up_ptr, weight_ptr, d_gate_up_ptr, h_ptr, partial_ptr,
     n_pairs, f, k, n_experts, stride_dyn,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+    PROGRAMS: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """Of dh[p] = dy[rows[p]] down and weight[p]: gradients of gate and up, weighted h, and this tile's sum of h dh."""
-    expert, start, end, f_tile, row_M, inside_M = locate(offsets_ptr, n_experts, f, BLOCK_M, BLOCK_N, BLOCK_E, GROUP_M)
-    if start >= end:
-        return
-    from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn
-    dh_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        column_K = first + tl.arange(0, BLOCK_K)
-        dy_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
-        down_KF = w_desc.load([expert, first, f_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
-        dh_MF = tl.dot(dy_MK, down_KF, dh_MF, input_precision="ieee")
-    wide_M = row_M.to(tl.int64)
-    weight_M = tl.load(weight_ptr + row_M, inside_M, other=0.0)
-    along_M = tl.zeros((BLOCK_M,), tl.float32)
-    # In parts: what the whole tile needs at once is more than there are registers.
-    left_MF, right_MF = tl.split(dh_MF.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
-    for half in tl.static_range(2):
-        half_MF = left_MF if half == 0 else right_MF
-        first_MF, second_MF = tl.split(half_MF.reshape(BLOCK_M, 2, BLOCK_N // 4).permute(0, 2, 1))
-        for part in tl.static_range(2):
-            part_MF = first_MF if part == 0 else second_MF
-            column_F = f_tile * BLOCK_N + (2 * half + part) * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
-            along_M += through_swiglu(
-                part_MF, gate_up_ptr, d_gate_up_ptr, h_ptr, wide_M, weight_M, column_F, inside_M, f
-            )  # fmt: skip
-    tl.store(partial_ptr + f_tile.to(tl.int64) * n_pairs + row_M, along_M, inside_M)
+    start_E, end_E, first_E, last_E, m_tiles = tiles_of_experts(offsets_ptr, n_experts, BLOCK_M, BLOCK_E)
+    f_tiles = tl.cdiv(f, BLOCK_N)
+    for number in tl.range(tl.program_id(0), m_tiles * f_tiles, PROGRAMS, flatten=FLATTEN):
+        m_tile, f_tile = tile_at(number, m_tiles, f_tiles, GROUP_M)
+        expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
+        row_M = start + tl.arange(0, BLOCK_M)
+        inside_M = row_M < end
+        from_M = dy_ptr + tl.load(rows_ptr + row_M, inside_M, other=0).to(tl.int64) * stride_dyn
+        dh_MF = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for first in range(0, k, BLOCK_K):
+            column_K = first + tl.arange(0, BLOCK_K)
+            dy_MK = tl.load(from_M[:, None] + column_K[None, :], inside_M[:, None] & (column_K < k)[None, :], other=0.0)
+            down_KF = w_desc.load([expert, first, f_tile * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
+            dh_MF = tl.dot(dy_MK, down_KF, dh_MF, input_precision="ieee")
+        wide_M = row_M.to(tl.int64)
+        weight_M = tl.load(weight_ptr + row_M, inside_M, other=0.0)
+        along_M = tl.zeros((BLOCK_M,), tl.float32)
+        # In parts: what the whole tile needs at once is more than there are registers.
+        left_MF, right_MF = tl.split(dh_MF.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1))
+        for half in tl.static_range(2):
+            half_MF = left_MF if half == 0 else right_MF
+            first_MF, second_MF = tl.split(half_MF.reshape(BLOCK_M, 2, BLOCK_N // 4).permute(0, 2, 1))
+            for part in tl.static_range(2):
+                part_MF = first_MF if part == 0 else second_MF
+                column_F = f_tile * BLOCK_N + (2 * half + part) * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+                along_M += through_swiglu(
+                    part_MF, gate_up_ptr, d_gate_up_ptr, h_ptr, wide_M, weight_M, column_F, inside_M, f
+                )  # fmt: skip
+        tl.store(partial_ptr + f_tile.to(tl.int64) * n_pairs + row_M, along_M, inside_M)
 
 
 def grid_of(p: int, e: int, o: int, chosen: Configuration) -> tuple[int]:
-    """Programs enough for any routing: of E experts min(E, P) have rows, each at most one tile that is not full."""
-    return ((p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(o, chosen.blocks["BLOCK_N"]),)
+    """Programs that share the tiles, no more than any routing has: of E experts min(E, P) have rows, each at most one
+    tile that is not full.
+    """
+    tiles = (p // chosen.blocks["BLOCK_M"] + min(e, p)) * ceil_div(o, chosen.blocks["BLOCK_N"])
+    return (min(tiles, chosen.blocks["PROGRAMS"]),)
 
 
 def check_operands(x: Tensor, k: int, weight_EOI: Tensor, offsets_E: Tensor, token_of_row_P: Tensor | None) -> None:
@@ -222,10 +225,7 @@ def grouped_product_op(
     kernel = "grouped_product" if token_of_row_P is None else "gathered_product"
     chosen = choose(TABLE, kernel, x_PI, EXACT, ROWS=p // e, N=o, K=k)
     block_m, block_n, block_k = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MNK")
-    # Flattened first, one row has the stride of its length: the memory accelerator does not take every other.
-    x_desc = (
-        describe(x_PI.flatten().view(1, k) if p == 1 else x_PI, (block_m, block_k)) if token_of_row_P is None else None
-    )
+    x_desc = describe_rows(x_PI, (block_m, block_k)) if token_of_row_P is None else None
     w_desc = describe(weight_EOI, (1, block_k, block_n) if transposed else (1, block_n, block_k))
     launch(
         grouped_product_kernel, grid_of(p, e, o, chosen), x_desc, None if token_of_row_P is None else x_PI,

@@ -78,6 +78,11 @@ def describe(x: Tensor, block: Sequence[int]) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(x, list(block))
 
 
+def describe_rows(x_PN: Tensor, block: Sequence[int]) -> TensorDescriptor:
+    """The same of rows of which there may be one: it gets the stride of its length, as not every other is taken."""
+    return describe(x_PN.flatten().view(1, -1) if x_PN.shape[0] == 1 else x_PN, block)
+
+
 def choose(table: Table, kernel: str, x: Tensor, exact: Configuration, **sizes: int) -> Configuration:
     """The table's configuration of a kernel that multiplies x, for these sizes; `exact` for float32 on a device.
 

@@ -17,7 +17,7 @@ from ablate.kernels.table import Table
 
 TABLE = Table(Path(__file__).with_name("rms_norm.json"))
 KERNELS: dict[str, tuple[str, ...]] = {"rms_norm_forward_kernel": (), "rms_norm_backward_kernel": ()}
-PARTIAL_SUMS = 264  # programs of the backward pass, two for each multiprocessor of a Hopper chip
+PARTIAL_SUMS = 528  # programs of the backward pass, four for each multiprocessor of a Hopper chip
 
 
 @triton.jit
@@ -112,6 +112,8 @@ def _(x_ND: Tensor, weight_D: Tensor, rstd_N: Tensor, g_ND: Tensor) -> tuple[Ten
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], inputs[1], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros are made for the factors
 
 
 def _backward(ctx: Any, g_ND: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from ablate.spec.measured import WHAT, measured_file, read_json, section
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
-    """How one kernel is launched: its block sizes by name, and what Triton is told of warps and pipelining.
+    """How one kernel is launched: block sizes and switches by name, and what Triton is told of warps and pipelining.
 
     `when`: bounds [low, high] of sizes in which it is chosen, by name; null is no bound.
     """
 
-    blocks: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, int | bool] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
     when: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Table:
         """What tuning tries: the choices, and the candidates beside them."""
         entry = section(self.path, architecture, kernel)
         found = _decode(self.path, [*entry["choices"], *entry.get("candidates", [])])
-        plain = [Configuration(blocks=c.blocks, num_warps=c.num_warps, num_stages=c.num_stages) for c in found]
+        plain = [replace(c, when={}) for c in found]
         return tuple(c for i, c in enumerate(plain) if c not in plain[:i])
 
 
@@ -145,8 +145,9 @@ def _configuration(entry: Any) -> Configuration:
     numbers = [entry.get("num_warps", 4), entry.get("num_stages", 2)]
     if not (isinstance(blocks, Mapping) and isinstance(when, Mapping)):
         raise ValueError(f"blocks and when are objects; {entry!r}")
-    if not all(type(n) is int and n > 0 for n in [*blocks.values(), *numbers]):
-        raise ValueError(f"blocks, num_warps and num_stages are whole numbers above 0; {entry!r}")
+    sizes = [n for n in blocks.values() if type(n) is not bool]
+    if not all(type(n) is int and n > 0 for n in [*sizes, *numbers]):
+        raise ValueError(f"blocks, num_warps and num_stages are whole numbers above 0, or switches; {entry!r}")
     for bounds in when.values():
         if not isinstance(bounds, list) or [type(n) in (int, type(None)) for n in bounds] != [True, True]:
             raise ValueError(f"when has two bounds for each size, numbers or null; {entry!r}")

@@ -34,6 +34,14 @@ def expert_tiles(start_E, end_E, SIZE: tl.constexpr):
 
 
 @triton.jit
+def tiles_of_experts(offsets_ptr, n_experts, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
+    """First row of every expert and the one after its last, the same of its tiles, and how many tiles there are."""
+    start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
+    first_E, last_E = expert_tiles(start_E, end_E, SIZE)
+    return start_E, end_E, first_E, last_E, tl.max(last_E, 0)
+
+
+@triton.jit
 def expert_of_tile(tile, start_E, end_E, first_E, last_E, SIZE: tl.constexpr, BLOCK_E: tl.constexpr):
     """The expert that a tile belongs to, the tile's first row, the end of the expert's rows; 0 where it has none."""
     mine_E = (first_E <= tile) & (tile < last_E)

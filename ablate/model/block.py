@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablate.model.recompute import recomputed
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import LinearNode
 
@@ -66,7 +67,12 @@ class ModelContext:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)). Returns the routing of its experts, if it has any."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Returns the routing of its experts, if it has any.
+
+    `recomputed`: whether a training pass keeps the input alone and is made again for the backward pass.
+    """
+
+    recomputed = False
 
     def __init__(self, model: ModelSpec, layer: int) -> None:
         super().__init__()
@@ -78,6 +84,12 @@ class Block(nn.Module):
         self.feed_forward = feed_forward.build(context, balance)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
+        if self.recomputed and torch.is_grad_enabled():
+            return recomputed(lambda x_BTD: self.through(x_BTD, rotation), x_BTD)
+        return self.through(x_BTD, rotation)
+
+    def through(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
+        """`forward`, of which everything is kept that its backward pass reads."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
         y_BTD, routing = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + y_BTD, routing
@@ -87,3 +99,10 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.attention.decode(self.attention_norm(x_BTD), rotation, cache)
         y_BTD, _ = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + y_BTD
+
+
+def recompute_blocks(model: nn.Module, recompute: str) -> None:
+    """Let every block of a model be computed again where `recompute`, as of `TrainerSpec`, is "full"."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recomputed = recompute == "full"

@@ -12,6 +12,18 @@ from ablate.model.step_weights import of_step
 from ablate.spec.backends import require_concrete
 
 
+class Embedding(nn.Embedding):
+    """Vectors of tokens, with which the residual stream begins: float32 as they are, or in the dtype of autocast."""
+
+    def __init__(self, vocab_size: int, dim: int, residual_dtype: str) -> None:
+        super().__init__(vocab_size, dim)
+        self.narrow = residual_dtype != "float32"
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD, kind = super().forward(tokens_BT), tokens_BT.device.type
+        return x_BTD.to(torch.get_autocast_dtype(kind)) if self.narrow and torch.is_autocast_enabled(kind) else x_BTD
+
+
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm with a weight; float32 inside whatever the input is.
 

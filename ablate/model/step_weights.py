@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ablate.kernels.weight_gradients import splitting
+from ablate.model.recompute import recomputing
 
 
 class _Open:
@@ -36,7 +37,8 @@ def of_step(weight: Tensor) -> Tensor:
     open, autocast is off, no gradient is wanted, or the chunk's backward comes in two parts (which knows weights only).
     """
     kind = weight.device.type
-    if _Open.copies is None or not torch.is_autocast_enabled(kind) or not torch.is_grad_enabled() or splitting():
+    wanted = torch.is_grad_enabled() or recomputing()
+    if _Open.copies is None or not torch.is_autocast_enabled(kind) or not wanted or splitting():
         return weight
     if not (weight.is_leaf and weight.requires_grad):
         return weight

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.model.block import Block, ModelContext, Rotation, rotation_table
+from ablate.model.modules import Embedding
 from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
@@ -49,7 +50,7 @@ class Transformer(nn.Module):
         context = ModelContext(spec)
         objective: Any = spec.objective.build(context) if part.last else None
         embeds = part.first or getattr(objective, "joins_embedding", False)
-        self.embedding: Any = nn.Embedding(spec.vocab_size, spec.dim) if embeds else None
+        self.embedding: Any = Embedding(spec.vocab_size, spec.dim, spec.residual_dtype) if embeds else None
         self.layers: Any = nn.ModuleList()
         for layer in range(spec.n_layers):
             self.layers.add_module(str(layer), Block(spec, layer) if layer in part.layers else None)
@@ -79,6 +80,9 @@ class Transformer(nn.Module):
     def through(self, x_BTD: Tensor, layers: range) -> tuple[Tensor, list[Any]]:
         """Output of some layers one after another, and the routing of those that route."""
         rotation, routing = self.rotation(x_BTD.shape[1]), []
+        # Where another reads x too, its gradient is added to the layers' sum, whether a block makes that of its own
+        # graph (`recompute`) or not.
+        x_BTD = x_BTD.view_as(x_BTD)
         for layer in layers:
             x_BTD, routed = self.layers[layer](x_BTD, rotation)
             if routed is not None:

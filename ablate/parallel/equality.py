@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.model.stage import part, stage_loss, stages
 from ablate.model.transformer import Transformer, initialise
@@ -19,7 +20,6 @@ from ablate.parallel.executor import Pipeline
 from ablate.parallel.experts import divided, hold
 from ablate.parallel.groups import release
 from ablate.parallel.mesh import Mesh, make_mesh
-from ablate.parallel.spans import Span, Spans, chrome_trace
 from ablate.parallel.transport.equality import FP8_TOLERANCE, TOLERANCE, apart
 from ablate.parallel.transport.peers import alone
 from ablate.randomness import torch_generator
@@ -47,6 +47,7 @@ class Case:
     n_micro_batches: int  # of a data rank
     length: int
     transport: TransportNode | None = None  # None: every rank has all experts
+    recompute: str = "none"  # on the ranks, as of TrainerSpec; the one process keeps everything
 
     @property
     def table(self) -> Schedule:
@@ -108,12 +109,15 @@ class Equality:
     peak_live_chunks: tuple[int, ...]  # by place in the pipeline
     seconds: float  # of the step on ranks
     tolerance: float  # of gradients and their norm, and of losses where experts are divided
+    recompute: str = "none"  # of the ranks
 
     @property
     def what(self) -> str:
         """What is compared, by name."""
         named = [self.schedule] if len(self.peak_live_chunks) > 1 else []
-        return ", ".join(named + ([self.transport] if self.transport != "none" else [])) or "gradients of data ranks"
+        named += [self.transport] if self.transport != "none" else []
+        named += ["every block recomputed"] if self.recompute == "full" else []
+        return ", ".join(named) or "gradients of data ranks"
 
     @property
     def holds(self) -> bool:
@@ -175,6 +179,7 @@ def _compare(case: Case, mesh: Mesh) -> Equality:
         peak_live_chunks=tuple(everyone[place * mesh.ranks.data][5] for place in range(mesh.ranks.pipeline)),
         seconds=max(row[6] for row in everyone),
         tolerance=FP8_TOLERANCE if case.in_tiles else TOLERANCE,
+        recompute=case.recompute,
     )
 
 
@@ -198,21 +203,6 @@ def _relative(found: float, expected: float) -> float:
     return abs(found - expected) / abs(expected)
 
 
-def trace(case: Case) -> dict[str, Any]:
-    """A step of a case with the spans of every rank, in the trace event format. Every rank calls it."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        mesh, spec = make_mesh(case.ranks), case.in_float64
-        batches = _batches(case, spec, case.n_micro_batches)
-        spans = [_on_ranks(case, spec, mesh, batches, 1.0, Spans()).spans for _ in range(2)][1]  # the first warms up
-    finally:
-        torch.set_default_dtype(before)
-    every: list[Any] = [None] * mesh.ranks.world
-    dist.all_gather_object(every, spans)
-    return chrome_trace(every)
-
-
 def _batches(case: Case, spec: ModelSpec, n: int) -> list[dict[str, Tensor]]:
     generator, shape = torch_generator(f"equality of {case.schedule}"), (SEQUENCES, case.length + 1)
     return [{"window_BT1": torch.randint(spec.vocab_size, shape, generator=generator)} for _ in range(n)]
@@ -227,7 +217,6 @@ class _Result:
     rows: Mapping[str, slice] = field(default_factory=dict)  # of parameters that are there in part
     peak: int = 0
     seconds: float = 0.0
-    spans: list[Span] = field(default_factory=list)
 
 
 def _on_ranks(
@@ -236,12 +225,12 @@ def _on_ranks(
     mesh: Mesh,
     batches: Sequence[Mapping[str, Any]],
     weight: float,
-    spans: Spans | None = None,
 ) -> _Result:
     pipeline = Pipeline(case.table, mesh)
     layers = stages(case.layers(spec.n_layers))
     held = hold(spec, case.transport, mesh, seed=0, part=part(layers[s] for s in pipeline.stages))
     model, holders = held.model, held.holders
+    recompute_blocks(model, case.recompute)
     names = {module: name for name, module in model.named_modules()}
     losses: dict[int, float] = {}
     counts: dict[str, Tensor] = {}
@@ -256,9 +245,6 @@ def _on_ranks(
     shape = (SEQUENCES, case.length, spec.dim)
     dist.barrier()
     start = time.perf_counter()
-    if spans is not None:
-        spans.begin()
-        pipeline.spans = spans
     peak = pipeline.train(forward, lambda micro: torch.empty(shape), weight)
     seconds = time.perf_counter() - start
     holders.join()
@@ -268,7 +254,7 @@ def _on_ranks(
     rows = {name: rows for name, (rows, _) in held.parts.items()}
     norm = holders.clip(CLIP, order).item()
     release([*pipeline.wires.groups.values(), *holders.groups.values()])
-    return _Result(losses, counts, gradients, norm, rows, peak, seconds, spans.spans if spans else [])
+    return _Result(losses, counts, gradients, norm, rows, peak, seconds)
 
 
 def _alone(case: Case, spec: ModelSpec, batches: Sequence[Mapping[str, Any]]) -> _Result:

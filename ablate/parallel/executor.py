@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablate.kernels.weight_gradients import Product, put_off, split_forward, work_off
 from ablate.parallel.mesh import Mesh
-from ablate.parallel.spans import Spans
+from ablate.parallel.spans import OFF
 from ablate.parallel.wires import Empty, Wires
 from ablate.schedules.action import Action, Schedule
 from ablate.schedules.check import check, with_transfers
@@ -30,7 +30,7 @@ class Pipeline:
         self.peaks = check(schedule)
         self.schedule, self.place = with_transfers(schedule), mesh.pipeline_rank
         self.wires = Wires(self.schedule, mesh)
-        self.spans: Spans | None = None  # where somebody wants them recorded
+        self.spans = mesh.spans
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -75,9 +75,8 @@ class _Run:
     def do(self, actions: tuple[Action, ...], empty: Empty) -> None:
         """All actions of a rank in their order."""
         self.wires.expect(actions, empty)
-        spans = self.pipeline.spans
         for action in actions:
-            with spans.of(action) if spans is not None else nullcontext():
+            with self.pipeline.spans.of(action) if self.weight is not None else OFF:  # an evaluation is none of a step
                 self.one(action)
             self.peak = max(self.peak, len(self.chunks) + len(self.owed))
         self.wires.finish()

@@ -44,7 +44,7 @@ def _divide(
     if transport is None:
         return {}, None
     n_experts: int = getattr(spec.feed_forward, "n_routed_experts")  # noqa: B009 - of the nodes that have a transport
-    peers = peers_of(mesh.ranks, mesh.data_rank, n_experts, mesh.groups)
+    peers = peers_of(mesh.ranks, mesh.data_rank, n_experts, mesh.groups, mesh.spans)
     return divided(model, peers, transport.build(peers, n_experts, spec.linear.wire()), n_experts), peers
 
 

@@ -1,4 +1,4 @@
-"""One rule for gradients of many ranks: that of a piece of the model is the sum over the ranks that hold it."""
+"""Pieces of the model that several ranks hold: a gradient is the sum over them, and one of them may step it for all."""
 
 from __future__ import annotations
 
@@ -30,18 +30,23 @@ class Holders:
         """
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self.pieces = {name: _piece(name, p, parts) for name, p in self.parameters.items()}
-        everyone: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, list(self.pieces.values()))
+        everyone: list[dict[Piece, int]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, {piece: self.parameters[n].numel() for n, piece in self.pieces.items()})
         ranks: dict[Piece, list[int]] = {}
         for rank, pieces in enumerate(everyone):
             for piece in pieces:
                 ranks.setdefault(piece, []).append(rank)
         self.ranks: Mapping[Piece, Group] = {piece: tuple(held_by) for piece, held_by in ranks.items()}
+        self.owners = owners(self.ranks, {piece: n for pieces in everyone for piece, n in pieces.items()})
         self.groups = made(group for group in self.ranks.values() if len(group) > 1)
 
     def first(self, name: str) -> bool:
         """Whether this rank is the lowest that holds its piece of a parameter."""
         return self.ranks[self.pieces[name]][0] == dist.get_rank()
+
+    def owns(self, name: str) -> bool:
+        """Whether this rank is the one that steps a parameter, where only one does."""
+        return self.owners[self.pieces[name]] == dist.get_rank()
 
     def join(self) -> None:
         """Replace every gradient by the sum over the holders: one all-reduce for each set of them.
@@ -57,6 +62,21 @@ class Holders:
             *gradients, held = flat.split([*(p.numel() for p in shared), len(shared)])
             for parameter, gradient, n in zip(shared, gradients, held.tolist(), strict=True):
                 parameter.grad = gradient.view_as(parameter) if n else None
+
+    @torch.no_grad()
+    def hand_out(self) -> None:
+        """Give all holders of a piece its values as its owner has them: one broadcast for each owner in each set."""
+        for group, handle in self.groups.items():
+            for owner in group:
+                pieces = (self.pieces[name] for name in self.parameters)
+                shared = [p for p, piece in zip(self.parameters.values(), pieces, strict=True)
+                          if self.ranks[piece] == group and self.owners[piece] == owner]  # fmt: skip
+                if not shared:
+                    continue
+                flat = torch.cat([p.flatten() for p in shared])
+                dist.broadcast(flat, owner, group=handle)
+                for parameter, values in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
+                    parameter.copy_(values.view_as(parameter))
 
     def clip(self, limit: float, order: Iterable[str]) -> Tensor:
         """Scale the gradients so that their norm over the whole model is at most `limit`; the norm before.
@@ -78,6 +98,19 @@ class Holders:
         total = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, total)
         return total
+
+
+def owners(ranks: Mapping[Piece, Group], sizes: Mapping[Piece, int]) -> dict[Piece, int]:
+    """Piece -> which of its holders steps it (ZeRO-1, arXiv:1910.02054): the largest first, each by who has least.
+
+    Whole pieces, as torch's ZeroRedundancyOptimizer has it, so that any optimizer sees whole matrices.
+    """
+    load, found = dict.fromkeys((rank for held_by in ranks.values() for rank in held_by), 0), dict[Piece, int]()
+    for piece in sorted(ranks, key=lambda piece: (-sizes[piece], piece)):
+        owner = min(ranks[piece], key=lambda rank: (load[rank], rank))
+        load[owner] += sizes[piece]
+        found[piece] = owner
+    return found
 
 
 def _piece(name: str, parameter: nn.Parameter, parts: Mapping[str, RowsOf]) -> Piece:

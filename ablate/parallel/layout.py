@@ -33,6 +33,7 @@ def layers_of(model: ModelSpec, trainer: TrainerSpec) -> tuple[range, ...]:
 
 def check_ranks(model: ModelSpec, trainer: TrainerSpec) -> None:
     """ValueError if a run cannot be computed on its ranks as one process would compute it."""
+    trainer.check_states()
     if trainer.ranks.world == 1:
         return
     n_experts = getattr(model.feed_forward, "n_routed_experts", 0)

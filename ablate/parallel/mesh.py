@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
 
 from ablate.parallel.groups import new_group
+from ablate.parallel.spans import Spans
 from ablate.spec.ranks import Ranks
 
 
@@ -18,11 +19,13 @@ class Mesh:
     Ranks are numbered pipeline-major: rank = pipeline rank x data + data rank, and expert rank = data rank modulo
     expert. Groups by name: "data" (equal pipeline rank), "replicas" (data ranks that hold the same experts),
     "everyone" (an expert group), "between" (its ranks of equal place in all nodes), "inside" (a node of it).
+    spans: the recorder of what this rank does and waits for.
     """
 
     ranks: Ranks
     rank: int
     groups: dict[str, Any]
+    spans: Spans = field(default_factory=Spans)
 
     @property
     def pipeline_rank(self) -> int:

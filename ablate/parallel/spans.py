@@ -1,64 +1,121 @@
-"""When a rank did what: spans of compute and of waiting for transfers, for a chart and for chrome://tracing."""
+"""The recorder of a rank: when it began and ended its actions, and what it waited for inside them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from ablate.schedules.action import Action
+from ablate.schedules.timeline import Recording, Span
+
+MEETINGS = 20  # of the ranks, to compare their clocks; under load few of them are quick
+OFF: AbstractContextManager[None] = nullcontext()
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Seconds since the recorder began. Of a receive: how long the rank waited for it."""
+class HostClock:
+    """Seconds of this process: where the processor computes, a call has ended when its work has."""
 
-    action: Action
-    start_s: float
-    end_s: float
+    name: Literal["host", "device"] = "host"
+
+    def mark(self) -> Any:
+        return time.perf_counter()
+
+    def seconds(self, mark: Any) -> float:
+        return float(mark)
+
+
+class DeviceClock:
+    """The same of the current stream: an event at each mark, so that nobody waits until they are read."""
+
+    name: Literal["host", "device"] = "device"
+
+    def __init__(self) -> None:
+        """It waits for the device once: what is marked then happens at once, and is the moment of both clocks."""
+        torch.cuda.synchronize()
+        self._zero_s, self._zero = time.perf_counter(), self.mark()
+
+    def mark(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, mark: Any) -> float:
+        """Waits for the mark."""
+        mark.synchronize()
+        return self._zero_s + float(self._zero.elapsed_time(mark)) / 1e3
 
 
 class Spans:
-    """A recorder of one rank. On a GPU each span waits for the device, so that it ends when the work has ended."""
+    """Off but between `start_step` and `end_step`, once it has begun. Marks become seconds when they are read."""
 
     def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.begin()
+        self._clock: HostClock | DeviceClock | None = None
+        self._meetings: list[tuple[float, float]] = []
+        self._steps: dict[int, list[tuple[Any, Action, Any, Any]]] = {}
+        self._marks: list[tuple[Any, Action, Any, Any]] | None = None  # of the step that is recorded
+        self._action: Action | None = None  # that is done now
 
     def begin(self) -> None:
-        """Count seconds from now on: right behind a barrier, so that ranks count alike."""
-        self._zero = time.perf_counter()
+        """Meet the other ranks to compare clocks. Every rank calls it at once."""
+        for _ in range(MEETINGS):
+            came = time.perf_counter()
+            dist.barrier()
+            self._meetings.append((came, time.perf_counter()))
+        self._clock = DeviceClock() if torch.cuda.is_available() else HostClock()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._clock is not None
+
+    @property
+    def clock(self) -> Literal["host", "device"]:
+        assert self._clock is not None
+        return self._clock.name
+
+    def start_step(self, number: int) -> None:
+        assert self._clock is not None
+        self._marks = self._steps[number] = []
+
+    def end_step(self) -> None:
+        self._marks = None
+
+    def of(self, action: Action) -> AbstractContextManager[None]:
+        """Record the action that is done inside."""
+        return OFF if self._marks is None else self._during(action)
+
+    def inside(self, kind: Literal["D", "C"]) -> AbstractContextManager[None]:
+        """Record what the action of the moment waits for inside."""
+        return OFF if self._marks is None or self._action is None else self._record(kind, self._action)
 
     @contextmanager
-    def of(self, action: Action) -> Iterator[None]:
-        """Record what is inside."""
-        start = self._now()
+    def _during(self, action: Action) -> Iterator[None]:
+        self._action = action
+        with self._record(action.kind, action):
+            yield
+        self._action = None
+
+    @contextmanager
+    def _record(self, kind: Any, action: Action) -> Iterator[None]:
+        assert self._clock is not None
+        assert self._marks is not None
+        start = self._clock.mark()
         yield
-        self.spans.append(Span(action, start, self._now()))
+        self._marks.append((kind, action, start, self._clock.mark()))
 
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - self._zero
-
-
-def chrome_trace(ranks: Sequence[Sequence[Span]]) -> dict[str, Any]:
-    """The spans of all ranks in the trace event format that chrome://tracing and Perfetto read."""
-    events = [
-        {
-            "name": str(span.action),
-            "cat": "compute" if span.action.is_compute else "transfer",
-            "ph": "X",
-            "pid": 0,
-            "tid": rank,
-            "ts": span.start_s * 1e6,
-            "dur": (span.end_s - span.start_s) * 1e6,
+    def recording(self) -> Recording:
+        """What was recorded; waits for the device. Seconds since the first meeting."""
+        assert self._clock is not None
+        seconds, zero = self._clock.seconds, self._meetings[0][0]
+        steps = {
+            number: tuple(
+                Span(kind, a.stage, a.micro, a.direction, seconds(start) - zero, seconds(end) - zero)
+                for kind, a, start, end in marks
+            )
+            for number, marks in self._steps.items()
         }
-        for rank, spans in enumerate(ranks)
-        for span in spans
-    ]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+        return Recording(steps, tuple((came - zero, left - zero) for came, left in self._meetings))

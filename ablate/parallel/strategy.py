@@ -45,6 +45,14 @@ class RanksStrategy(ModelParallelStrategy):
         module.run_step()
         return closure_loss
 
+    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """The step; where each parameter is stepped by one of its holders, the others get it then."""
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        module: Any = self.lightning_module
+        if module.run.trainer.zero_stage:
+            module.holders.hand_out()
+        return result
+
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """As it is: what a module keeps of a step is summed over the ranks already, router by router."""
         return tensor
@@ -69,7 +77,7 @@ class RanksStrategy(ModelParallelStrategy):
         state = {
             places[names[p]]: {key: _as_rows(value, p, module.rows(names[p])) for key, value in s.items()}
             for p, s in plain.state.items()
-            if module.writes(names[p])
+            if module.writes_state(names[p])
         }
         sizes = [len(g["params"]) for g in self._whole().param_groups]
         groups, first = [], 0

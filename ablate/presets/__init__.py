@@ -34,6 +34,7 @@ OPTIONAL_SECTIONS = ("head",)
 PLAIN = ("title", "n_tokens", "n_seeds", "recipe")  # the others are tables
 OPTIMIZER_FIELDS = ("weight_decay", "beta1", "beta2", "epsilon")
 MODEL_FIELDS = ("dim", "n_layers", "vocab_size", "n_first_layers", "hidden_dim", "rope_theta")
+OPTIONAL_MODEL_FIELDS = ("residual_dtype",)
 
 
 def names() -> tuple[str, ...]:
@@ -152,8 +153,8 @@ def _model(data: Mapping[str, Any]) -> ModelSpec:
     """The dense end: every slot at what it holds while no component fills it."""
     model = dict(data["model"])
     for field in model:
-        if field not in MODEL_FIELDS:
-            raise ValueError(f"model.{field} is unknown; {nearest(field, MODEL_FIELDS)}")
+        if field not in (known := (*MODEL_FIELDS, *OPTIONAL_MODEL_FIELDS)):
+            raise ValueError(f"model.{field} is unknown; {nearest(field, known)}")
     for field in MODEL_FIELDS:
         if field not in model:
             raise ValueError(f"model.{field} is missing")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ablate.components.codec import decode_model
+from ablate.components.codec import decode_model, decode_spec
 from ablate.components.component import ON
 from ablate.components.registry import COMPONENTS, component
-from ablate.components.variants import Variant, on_ranks
+from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
 from ablate.documents import read_toml
-from ablate.presets import preset, preset_file
+from ablate.presets import preset, preset_file, rank_memory
 from ablate.presets.architecture import Architecture, decode_architecture
 from ablate.presets.training_memory import by_backends
 from ablate.quantities import memory, number, plural, whole
 from ablate.spec.cost import DTYPE_BYTES
 from ablate.spec.model import ModelSpec
 from ablate.spec.ranks import Ranks
-from ablate.spec.run import Preset, Spec
+from ablate.spec.run import Preset, Spec, TrainerSpec
 
 PUBLISHED = Path(__file__).with_name("published")
 # What a user's model file may leave out.
@@ -42,11 +42,20 @@ def account_preset(
     alternatives: Mapping[str, str],
     sequence_length: int | None,
     ranks: Ranks | None = None,
+    **trainer_fields: Any,
 ) -> dict[str, Any]:
-    """Figures of the full variant without what is disabled; with `enable`, of the baseline with that."""
+    """Figures of the full variant without what is disabled; with `enable`, of the baseline with that.
+
+    `trainer_fields`: other values of fields of the trainer.
+    """
     base: Preset = preset_file(Path(name)) if name.endswith(".toml") else preset(name)
     if ranks:
         base = on_ranks(base, ranks)
+        size = fitting_micro_batch(base.trainer.batch_size, base.trainer.micro_batch_size, ranks)
+        base = replace(base, trainer=replace(base.trainer, micro_batch_size=size))
+    if trainer_fields:
+        base = replace(base, trainer=decode_spec(TrainerSpec, asdict(base.trainer) | trainer_fields, "trainer"))
+    base.trainer.check_states()
     if disable and enable:
         raise ValueError("both --disable and --enable were given; disable starts from everything on, enable from none")
     for given in (*disable, *enable, *alternatives):
@@ -65,6 +74,9 @@ def account_preset(
     figures["micro_batch_size"] = trainer.micro_batch_size
     if trainer.ranks.world == 1:
         figures["training_memory"] = by_backends(spec.model, trainer)
+    else:
+        figures["rank_memory"] = rank_memory.by_backends(spec.model, trainer)
+        figures["ranks"] = str(trainer.ranks)
     return figures | ({"transports": _transports(spec)} if spec.trainer.transport else {})
 
 
@@ -150,10 +162,23 @@ def render(figures: Mapping[str, Any]) -> str:
         )
     for backend, of in figures.get("training_memory", {}).items():
         lines.append(
-            f"training on one GPU by {'libraries' if backend == 'library' else 'kernels'}: {memory(of['total'])} at "
+            f"training on one GPU by {'libraries' if backend == 'library' else 'kernels'}: {memory(of['peak'])} at "
             f"{plural(figures['micro_batch_size'], 'sequence')} at a time: states {memory(of['states'])}, copies of "
-            f"weights {memory(of['copies'])}, activations {memory(of['activations'])}, logits {memory(of['logits'])}; "
-            f"with every block recomputed {memory(of['total_recomputed'])}"
+            f"weights {memory(of['copies'])}, activations "
+            f"{memory(of['recomputed' if of['recompute'] else 'activations'])}, logits {memory(of['logits'])}; "
+            + (
+                f"with no block recomputed {memory(of['total'])}"
+                if of["recompute"]
+                else f"with every block recomputed (trainer.recompute) {memory(of['total_recomputed'])}"
+            )
+        )
+    for backend, places in figures.get("rank_memory", {}).items():
+        name, fullest = "libraries" if backend == "library" else "kernels", max(places, key=lambda of: of["total"])
+        lines.append(
+            f"training on {figures['ranks']} by {name}: at most {memory(fullest['total'])} a rank at "
+            f"{plural(figures['micro_batch_size'], 'sequence')} a micro-batch: states {memory(fullest['states'])}, "
+            f"copies of weights {memory(fullest['copies'])}, activations {memory(fullest['activations'])} and logits "
+            f"{memory(fullest['logits'])} of {plural(fullest['live_chunks'], 'live chunk')}"
         )
     if "variant" in figures:
         levels = ", ".join(f"{name} {level}" for name, level in figures["variant"].items())

@@ -32,7 +32,8 @@ class TrainingMemory:
 
     states: float32 weights, gradients and moments; copies: of the weights, in the dtype of products; activations: kept
     from forward to backward pass by all blocks; logits: of the heads, with what their losses keep.
-    recomputed: the activations where every block keeps its input alone and is computed again, one at a time.
+    recomputed: the activations where every block keeps its input alone and is computed again, one at a time; recompute:
+    whether the trainer has it so.
     """
 
     states: float
@@ -40,6 +41,12 @@ class TrainingMemory:
     activations: float
     logits: float
     recomputed: float
+    recompute: bool
+
+    @property
+    def peak(self) -> float:
+        """As the trainer has it."""
+        return self.total_recomputed if self.recompute else self.total
 
     @property
     def total(self) -> float:
@@ -51,13 +58,13 @@ class TrainingMemory:
         """With every block recomputed."""
         return self.states + self.copies + self.recomputed + self.logits
 
-    def fits(self, device_bytes: float, *, recomputed: bool = False) -> bool:
+    def fits(self, device_bytes: float) -> bool:
         """Whether a device of so many bytes holds it, with a reserve for what is not counted."""
-        return (self.total_recomputed if recomputed else self.total) <= (1 - RESERVE) * device_bytes
+        return self.peak <= (1 - RESERVE) * device_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Keeps:
+class Keeps:
     """What the backends of a model keep of a number: `e` of an activation, `read` of a product's input."""
 
     model: ModelSpec
@@ -124,46 +131,59 @@ class _Keeps:
         """The last norm before a head: its input, and what the head's product reads."""
         return (FP32_BYTES + self.e) * self.model.dim
 
+    def ends(self) -> float:
+        """All that is behind the layers, but the blocks of the objective and the heads."""
+        found, objective = self.end(), self.model.objective
+        if isinstance(objective, MultiToken):
+            found += objective.mtp_depth * self.end()
+            if objective.arrangement == "sequential":  # whose norms read the trunk in float32
+                wide = FP32_BYTES * self.model.dim if self.e < FP32_BYTES else 0.0
+                found += objective.mtp_depth * self.joined() + wide
+        return found
+
+    def copies(self, parameters: float, *, head: bool = True) -> float:
+        """Of so many parameters of blocks, and the head's; in FP8 of the blocks' the transposed ones alone are kept."""
+        of_head = self.model.vocab_size * self.model.dim if head and self.e < FP32_BYTES else 0.0
+        if not self.fp8:
+            return self.e * (parameters + of_head) if self.e < FP32_BYTES else 0.0
+        return self.e * of_head + parameters
+
+
+def keeps_of(model: ModelSpec, trainer: TrainerSpec) -> Keeps | None:
+    """What a model keeps in a trainer's dtype; None where a node of another package is in a slot."""
+    own = (LatentAttention, GroupedQueryAttention, RoutedExperts, SwiGLU)
+    if not all(isinstance(node, own) for node in (model.attention, model.feed_forward, model.first_feed_forward)):
+        return None
+    e = float(DTYPE_BYTES[trainer.dtype])
+    fp8 = isinstance(model.linear, Fp8Linear) and model.linear.backend not in EMULATED
+    return Keeps(model, e, FP8_BYTES if fp8 else e, fp8)
+
 
 def training_memory(model: ModelSpec, trainer: TrainerSpec) -> TrainingMemory | None:
     """Of a model on the backends that it names (auto: libraries), at the trainer's micro-batch and dtype.
 
     None where a node of another package is in a slot, of which nobody knows what it keeps.
     """
-    own = (LatentAttention, GroupedQueryAttention, RoutedExperts, SwiGLU)
-    if not all(isinstance(node, own) for node in (model.attention, model.feed_forward, model.first_feed_forward)):
+    keeps = keeps_of(model, trainer)
+    if keeps is None:
         return None
-    e = float(DTYPE_BYTES[trainer.dtype])
-    fp8 = isinstance(model.linear, Fp8Linear) and model.linear.backend not in EMULATED
-    keeps = _Keeps(model, e, FP8_BYTES if fp8 else e, fp8)
     tokens, cost = trainer.micro_batch_size * trainer.sequence_length, model.cost(trainer.sequence_length)
     layers = [keeps.block(layer) for layer in range(model.n_layers)]
-    n_heads, ends = 1, keeps.end()
-    objective = model.objective
+    n_heads, ends, objective = 1, keeps.ends(), model.objective
     if isinstance(objective, MultiToken):
         n_heads += objective.mtp_depth
         layers += [keeps.block(model.n_layers)] * objective.mtp_depth
-        ends += objective.mtp_depth * keeps.end()
-        if objective.arrangement == "sequential":  # whose norms read the trunk in float32
-            ends += objective.mtp_depth * keeps.joined() + (FP32_BYTES * model.dim if e < FP32_BYTES else 0.0)
     return TrainingMemory(
         states=(2 * FP32_BYTES + trainer.optimizer.state_bytes_per_parameter) * float(cost.trained_parameters),
-        copies=_copies(model, e, fp8, cost.trained_parameters),
+        copies=keeps.copies(cost.trained_parameters - 2 * model.vocab_size * model.dim),
         activations=tokens * (sum(layers) + ends),
-        logits=_logits(model, tokens, n_heads, e),
+        logits=logits_bytes(model, tokens, n_heads, keeps.e),
         recomputed=tokens * (len(layers) * FP32_BYTES * model.dim + max(layers) + ends),
+        recompute=trainer.recompute == "full",
     )
 
 
-def _copies(model: ModelSpec, e: float, fp8: bool, parameters: int) -> float:
-    """Of every matrix but the embedding's; in FP8 the transposed one alone is kept, beside the head's in `e`."""
-    embedding = model.vocab_size * model.dim
-    if not fp8:
-        return e * (parameters - embedding) if e < FP32_BYTES else 0.0
-    return e * embedding + (parameters - 2 * embedding)
-
-
-def _logits(model: ModelSpec, tokens: int, n_heads: int, e: float) -> float:
+def logits_bytes(model: ModelSpec, tokens: int, n_heads: int, e: float) -> float:
     """By libraries every head's in float32 until its backward pass, beside the last one's on their way."""
     if model.backends["head"] == "triton":  # gradients instead: of the hidden states, and of the head in float32
         kept = tokens * model.dim * e + FP32_BYTES * model.vocab_size * model.dim
@@ -174,12 +194,14 @@ def _logits(model: ModelSpec, tokens: int, n_heads: int, e: float) -> float:
 def by_backends(model: ModelSpec, trainer: TrainerSpec) -> dict[str, dict[str, float]]:
     """Bytes of training on one GPU, by libraries and by this program's kernels: the parts, and the totals.
 
+    `peak` is the total of the two that the trainer's `recompute` asks for.
+
     Empty for a model of which it is not known, or whose trainer is for a processor (float32).
     """
     found: dict[str, dict[str, float]] = {}
     for name in ("library", "triton") if trainer.dtype == "bfloat16" else ():
         memory = training_memory(model.with_backends(dict.fromkeys(MODEL_SLOTS, name)), trainer)
         if memory is not None:
-            totals = {"total": memory.total, "total_recomputed": memory.total_recomputed}
+            totals = {"total": memory.total, "total_recomputed": memory.total_recomputed, "peak": memory.peak}
             found[name] = {f.name: getattr(memory, f.name) for f in fields(memory)} | totals
     return found

@@ -25,7 +25,16 @@ from ablate.quantities import (
     times,
 )
 from ablate.report.cleaning import clean
-from ablate.report.names import PERHAPS, confidence, ladder_sizes, matched, subject, verdict_said, why_no_interval
+from ablate.report.names import (
+    PERHAPS,
+    confidence,
+    ladder_sizes,
+    matched,
+    named,
+    subject,
+    verdict_said,
+    why_no_interval,
+)
 from ablate.report.tables.effects import attributed_verdict, design_run_s, headline, pair_run_s
 from ablate.report.tables.speed import ratio
 
@@ -189,16 +198,17 @@ def _flops_ratio(c: Comparison, result: StudyResult) -> float | None:
 
 def _of_several(result: StudyResult) -> tuple[str, str]:
     """Several comparisons with one reference: which are resolved, and what would resolve the others."""
-    parts = _by_verdict(((clean(c.name), _said(c.loss), c.loss.estimate) for c in result.comparisons), result)
+    parts = _by_verdict(((named(c), _said(c.loss), c.loss.estimate) for c in result.comparisons), result)
     left = [
-        f"{clean(c.name)} ({_more(c.loss, why_no_interval(c, result), c.loss.runs_to_resolve, pair_run_s(c))})"
+        f"{named(c)} ({_more(c.loss, why_no_interval(c, result), c.loss.runs_to_resolve, pair_run_s(c))})"
         for c in result.comparisons
         if _said(c.loss) == NOT_RESOLVED
     ]
     n = len(result.comparisons)
     n_resolved = sum(c.loss.verdict != NOT_RESOLVED for c in result.comparisons)
+    family = max(c.loss.family for c in result.comparisons)  # 1 of one that is refused
     first = f"{_where(result)}, {_resolved(n_resolved, n, 'effects on the held-out loss')}"
-    said = "; ".join(["with minus without, nats per token", *_correction(result.comparisons[0].loss.family), *parts])
+    said = "; ".join(["with minus without, nats per token", *_correction(family), *parts])
     return f"{first} ({said}).", _not_resolved(left)
 
 
@@ -263,15 +273,16 @@ def _by_verdict(found: Iterable[tuple[str, str, float | None]], result: StudyRes
 def _not_resolved(left: list[str]) -> str:
     if len(left) > MAX_LEFT:
         left = [*left[:MAX_LEFT], f"{len(left) - MAX_LEFT} more, in the tables"]
-    return f"Not resolved: {'; '.join(left)}." if left else "None of them is left open."
+    return f"Not resolved: {', '.join(left)}." if left else "None of them is left open."
 
 
 def _more(found: Effect | Number, reason: str, n_runs: int | None, run_s: float | None) -> str:
     """What is excluded of an effect that is not resolved, and what would resolve it."""
     if found.high is None or found.low is None:
         return f"no interval, because {reason}"
-    needed = f"about {_runs(n_runs, run_s)}" if n_runs else "too near the margin for any number of runs"
-    return f"excluded outside {signed_between(found.low, found.high)}, {needed}"
+    time = "" if run_s is None or not n_runs else f", {duration(n_runs * run_s)} one after another"
+    needed = f"about {plural(n_runs, 'more run')}{time}" if n_runs else "too near the margin for any number of runs"
+    return f"between {signed(found.low)} and {signed(found.high)}; {needed}"
 
 
 def _runs(n_runs: int, run_s: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ablate.attribution.study.cells import FACTORIAL
-from ablate.quantities import listed, percent, short
+from ablate.quantities import listed, percent, plural, short
 from ablate.report.cleaning import clean
 from ablate.report.content import ReportContent
 from ablate.report.figures.effects import rows
@@ -20,10 +20,16 @@ from ablate.report.sentences import (
     of_forest,
     of_gaps,
     of_interactions,
+    of_ladder,
+    of_loads,
     of_noise,
     of_pareto,
+    of_responses,
+    of_watched,
     of_waterfall,
 )
+from ablate.report.tables.timeline import sentence
+from ablate.report.watched import MOST_COLUMNS, MOST_ROWS
 from ablate.report.waterfall import COST
 
 DEFAULT_HEADING = "What each component is worth"
@@ -46,9 +52,12 @@ def captions(content: ReportContent) -> dict[str, Any]:
         "pareto_caption": PARETO,
         "channels_caption": CHANNELS,
         "published_caption": PUBLISHED,
+        "timeline_caption": TIMELINE,
         "noise_caption": NOISE,
         "detectable_caption": _detectable(content),
         "curve_captions": CURVES,
+        "watched_caption": WATCHED,
+        "loads_caption": _loads(content),
         "see": seen(content),
     }
 
@@ -90,7 +99,25 @@ def _curves(content: ReportContent) -> str:
         said += "and only the marked end points are finished models. "
     if len(content.curves) > 2:
         said += "Each panel has the two sides of one comparison in colour; every other variant is a pale line. "
-    return said + "Bands that overlap say little: the runs are pairs, and the differences above are what counts."
+    if content.gaps:
+        said += "Bands that overlap say little: runs of one seed are pairs, and their differences are what counts."
+    return said.rstrip()
+
+
+def _loads(content: ReportContent) -> str:
+    """How the maps are read, and what of them is left out."""
+    said = (
+        "A row is a router, a column a place in the order of loads, from the busiest expert to the least busy, mean "
+        "over runs. Orange: more tokens than the mean, blue: fewer; full colour: none, or twice the mean and more. At "
+        "the right: the busiest expert's tokens over the mean."
+    )
+    has = [v for v in content.result.variants if any(run.record and run.record.expert_loads for run in v.finished)]
+    hidden = len(has) - len(content.loads)
+    if hidden > 0:
+        said += f" {plural(hidden, 'further variant')} with experts {'is' if hidden == 1 else 'are'} not drawn."
+    if any(len(each.routers) > MOST_ROWS or len(each.loads[0]) > MOST_COLUMNS for each in content.loads):
+        said += f" Drawn are {MOST_ROWS} routers and {MOST_COLUMNS} places at most, spread evenly over all."
+    return said
 
 
 def _gaps(content: ReportContent) -> str:
@@ -156,6 +183,18 @@ PUBLISHED = (
     "Quoted, not measured here: GPU hours of whole training runs from published totals, FLOPs per token from closed "
     "forms, FLOP/s what is left. These models do not have equal losses."
 )
+TIMELINE = (
+    "A row a rank; one recorded step of each variant, the one of median length, all on one axis. The bubble is a "
+    "rank's time without forward or backward. Simulated: the same schedule with the mean measured seconds of each "
+    "action at its stage. Closed form: as published for equal stages, with the mean seconds. Communication is exposed "
+    "where a rank waits for rows inside a forward or backward, sends, or waits for a message that was sent already."
+)
+WATCHED = (
+    "Means over the finished runs with their span, on the held-out windows; before the end these are fewer, so that "
+    "loads look less even there. Every other variant with the figure is a pale line. FP8 is read in one micro-batch "
+    "now and then: a number that is not 0 is lost where the scale, which follows the largest number of its block, "
+    "leaves nothing of it."
+)
 NOISE = (
     "Rings: runs that differ in nothing but the seed, around their mean. Diamonds: the effects. An effect inside the "
     "spread of rings needs pairs or many runs to be told from chance."
@@ -214,6 +253,14 @@ def seen(content: ReportContent) -> dict[str, str]:
         found["interactions"] = of_interactions(content.interplay)
     if lines:
         found["tokens"] = of_curves(lines, result)
+    if result.responses:
+        found["responses"] = of_responses(result.responses)
+    if content.ladders:
+        found["ladder"] = of_ladder(content.ladders)
+    if content.watched:
+        found["watched"] = of_watched(content.watched)
+    if content.loads:
+        found["loads"] = of_loads(content.loads)
     if content.gaps:
         found["gaps"] = of_gaps(content.gaps)
     if len(points(result)) > 1:
@@ -221,6 +268,7 @@ def seen(content: ReportContent) -> dict[str, str]:
     if content.factors:
         found["channels"] = of_channels(content.factors)
         found["published"] = of_channels(content.published_factors)
+    found["timeline"] = sentence(content.timelines)
     if strips(result):
         found["noise"] = of_noise(strips(result), result)
     if (noise := detectable(result)) is not None:
@@ -230,7 +278,8 @@ def seen(content: ReportContent) -> dict[str, str]:
 
 SEEN = (
     "waterfall", "effects", "interactions", "interplay", "tokens", "flops", "seconds", "gaps", "pareto", "channels",
-    "published", "noise", "detectable", "cost", "ladder", "responses", "tuning", "front", "settings",
+    "published", "timeline", "noise", "detectable", "cost", "ladder", "responses", "tuning", "front", "settings",
+    "watched", "loads",
 )  # fmt: skip
 
 

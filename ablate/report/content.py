@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from ablate.report.tables.at_size import DEFAULT_SIZE, at_size
 from ablate.report.tables.beside import beside
 from ablate.report.tables.budget import missed_budget
 from ablate.report.tables.calibration import calibration
-from ablate.report.tables.effects import attribution, effects, interactions, noise, other_sets, ranks
-from ablate.report.tables.factors import effects_by_cell, responses
+from ablate.report.tables.effects import effects, interactions, noise, other_sets, ranks
+from ablate.report.tables.factors import responses
 from ablate.report.tables.gain import InCompute, in_compute
 from ablate.report.tables.ladder import ladder_sentence, ladder_table, study_ladders, trend_table
 from ablate.report.tables.looks import any_time, looks_made, of_history, plans_made
@@ -32,8 +32,10 @@ from ablate.report.tables.runs import curve_points, lost_runs, runs, sizes, vari
 from ablate.report.tables.search import SearchSection, search, winner
 from ablate.report.tables.speed import speed, speed_ratios
 from ablate.report.tables.table import Table
+from ablate.report.tables.timeline import Recorded, bubbles, notes, recorded, seconds
 from ablate.report.tables.tuning import TuningSection, tuning
 from ablate.report.tiles import Tile, tiles
+from ablate.report.watched import LoadMap, Watched, load_maps, watched
 from ablate.report.waterfall import Waterfall, waterfall, who_can
 from ablate.report.why_faster import Factors, of_study, published
 from ablate.runs.history import Entry, History
@@ -68,7 +70,6 @@ class ReportContent:
     beside: Table
     primary: Table  # where it is not the loss
     responses: tuple[Table, ...]  # to factors
-    cells: Table  # effects where a design is crossed with factors
     ladders: tuple[Ladder, ...]
     ladder: Table
     ladder_trends: Table
@@ -80,18 +81,23 @@ class ReportContent:
     history: tuple[Entry, ...]
     tuning: TuningSection | None
     search: SearchSection | None
-    attribution: Table
     ranks: Table
     interactions: Table
     noise: Table
     speed: Table
     speed_ratios: Table
     speed_notes: tuple[str, ...]
+    timelines: tuple[Recorded, ...]  # of variants whose ranks were recorded
+    timeline_notes: tuple[str, ...]
+    bubbles: Table
+    action_seconds: Table
     sizes: Table
     routing: Table
     other_metrics: Table
     curves: tuple[Curve, ...]
     gaps: tuple[Gap, ...]
+    watched: tuple[Watched, ...]  # what is measured beside the loss, over the training
+    loads: tuple[LoadMap, ...]  # of experts, at the end
     curve_table: Table
     held_equal: tuple[Fact, ...]
     provenance: tuple[Fact, ...]
@@ -118,25 +124,15 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
     compute = in_compute(result)
     stated, study_file = primary(result, compute.gains), _study_file(store)
     steps, factors = waterfall(result, compute.cost), of_study(compute, result)
-    sizes_of = study_ladders(result, compute.gains)
+    sizes_of, ranks_did = study_ladders(result, compute.gains), recorded(store, result)
+    first = (*primary_sentence(stated, result, compute.why), ladder_sentence(sizes_of, result))
     return ReportContent(
         folder=folder,
         question=clean(result.plan.question) or "What is each component worth?",
         scale=scale(result),
         complete=all(run.record is not None and run.status != "failed" for run in result.runs),
         asked=asked(result, store.study_file),
-        answer=tuple(
-            filter(
-                None,
-                (
-                    diverged(result),
-                    *primary_sentence(stated, result, compute.why),
-                    ladder_sentence(sizes_of, result),
-                    "" if sizes_of else compute.headline,
-                    *((winner(searched, result) if searched else ()) or answer(result)),
-                ),
-            )
-        ),
+        answer=_sentences(result, first, "" if sizes_of else compute.headline, searched),
         result=result,
         tiles=tiles(result, steps),
         variants=variants(result),
@@ -146,14 +142,10 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         plans=plans_made(entries),
         any_time=any_time(result, entries),
         history=entries,
-        attribution=attribution(result),
         ranks=ranks(result),
         interactions=interactions(result),
         noise=noise(result),
-        effect_notes=(
-            *effect_notes(result),
-            *([f"No cost in compute is given: {clean(compute.why)}."] if compute.why else ()),
-        ),
+        effect_notes=_notes(result, compute),
         compute=compute,
         waterfall=steps,
         no_waterfall="" if steps else who_can(result),
@@ -163,7 +155,6 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         beside=beside(result),
         primary=primary_table(stated, result),
         responses=responses(result),
-        cells=effects_by_cell(result),
         ladders=sizes_of,
         ladder=ladder_table(sizes_of, result),
         ladder_trends=trend_table(sizes_of, result),
@@ -174,27 +165,54 @@ def build(folder: Path, size: str = DEFAULT_SIZE) -> ReportContent:
         speed=speed(result),
         speed_ratios=speed_ratios(result),
         speed_notes=(*speed_notes(result), *equality_notes(folder)),
+        timelines=ranks_did,
+        timeline_notes=tuple(notes(ranks_did)),
+        bubbles=bubbles(ranks_did),
+        action_seconds=seconds(ranks_did),
         sizes=sizes(result),
         routing=routing(result),
         other_metrics=other_metrics(result),
         curves=lines,
         gaps=gaps(result),
+        watched=watched(result),
+        loads=load_maps(result),
         curve_table=curve_points(lines),
         held_equal=held_equal(result),
         provenance=provenance(result),
         runs=runs(result),
         lost_runs=lost_runs(result),
         limits=tuple(limits(result)),
-        warnings=tuple(
-            clean(warning)
-            for warning in (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
+        warnings=_warnings(result, entries),
+        repeat=commands(
+            result,
+            study_file if len(study_file) < MAX_STUDY else "",
+            max((len(each.timeline.steps) for each in ranks_did), default=0),
         ),
-        repeat=commands(result, study_file if len(study_file) < MAX_STUDY else ""),
         paste=tuple(values(result, steps)),
         citation=citation(result),
         links=links(result),
         study_file=study_file,
     )
+
+
+def _sentences(
+    result: StudyResult, first: Sequence[str], headline: str, searched: SearchSection | None
+) -> tuple[str, ...]:
+    """The answer, without empty sentences; `first`: what stands before the headline in compute."""
+    found = (winner(searched, result) if searched else ()) or answer(result)
+    return tuple(filter(None, (diverged(result), *first, headline, *found)))
+
+
+def _notes(result: StudyResult, compute: InCompute) -> tuple[str, ...]:
+    """How effects are read, and why there is no cost in compute where there is none."""
+    why = [f"No cost in compute is given: {clean(compute.why)}."] if compute.why else []
+    return (*effect_notes(result), *why)
+
+
+def _warnings(result: StudyResult, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    """What is to be known before the results are read."""
+    found = (*unfinished(result), *of_history(result, entries), *missed_budget(result), *result.warnings)
+    return tuple(map(clean, found))
 
 
 def _require_an_end(result: StudyResult, folder: Path) -> None:

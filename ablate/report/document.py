@@ -8,12 +8,15 @@ evidence, backends, `runs` by seed, `metrics` by name with mean, interval, media
 verdict is over); `gains` (per comparison, natural logarithms of the cost without over the cost with at `target_loss`:
 `tokens`, `flops` and `seconds` with interval or bound, `log_flops_per_token`, `log_flops_per_s`, evidence of each
 channel, `matched`: nats at equal tokens, FLOPs, seconds); `attribution` (of a designed study, as of `attribute --json`,
-or null); `asked` (what was stated before the first run, with hash and time), `primary_metric`, `factors`, `responses`
-(to factors: levels with mean and difference, trend), `cells` (effects at each combination of levels), `ladders`
-(effects over sizes with their trend); `tuning` (rates, screening, effects at the shared and own rates) and `search`
-(trials, best, Pareto front, winners on fresh seeds), each null where there was none; `pairing_breaks`; `noise`;
-`warnings`; `lost_runs`; `limits`; `held_equal`, `provenance`; `repeat`; `waterfall` (shares of a design in ln of cost
-or in nats); `citation` (BibTeX). A number that there is not is null.
+or null); `watched` (figures beside the loss over the training, means over runs with their span), `expert_loads` (tokens
+of each router's experts over their mean at the end, the busiest first); `asked` (what was stated before the first run,
+with hash and time), `primary_metric`, `factors`, `responses` (to factors: levels with mean and difference, trend),
+`cells` (effects at each combination of levels), `ladders` (effects over sizes with their trend); `tuning` (rates,
+screening, effects at the shared and own rates) and `search` (trials, best, Pareto front, winners on fresh seeds), each
+null where there was none; `timelines` (of each variant whose ranks were recorded: seconds by kind and stage, bubble
+measured, in closed form and simulated); `pairing_breaks`; `noise`; `warnings`; `lost_runs`; `limits`; `held_equal`,
+`provenance`; `repeat`; `waterfall` (shares of a design in ln of cost or in nats); `citation` (BibTeX). A number that
+there is not is null.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from ablate.attribution.study.gains import ComponentGain, SplitCost
 from ablate.attribution.study.ladder import Ladder
 from ablate.report.content import ReportContent
 from ablate.report.settings import effect, search_document, tuning_document
-from ablate.report.tables import looks
+from ablate.report.tables import looks, timeline
 from ablate.report.tables.speed import ratios
 
 FORMAT, FORMAT_VERSION = "dsv3-ablate report", 1
@@ -59,12 +62,15 @@ def to_json(content: ReportContent) -> dict[str, Any]:
         "cells": {"unit": result.cells.unit, "effects": [_cell(effect) for effect in result.cells.effects]},
         "ladders": [_ladder(found) for found in content.ladders],
         "attribution": None if result.attribution is None else result.attribution.to_json(),
+        "watched": [dataclasses.asdict(found) for found in content.watched],
+        "expert_loads": [dataclasses.asdict(found) for found in content.loads],
         "pairing_breaks": [dataclasses.asdict(broken) for broken in result.pairing_breaks],
         "waterfall": None if content.waterfall is None else dataclasses.asdict(content.waterfall),
         "noise": None if result.noise is None else {"sd_nats": result.noise.sd, "df": result.noise.df},
         "tuning": tuning_document(content.tuning),
         "search": search_document(content.search, result),
         "history": looks.document(content.history),
+        "timelines": timeline.document(content.timelines),
         "warnings": list(content.warnings),
         "lost_runs": [_run(run) | {"variant": run.variant} for run in result.runs if run.status != "finished"],
         "limits": list(content.limits),

@@ -15,6 +15,7 @@ from ablate.report.document import to_json
 from ablate.report.figures import all_figures
 from ablate.report.figures.canvas import SIDES, VARIABLES
 from ablate.report.figures.channels import COLORS
+from ablate.report.figures.gantt import kinds
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLASSES = {GAIN: "gain", HARM: "harm", NO_EFFECT: "same"}
@@ -34,6 +35,7 @@ def render(content: ReportContent) -> str:
         figures=figures,
         sides=SIDES,
         channel_colours={name: VARIABLES[color] for name, color in COLORS.items()},
+        timeline_looks=kinds(content.timelines),
         sections=tuple(_sections(content, figures)),
         links=content.links,
         verdict_class=_verdict_class,
@@ -51,8 +53,10 @@ def _sections(content: ReportContent, figures: dict[str, Any]) -> Iterator[tuple
         ("effects", "Effects"): True,
         ("interactions", "Interactions"): figures["interactions"],
         ("loss", "Loss"): True,
+        ("watched", "Beside the loss"): figures["watched"] or content.routing.rows,
         ("pareto", "Loss against time"): figures["pareto"],
         ("faster", "Why"): figures["channels"] or content.compute.channels.rows,
+        ("timeline", "Ranks"): figures["timeline"],
         ("beside", "Beside theirs"): content.beside.rows,
         ("settings", "Settings"): settings,
         ("trust", "Trust"): True,

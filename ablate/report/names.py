@@ -7,11 +7,12 @@ from ablate.attribution.study.compare import Change, Comparison, StudyResult, Va
 from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
 from ablate.components.component import ON, Component
 from ablate.components.registry import component as registered
-from ablate.quantities import listed, percent
+from ablate.quantities import listed, percent, plural
 from ablate.report.cleaning import clean
 from ablate.runs.factors import PRESET
 
 MATCHED = {"flops": "training FLOPs", "tokens": "training tokens", "seconds": "training time"}
+MOST_SEEDS = 6  # that a sentence names
 PERHAPS = ", perhaps negligible"  # behind gain or harm: the sign is known, and the size may lie within the margin
 
 
@@ -51,6 +52,12 @@ def _forced(comparison: Comparison) -> list[str]:
 def ladder_sizes(result: StudyResult) -> tuple[str, ...]:
     """The presets of a ladder of sizes; none where all variants have one."""
     return next((f.levels for f in result.plan.factors if f.name == PRESET), ())
+
+
+def named(comparison: Comparison) -> str:
+    """The name of a comparison for a list, and what went along: "moe with aux-free"."""
+    forced = _forced(comparison)
+    return clean(f"{comparison.name} with {listed(forced)}" if forced else comparison.name)
 
 
 def unit(result: StudyResult) -> str:
@@ -99,13 +106,21 @@ def verdict_said(verdict: str, low: float | None, high: float | None, margin: fl
 
 def why_no_interval(comparison: Comparison, result: StudyResult) -> str:
     """The runs that a comparison lacks, by name; where none is lacking, the reason that the estimate gives."""
-    sides = (comparison.with_variant, comparison.without_variant)
-    lost = [
-        f"seed {run.seed} of {clean(run.variant)} {'is missing' if run.status == 'missing' else run.status}"
-        for run in result.runs
-        if run.variant in sides and run.status != "finished"
-    ]
-    return listed(lost) or clean(comparison.loss.reason)
+    lost: dict[tuple[str, str], list[str]] = {}
+    for run in result.runs:
+        if run.variant in (comparison.with_variant, comparison.without_variant) and run.status != "finished":
+            lost.setdefault((run.variant, run.status), []).append(str(run.seed))
+    return listed(_lost(clean(name), status, seeds) for (name, status), seeds in lost.items()) or clean(
+        comparison.loss.reason
+    )
+
+
+def _lost(variant: str, status: str, seeds: list[str]) -> str:
+    """The runs of one variant that ended alike: by their seeds, or how many where they are many."""
+    one = len(seeds) == 1
+    named = plural(len(seeds), "seed") if len(seeds) > MOST_SEEDS else f"seed{'' if one else 's'} {listed(seeds)}"
+    ended = ("is missing" if one else "are missing") if status == "missing" else status
+    return f"{named} of {variant} {ended}"
 
 
 def matched(result: StudyResult) -> str:

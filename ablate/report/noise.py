@@ -51,8 +51,9 @@ def detectable(result: StudyResult) -> Detectable | None:
     c = max(known, key=lambda c: (c.loss.sd or 0.0, c.name))
     assert c.loss.sd is not None
     assert c.pair_sd_ends is not None
-    sizes, low, high = (tuple(smallest(sd, n, c) for n in SEEDS) for sd in (c.loss.sd, *c.pair_sd_ends))
-    return Detectable(name=arrow(c), n_pairs=c.loss.n, seeds=SEEDS, sizes=sizes, low=low, high=high)
+    seeds = tuple(sorted({*SEEDS, c.loss.n}))  # with the study's own number, which the sentence is about
+    sizes, low, high = (tuple(smallest(sd, n, c) for n in seeds) for sd in (c.loss.sd, *c.pair_sd_ends))
+    return Detectable(name=arrow(c), n_pairs=c.loss.n, seeds=seeds, sizes=sizes, low=low, high=high)
 
 
 def smallest(sd: float, n: int, c: Comparison) -> float:

@@ -18,8 +18,8 @@ SPECIAL = re.compile(r"[\\{}$&#^_~%]")  # of LaTeX
 END = "END-OF-STUDY"
 
 
-def commands(result: StudyResult, study_file: str) -> tuple[str, ...]:
-    """Clone, check out what ran, install, write the study's file, run, report."""
+def commands(result: StudyResult, study_file: str, n_recorded: int = 0) -> tuple[str, ...]:
+    """Clone, check out what ran, install, write the study's file, run, report. `n_recorded`: steps of the ranks."""
     commits = _commits(result)
     lines = [f"git clone {REPOSITORY} dsv3-ablate && cd dsv3-ablate"]
     if len(commits) == 1 and re.fullmatch(r"[0-9a-f]{7,40}", commits[0]):
@@ -32,7 +32,8 @@ def commands(result: StudyResult, study_file: str) -> tuple[str, ...]:
         while end in study_file:
             end += "-"
         lines += [f"cat > study.toml <<'{end}'", *study_file.splitlines(), end]
-    lines.append(".venv/bin/dsv3-ablate sweep study.toml --out results/again")
+    recorded = f" --timeline {n_recorded}" if n_recorded else ""
+    lines.append(f".venv/bin/dsv3-ablate sweep study.toml --out results/again{recorded}")
     lines.append(".venv/bin/dsv3-ablate report results/again")
     return tuple(lines)
 

@@ -6,18 +6,25 @@ import math
 from collections.abc import Sequence
 
 from ablate.attribution.study.compare import LOSS, SPEED, StudyResult
-from ablate.attribution.verdicts import GAIN, HARM
-from ablate.quantities import between, listed, number, plural, signed
+from ablate.attribution.study.ladder import Ladder
+from ablate.attribution.study.responses import Response
+from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
+from ablate.quantities import between, listed, number, percent, plural, short, signed
 from ablate.report.cleaning import clean
 from ablate.report.curves import Curve, Gap
 from ablate.report.ends import drawn, reference, sides
 from ablate.report.figures.effects import Row
 from ablate.report.figures.pareto import front, points
 from ablate.report.interplay import Interplay
-from ablate.report.names import confidence, emulated
+from ablate.report.names import confidence, emulated, verdict_said
 from ablate.report.noise import MOST_ROWS, Detectable, Strip
+from ablate.report.watched import DRAFTS, KINDS, LOST, LoadMap, Watched
 from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
+
+MOST_NAMED = 4  # in one sentence
+FEW = 10  # evaluations: fewer are said to be few
+FEW_DF = 4  # degrees of freedom: with fewer the upper end of a 95 % interval is over 2.9 times the standard deviation
 
 
 def of_waterfall(found: Waterfall) -> str:
@@ -29,32 +36,65 @@ def of_waterfall(found: Waterfall) -> str:
         first = f"{end} ends {found.said(found.total)} nats per token from {start}"
     first = first.replace("the full recipe", "The full recipe", 1) if end == ENDS[1] else first
     parts = []
-    for verdict, word in ((HARM, "most of the way up is"), (GAIN, "most of the way down is")):
+    for verdict, word in ((HARM, "the largest step up is"), (GAIN, "the largest step down is")):
         step = strongest(found.steps, verdict)
         if step is not None:
             parts.append(f"{word} {step.name} ({found.said(step.size)})")
     left = [step.name for step in found.steps if step.verdict not in (GAIN, HARM)]
     if left:
-        parts.append(f"{listed(left)} {'is' if len(left) == 1 else 'are'} not told from nothing")
+        parts.append(f"{listed(left)} {'is' if len(left) == 1 else 'are'} not resolved")
     return f"{first}{': ' if parts else ''}{'; '.join(parts)}."
 
 
 def of_forest(shown: Sequence[Row], result: StudyResult) -> str:
-    """The two ends of the forest and how many intervals leave zero out."""
-    outside = sum(row.low is not None and row.high is not None and (row.low > 0 or row.high < 0) for row in shown)
-    if len(shown) == 1:
-        verb = "leaves out" if outside else "holds"
-        known = f"the {confidence(result)} interval {verb} 0"
-        said = ["no interval is known" if shown[0].low is None else known]
-    else:
-        intervals = plural(len(shown), f"{confidence(result)} interval")
-        said = [f"{outside} of {intervals} {'leaves' if outside == 1 else 'leave'} out 0"]
-    if shown[0].estimate < 0:
-        said.append(f"largest gain: {clean(shown[0].name)} ({signed(shown[0].estimate, 3)})")
-    if shown[-1].estimate > 0:
-        said.append(f"largest harm: {clean(shown[-1].name)} ({signed(shown[-1].estimate, 3)})")
-    joined = "; ".join(said)
-    return f"{joined[0].upper()}{joined[1:]}."
+    """How many intervals leave zero out, and the largest effect each way among the decided; without any, their span.
+
+    An effect is called gain or harm as its verdict calls it.
+    """
+    margin = result.plan.margin_nats
+    said = {row.name: verdict_said(row.verdict, row.low, row.high, margin) for row in shown}
+    outside = [row for row in shown if row.low is not None and row.high is not None and not row.low <= 0 <= row.high]
+    parts = [_left_out(len(outside), sum(row.low is not None for row in shown), len(shown), confidence(result))]
+    open_ = sum(said[row.name] == NOT_RESOLVED for row in outside)
+    if open_:
+        parts.append(f"after Holm's correction {open_} of them {'is' if open_ == 1 else 'are'} not resolved")
+    gains, harms = ([row for row in shown if said[row.name].startswith(word)] for word in (GAIN, HARM))
+    if gains:
+        parts.append(_extreme("gain", min(gains, key=lambda row: row.estimate), len(shown)))
+    if harms:
+        parts.append(_extreme("harm", max(harms, key=lambda row: row.estimate), len(shown)))
+    if not gains and not harms:
+        parts.append(_span(_at(shown[0]), _at(shown[-1]), len(shown)))
+    return f"{'; '.join(parts)}."
+
+
+def _at(row: Row) -> str:
+    return signed(row.estimate, 3)
+
+
+def _span(low: str, high: str, n: int) -> str:
+    if n == 1:
+        return f"the estimate is {low}"
+    return f"all estimates are {low}" if low == high else f"the estimates lie between {low} and {high}"
+
+
+def _left_out(n: int, known: int, of: int, sure: str) -> str:
+    """How many of the intervals that there are leave zero out, and how many effects have none."""
+    if not known:
+        return "No interval is known"
+    none = f", and {plural(of - known, 'effect')} {'has' if of - known == 1 else 'have'} no interval"
+    none = none if known < of else ""
+    if of == 1:
+        return f"The {sure} interval {'leaves out' if n else 'holds'} 0"
+    if not n:
+        return f"Every {sure} interval holds 0{none}"
+    if n == known:
+        return f"Every {sure} interval leaves out 0{none}"
+    return f"The {sure} interval{'s' * (n > 1)} of {n} of {of} effects leave{'s' * (n == 1)} out 0{none}"
+
+
+def _extreme(word: str, row: Row, of: int) -> str:
+    return f"{'a' if of == 1 else 'the largest'} {word}: {clean(row.name)} ({_at(row)})"
 
 
 def of_interactions(found: Interplay) -> str:
@@ -64,6 +104,8 @@ def of_interactions(found: Interplay) -> str:
     name = " × ".join(map(clean, largest.components))
     size = f"the largest is {name} ({signed(largest.number.estimate, 3)})"
     n = len([pair for pair in known if pair.components in found.resolved])
+    if all(pair.adjusted_p is None for pair in known):
+        return f"Of {plural(len(known), 'pair')} none has an interval; {size}."
     if not n:
         return f"None of {plural(len(known), 'pair')} stands out of the noise; {size}."
     return f"{n} of {plural(len(known), 'pair')} {'stands' if n == 1 else 'stand'} out of the noise; {size}."
@@ -76,8 +118,11 @@ def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
     if name not in ends:
         return f"{plural(len(ends), 'variant')} finished; the reference did not."
     below = sum(loss < ends[name] for variant, loss in ends.items() if variant != name)
-    n = min(len(line.points) for line in lines if line.points)
-    few = f" Each line has only {plural(n, 'evaluation')}." if n < 10 else ""
+    counts = {len(line.points) for line in lines if line.points}
+    whose = "Each line" if len(counts) == 1 else "The shortest line"
+    few = f" {whose} has only {plural(min(counts), 'evaluation')}." if min(counts) < FEW else ""
+    lost = [clean(v.name) for v in result.variants if v.name not in ends]
+    few += f" Not drawn, without a finished run: {_few(lost)}." if lost else ""
     end = f"{clean(name)} ends at {number(ends[name], 3)} nats per token"
     if len(ends) == 2:
         return f"{end}, and the other variant {'below' if below else 'not below'} it.{few}"
@@ -86,10 +131,20 @@ def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
     return f"{end}, and {below} of the {len(ends) - 1} other variants end{'s' if below == 1 else ''} below it.{few}"
 
 
+def _few(names: Sequence[str]) -> str:
+    """Names, or the first of them and how many more there are: every table names each."""
+    return listed(names if len(names) <= MOST_NAMED else [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"])
+
+
 def of_gaps(found: Sequence[Gap]) -> str:
     """How many differences have kept their sign since the first evaluation."""
+    found = [gap for gap in found if len(gap.points) > 1]
+    if not found:
+        return ""
     kept = sum(len({point.mean > 0 for point in gap.points}) == 1 for gap in found)
-    return f"{kept} of {plural(len(found), 'difference')} had the same sign at every evaluation."
+    if len(found) == 1:
+        return f"The difference {'had the same' if kept else 'changed its'} sign{' at every evaluation' * kept}."
+    return f"{kept} of {len(found)} differences had the same sign at every evaluation."
 
 
 def of_pareto(result: StudyResult) -> str:
@@ -97,13 +152,16 @@ def of_pareto(result: StudyResult) -> str:
     found = points(result)
     best = front(found)
     names = [clean(p.name) + (" (emulated)" if p.emulated else "") for p in best]
-    shown = names if len(names) <= 4 else [*names[:4], f"{len(names) - 4} more"]
     lost = [v.name for v in result.variants if LOSS not in v.metrics or SPEED not in v.metrics]
-    missing = f" Not drawn, without a loss or a speed: {listed(map(clean, lost))}." if lost else ""
+    missing = f" Not drawn, without a loss or a speed: {_few([*map(clean, lost)])}." if lost else ""
     n = len(found) - len([p for p in found if p.name == reference(result).name or p.name in _named(result)])
     pale = f" Pale: {plural(n, 'further variant')}." if n else ""
     kind = " of its kind of evidence" if len({p.emulated for p in found}) > 1 else ""
-    return f"No other variant{kind} is both faster and better than {listed(shown)}.{pale}{missing}"
+    if len(best) == len(found) == 2:
+        return f"Neither variant is both faster and lower in loss than the other{kind}.{missing}"
+    if len(best) == len(found):
+        return f"None of the {len(found)} variants is both faster and lower in loss than another{kind}.{missing}"
+    return f"No other variant{kind} is both faster and lower in loss than {_few(names)}.{pale}{missing}"
 
 
 def _named(result: StudyResult) -> set[str]:
@@ -117,7 +175,67 @@ def of_channels(found: Sequence[Factors]) -> str:
     known = [c for c in CHANNELS if c in row.logs]
     parts = " × ".join(number(math.exp(row.logs[c]), 2) for c in known)
     missing = f" {row.missing[0].upper()}{row.missing[1:]} and left out." if row.missing else ""
-    return f"{clean(row.name)}: {row.said} = {parts} ({', '.join(known)}); most of it is {largest}.{missing}"
+    return f"{clean(row.name)}: {row.said} = {parts} ({', '.join(known)}); the largest factor is {largest}.{missing}"
+
+
+def of_responses(found: Sequence[Response]) -> str:
+    """Along which factors a straight line through the levels is told from a level one."""
+    trends = [(each, each.trend.slope) for each in found if each.trend is not None and each.trend.slope.low is not None]
+    resolved = [each for each, slope in trends if (slope.low or 0.0) > 0 or (slope.high or 0.0) < 0]
+    named = [clean(f"{each.factor.name}{f' for the effect of {each.of}' if each.of else ''}") for each in resolved]
+    return _of_trends(named, len(trends), len(found))
+
+
+def of_ladder(found: Sequence[Ladder]) -> str:
+    """Of which effects a trend with size is told from none."""
+    trends = [(each, each.trend.slope_interval) for each in found if each.trend is not None]
+    named = [clean(f"{each.component} ({each.unit})") for each, (low, high) in trends if low > 0 or high < 0]
+    return _of_trends(named, len(trends), len(found))
+
+
+def _of_trends(named: Sequence[str], known: int, of: int) -> str:
+    """`named`: the resolved ones, of `known` that have an interval, of all `of`."""
+    none = (
+        f" {plural(of - known, 'line')} of {of} {'has' if of - known == 1 else 'have'} no trend." if known < of else ""
+    )
+    if not named:
+        return f"No trend is resolved.{none}"
+    verb = "is" if len(named) == 1 else "are"
+    return f"{len(named)} of {plural(known, 'trend')} {verb} resolved: {_few(named)}.{none}"
+
+
+def of_watched(found: Sequence[Watched]) -> str:
+    """How each figure ends; of what FP8 loses, the kind of number that it loses most of."""
+    parts = [_one_watched(each) for each in found if each.metric not in LOSSES]
+    lost = [each for each in found if each.metric in LOSSES]
+    if lost:
+        most = max(lost, key=lambda each: each.first.means[-1])
+        share = short(1e6 * most.first.means[-1], 3)
+        parts.append(f"FP8 makes {share} of a million {LOSSES[most.metric]}s 0 in {clean(most.first.variant)}")
+    return f"At the end {'; '.join(parts)}."
+
+
+LOSSES = {LOST.format(kind): kind for kind in KINDS}
+
+
+def _one_watched(found: Watched) -> str:
+    line, name = found.first, clean(found.first.variant)
+    if found.metric == DRAFTS:
+        began = f", {percent(line.means[0], 3)} at the first evaluation" if len(line.means) > 1 else ""
+        return f"{percent(line.means[-1], 3)} of the drafts of {name} are accepted{began}"
+    against = f", {_load(found.against.means[-1])} in {clean(found.against.variant)}" if found.against else ""
+    return f"the busiest expert of a router gets {_load(line.means[-1])} the mean load in {name}{against}"
+
+
+def _load(violation: float) -> str:
+    return f"{number(1 + violation, 2)}×"
+
+
+def of_loads(found: Sequence[LoadMap]) -> str:
+    """How much more than its share the busiest expert gets, in each variant that is drawn."""
+    of, *rest = [(f"{number(each.largest, 2)}×", clean(each.variant)) for each in found]
+    parts = [f"{of[0]} the mean load in {of[1]}", *(f"{size} in {name}" for size, name in rest)]
+    return f"The busiest expert of a router gets, mean over routers, {listed(parts)}."
 
 
 def of_cost(result: StudyResult) -> str:
@@ -140,17 +258,18 @@ def of_noise(found: Sequence[Strip], result: StudyResult) -> str:
     if noise is None:
         return f"{plural(len(found), 'variant')} ran more than once."
     ends = between(*noise.ends(result.plan.interval_confidence))
+    sure = "known from" if noise.df >= FEW_DF else "hardly known, from"
     hidden = len(found) - MOST_ROWS
     more = f" {MOST_ROWS} of {len(found)} variants are drawn." if hidden > 0 else ""
     return (
-        f"Runs of one variant differ by a standard deviation of {number(noise.sd)} nats per token, known from "
+        f"Runs of one variant differ by a standard deviation of {number(noise.sd)} nats per token, {sure} "
         f"{plural(noise.df, 'degree')} of freedom ({confidence(result)} interval {ends}).{more}"
     )
 
 
 def of_detectable(found: Detectable) -> str:
     """What this study's number of pairs could see."""
-    at = min(range(len(found.seeds)), key=lambda i: abs(found.seeds[i] - found.n_pairs))
+    at = found.seeds.index(found.n_pairs)
     return (
         f"{plural(found.seeds[at], 'paired seed')} resolve an effect of {number(found.sizes[at], 3)} nats per token or "
         f"more; the noise itself is known only so far that it may be {number(found.low[at], 3)} to "

@@ -32,11 +32,14 @@ def render(content: ReportContent, reports: Sequence[Path] = ()) -> Group:
 
     parts: list[RenderableType] = [Text(content.question, style="bold"), Text(content.scale, style="dim"), Text()]
     parts += [_variants(content)]
-    if content.result.attribution is not None:
-        parts += [_attributed(table) for table in (content.attribution, content.ranks) if table.rows]
     if content.result.comparisons:
         parts.append(_effects(content))
+    elif content.effects.rows:
+        parts.append(_attributed(content.effects))
+    parts += [_attributed(table) for table in (content.ranks,) if table.rows]
     parts += [_attributed(table) for table in (content.looks, content.any_time) if table.rows]
+    if content.timelines:
+        parts.append(_attributed(content.bubbles))
     if any(map(emulated, content.result.variants)):
         parts.append(Text(content.speed_notes[0], style="dim"))
     lost = content.lost_runs.rows

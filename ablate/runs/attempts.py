@@ -1,13 +1,15 @@
-"""Attempts at a run: which of them are still going on, and whose they are."""
+"""Who is at work: which attempts at a run are still going on and whose they are, which commands conduct a study."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+COMMANDS = "commands"  # in a study's folder: a file for each command that is at it, host-process, held as attempts are
 LOCK = "lock"  # held by the process of an attempt, so that the system lets go of it however that process ends
 
 
@@ -21,6 +23,46 @@ def held(attempt: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Let this process be found as one that conducts the study in a folder, for as long as this lasts, or it."""
+    path = folder / COMMANDS / f"{socket.gethostname()}-{os.getpid()}"
+    with ExitStack() as stack:
+        with suppress(OSError):  # a command that cannot say so is not found, and that is all
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "w"))
+            stack.callback(_remove, path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def commands(folder: Path) -> list[int]:
+    """Processes of this machine that conduct the study in a folder; what a killed one left is removed."""
+    found, here = [], f"{socket.gethostname()}-"
+    for path in (folder / COMMANDS).glob(f"{here}*"):
+        process = int(path.name.removeprefix(here))
+        with suppress(OSError), open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(process)
+            else:
+                _remove_unless_it_lives(process, path)
+    return found
+
+
+def _remove_unless_it_lives(process: int, path: Path) -> None:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        _remove(path)
 
 
 def newest(attempts: Path, key: str) -> Path | None:

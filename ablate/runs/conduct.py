@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
+from ablate.parallel.lost import still, who
 from ablate.runs.attempts import newest
 from ablate.runs.events import Ended, Failed, Interrupted, Killed, Leaving, Listener, Progress, Started, Stopping
-from ablate.runs.executors.protocol import Executor, Seen
+from ablate.runs.executors.protocol import CANCELLED, Executor, Seen
 from ablate.runs.executors.signals import Stop, stopping
 from ablate.runs.executors.worker import LOST, OUT_OF_MEMORY
 from ablate.runs.job import Job
@@ -30,6 +32,9 @@ START_FACTOR = 10  # before the first step has ended: kernels are compiled, a te
 MAX_LOOK_S = 1.0  # of the time between two looks that counts: this process may have been paused itself
 
 
+More: TypeAlias = Callable[[Mapping[str, RunStatus]], Sequence[Job]]
+
+
 @dataclass(slots=True)
 class Outcome:
     """Runs by what became of them. `interrupted` is true when the study was stopped by a signal."""
@@ -39,26 +44,35 @@ class Outcome:
 
 
 def execute_all(
-    jobs: Sequence[Job], store: Store, executor: Executor, *, listener: Listener, key: str = ""
-) -> Outcome:  # fmt: skip
+    jobs: Sequence[Job],
+    store: Store,
+    executor: Executor,
+    *,
+    listener: Listener,
+    key: str = "",
+    more: More | None = None,
+) -> Outcome:
     """Run what has no record yet. A run that fails leaves a failure and the others go on.
 
     The first signal lets every run stop at its next step with a checkpoint, a Ctrl-C after it ends them at once; with
     an executor whose runs outlive this process it ends only the watching. `key`: what the attempts' names begin with.
+    `more`: asked again and again, with what became of the runs so far, for those that are to be run as well.
     """
     with stopping() as stop:
         conductor = _Conductor(store, executor, listener, stop, key or uuid.uuid4().hex[:8])
         try:
             conductor.add(jobs)
+            conductor.ask(more)
             while conductor.watched and not (stop.requested and executor.outlives):
                 conductor.heed_signals()
                 conductor.take(executor.poll(LOOK_S))
+                conductor.ask(more)
             if conductor.watched:
                 listener(Leaving(len(conductor.watched)))
         finally:
             executor.close()
-    status = conductor.status
-    return Outcome(status=status, interrupted=stop.requested and len(status) < len({job.run_id for job in jobs}))
+    left = more is not None or len(conductor.status) < len({job.run_id for job in jobs})
+    return Outcome(status=conductor.status, interrupted=(stop.requested or conductor.cancelled) and left)
 
 
 @dataclass(slots=True)
@@ -105,7 +119,7 @@ class _Conductor:
         self.watched: dict[str, _Watched] = {}
         self.status: dict[str, RunStatus] = {}
         self.looked = time.monotonic()
-        self.told_to_stop = False
+        self.told_to_stop = self.cancelled = False
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Submit runs, unless they have a record or were submitted before."""
@@ -121,6 +135,11 @@ class _Conductor:
             self.watched[job.run_id] = _Watched(job, known.get(job.run_id, f"{self.key}-0"))
         if missing := [job for job in new if job.run_id not in known]:
             self.executor.submit(missing, f"{self.key}-0")
+
+    def ask(self, more: More | None) -> None:
+        """Submit what there is beside; a run that has a record already ends at once, and makes room for another."""
+        while more and not self.stop.requested and (jobs := more(self.status)):
+            self.add(jobs)
 
     def heed_signals(self) -> None:
         if not self.stop.requested:
@@ -161,7 +180,10 @@ class _Conductor:
             if said.phase in ("starting", "training"):
                 self.listener(Progress(run.job.run_id, said.step, said.loss, said.tokens_per_s))
         elif run.silent_s > run.allowed_s and not run.hung:
-            run.hung = f"it made no progress for {run.silent_s:.0f} seconds, and was ended"
+            attempt = self._attempt(run)
+            hung = still(attempt) if attempt and run.job.ranks > 1 else []
+            because = f": the process of {who(hung, run.job.ranks)} stands still" if hung else ""
+            run.hung = f"it made no progress for {run.silent_s:.0f} seconds, and was ended{because}"
             self.executor.cancel([run.job.run_id], at_once=True)
 
     def _said(self, run: _Watched) -> tuple[Path, Standing] | None:
@@ -200,6 +222,9 @@ class _Conductor:
         if note and not self._passes(note.reason):
             return Failed(identity, note.reason, note.traceback)
         if self.stop.requested:
+            return Interrupted(identity)
+        if reason.startswith(CANCELLED) and not run.hung:
+            self.cancelled = True
             return Interrupted(identity)
         said = standing(attempt) if attempt else None
         stopped = "it was stopped by a signal" if said and said.phase == "stopped" else ""

@@ -11,7 +11,8 @@ from ablate.documents import read_sealed_document
 from ablate.runs.job import Job
 from ablate.spec.decoding import canonical, encode
 
-LAYOUT = ("ranks", "pipeline", "transport", "micro_batch_size")  # fields of the trainer: how a step is divided
+# Fields of the trainer that say where and how a step is computed, and not what.
+LAYOUT = ("ranks", "pipeline", "transport", "micro_batch_size", "recompute", "zero_stage")
 CURE = "name the folder of a study that was begun with --ranks, or without them"
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -20,13 +18,14 @@ from ablate.data.windows import Windows, order_hash
 from ablate.files import replace_file, to_json
 from ablate.model.weights import write_weights
 from ablate.parallel.team import Team, assemble
-from ablate.runs import environment
+from ablate.runs import environment, wandb_sink
 from ablate.runs.adoption import adopt
 from ablate.runs.attempts import ended, held
 from ablate.runs.job import Job
 from ablate.runs.record import RunRecord
-from ablate.runs.redaction import redacted
 from ablate.runs.store import Store
+from ablate.runs.timelines import write_timeline
+from ablate.schedules.timeline import middle
 from ablate.spec.decoding import encode
 from ablate.spec.run import RunSpec
 from ablate.teachers.load import load_model
@@ -35,13 +34,13 @@ from ablate.training.checkpoint import PROGRAM, checkpoint_path, drop_checkpoint
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
+from ablate.training.timeline import Recorder
 from ablate.training.trainer import device, peak_memory_bytes, slot_callbacks, trainer_for
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S = 30.0
 PROBE_STEPS, MAX_PROBE_STEPS = 6, 1000
-WANDB_PATIENCE_S = 3.0
 WENT_ON_FROM = "went-on-from.txt"
 
 
@@ -76,6 +75,8 @@ def _attempt(
     if team is None or team.leads:
         replace_file(attempt / PROGRAM, to_json(environment.program()))
     session = Session(job, attempt, tell, stop, team)
+    if team is not None and job.timeline:
+        session.record_spans(team, store.timeline_file(job.run_id))
     start = time.monotonic()
     try:
         session.fit(session.adopted())
@@ -104,11 +105,16 @@ class Session:
         starts = [branch.decay_start for branch in run.branch_runs]
         keeper = Keeper(attempt, CHECKPOINT_EVERY_S, self.curve, stop, at=starts)
         self.callbacks = [self.clock, *parts, self.branches, self.curve, keeper, self.progress]
-        self.logger = _logger(job, attempt)
+        self.logger = wandb_sink.logger(job, attempt)
         self.initial: dict[str, str] = {}
 
     def _module(self, run: RunSpec) -> TrainingModule:
         return TrainingModule(run) if self.team is None else RanksModule(run, self.team)
+
+    def record_spans(self, team: Team, path: Path) -> None:
+        """Record what the ranks do in the middle of the trunk, for a timeline at `path`."""
+        steps = middle(self.job.run.n_steps, self.job.timeline)
+        self.callbacks.append(Recorder(self.job.run_id, team, steps, partial(write_timeline, path)))
 
     def adopted(self, branch: str = "") -> Path | None:
         """The checkpoint to go on from, the same on all ranks; `branch`: its name, or "" for the trunk."""
@@ -184,6 +190,7 @@ class Session:
             curve=tuple(self.curve.points),
             branches=tuple(self.branches.points[n] for n in sorted(self.branches.points)),
             judged={name: text.judged() for name, text in self.held_out.items()},
+            expert_loads={} if fault else self.module.expert_loads,
             order_hash=order_hash(
                 corpus_hash=job.corpus.hash,
                 n_windows=len(windows),
@@ -245,47 +252,6 @@ def _held_out(job: Job) -> dict[str, HeldOut]:
         name: HeldOut.of(Windows(file, trainer.sequence_length), trainer.n_held_out_windows, lengths)
         for name, file in files.items()
     }
-
-
-def _logger(job: Job, attempt: Path) -> Any:
-    """W&B's logger where one was asked for: a sink beside the record, which has the same curve."""
-    if not job.wandb_project:
-        return None
-    from lightning.pytorch.loggers import WandbLogger
-
-    def make(offline: bool) -> Any:
-        return WandbLogger(
-            project=job.wandb_project,
-            group=job.wandb_group or None,
-            name=job.run_id,
-            save_dir=attempt,
-            offline=offline,
-        )
-
-    logger = make(offline=not _reaches_wandb())
-    try:
-        _ = logger.experiment  # it begins there
-    except Exception as error:  # whatever it raises: the curve is in the record
-        why = redacted(str(error))
-        log.warning("W&B does not take run %s (%s); its curve is kept beside the attempt", job.run_id, why)
-        logger = make(offline=True)
-    return logger
-
-
-def _reaches_wandb() -> bool:
-    """Whether there is a key and somebody who answers: else curves are kept beside the attempt, for `wandb sync`."""
-    if "WANDB_API_KEY" not in os.environ:
-        return False
-    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    kind = http.client.HTTPConnection if address.scheme == "http" else http.client.HTTPSConnection
-    connection = kind(address.hostname or "", address.port, timeout=WANDB_PATIENCE_S)
-    try:
-        connection.request("HEAD", "/")
-        return connection.getresponse().status < http.HTTPStatus.INTERNAL_SERVER_ERROR
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _backends(run: RunSpec) -> dict[str, str]:

@@ -25,6 +25,7 @@ class Job:
     wandb_project: str = ""
     wandb_group: str = ""
     keep_weights: bool = True
+    timeline: int = 0  # optimizer steps of which it is recorded what the ranks do
     earlier: str = ""  # attempts of the same run on other ranks, from whose checkpoints this one may go on
 
     @property

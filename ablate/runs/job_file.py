@@ -32,6 +32,7 @@ class _Given:
     wandb_project: str = ""
     wandb_group: str = ""
     keep_weights: bool = True
+    timeline: int = 0
     earlier: str = ""
 
     __pydantic_config__: ClassVar[Any] = FORBID_UNKNOWN
@@ -53,6 +54,7 @@ def write_job(job: Job, run_folder: Path) -> Path:
         wandb_project=job.wandb_project,
         wandb_group=job.wandb_group,
         keep_weights=job.keep_weights,
+        timeline=job.timeline,
         earlier=job.earlier,
     )
     path, text = job_file(run_folder), sealed(encode(given))
@@ -86,6 +88,7 @@ def read_job(path: Path) -> Job:
         wandb_project=given.wandb_project,
         wandb_group=given.wandb_group,
         keep_weights=given.keep_weights,
+        timeline=given.timeline,
         earlier=given.earlier,
     )
 

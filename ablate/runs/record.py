@@ -33,6 +33,9 @@ class RunRecord:
     curve: tuple[Mapping[str, float], ...] = ()
     branches: tuple[Mapping[str, float], ...] = ()
     judged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # held-out set -> windows, documents
+    expert_loads: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # router -> held-out tokens by expert, end
     order_hash: str = ""  # equal: the same tokens in the same order
     initial_parameters: Mapping[str, str] = field(default_factory=dict)  # name -> shape:hash of initial values
     final_parameters_hash: str = ""

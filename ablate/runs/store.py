@@ -36,6 +36,10 @@ class Store:
     def records(self) -> Path:
         return self.folder / "records"
 
+    def timeline_file(self, run_id: str) -> Path:
+        """Of a run whose ranks were recorded."""
+        return self.folder / "timelines" / f"{run_id}.json"
+
     @property
     def study_file(self) -> Path:
         return self.folder / "study.toml"
@@ -85,7 +89,7 @@ class Store:
             raise ValueError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another folder with --out"
             ) from None
-        for place in ("records", "failures", "runs/*", "runs/*/attempts/*"):
+        for place in ("records", "timelines", "failures", "runs/*", "runs/*/attempts/*"):
             for folder in self.folder.glob(place):
                 collect(folder)
 
@@ -146,7 +150,8 @@ class Store:
     def commit(self, record: RunRecord) -> bool:
         """Put a record there if none is; False if the run had one already, which is then kept."""
         path = self.records / f"{record.run_id}.json"
-        return commit_once(path, sealed(dataclasses.asdict(record)), "the record")
+        plain = {each.name: getattr(record, each.name) for each in dataclasses.fields(record)}
+        return commit_once(path, sealed(plain), "the record")
 
 
 def read_record(path: Path) -> RunRecord:

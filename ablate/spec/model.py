@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from ablate.spec.backends import AUTO, resolve_backend
 from ablate.spec.cost import Cost, ModelCost
-from ablate.spec.decoding import Slot
+from ablate.spec.decoding import UNWRITTEN_DEFAULT, Slot
 from ablate.spec.machine import Machine
 from ablate.spec.nodes import (
     MODEL_SLOTS,
@@ -57,6 +57,8 @@ class ModelSpec:
     head: Annotated[HeadNode, Slot("head")]
     rope_theta: Annotated[float, Range(at_least=1)]
     init: Init
+    # Of what the blocks add to, from the embedding on; bfloat16 in runs of that dtype alone.
+    residual_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.n_first_layers > self.n_layers:
@@ -94,8 +96,12 @@ class ModelSpec:
     def for_machine(self, machine: Machine, dtype: str) -> ModelSpec:
         """The same model with every backend named that runs it on a machine in a run's dtype.
 
-        ValueError if one that was asked for cannot run there.
+        ValueError if one that was asked for cannot run there, or the residual stream cannot be in its dtype.
         """
+        if self.residual_dtype == "bfloat16" != dtype:
+            raise ValueError(
+                f"model.residual_dtype is bfloat16 and trainer.dtype {dtype}; make both bfloat16, or leave it out"
+            )
         changes = {
             slot: replace(node, backend=resolve_backend(slot, node.backend, machine, node.obstacles(machine, dtype)))
             for slot, node in self._with_a_choice().items()
@@ -104,8 +110,8 @@ class ModelSpec:
 
     def portable(self) -> ModelSpec:
         """The same model on backends that run on any machine, whatever it was trained with: weights fit both."""
-        free = {slot: replace(node, backend=AUTO) for slot, node in self._with_a_choice().items()}
-        return replace(self, **free).for_machine(ANYWHERE, "float32")
+        free: dict[str, Any] = {slot: replace(node, backend=AUTO) for slot, node in self._with_a_choice().items()}
+        return replace(self, residual_dtype="float32", **free).for_machine(ANYWHERE, "float32")
 
     def layer_feed_forward(self, layer: int) -> tuple[FeedForwardNode, BalanceNode | None]:
         """The node of a layer's feed-forward with its balance; modules behind the last layer continue it."""

@@ -92,6 +92,10 @@ class TrainerSpec:
     pipeline: Annotated[PipelineNode | None, Slot("pipeline")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
     # Between expert ranks, where there are any.
     transport: Annotated[TransportNode | None, Slot("transport")] = field(default=None, metadata=UNWRITTEN_DEFAULT)
+    # Activations: "full" keeps the input of each block alone, and computes the block again in the backward pass.
+    recompute: Literal["none", "full"] = field(default="none", metadata=UNWRITTEN_DEFAULT)
+    # 1: of ranks that hold the same parameter one keeps the optimizer's state of it, and steps it for all (ZeRO-1).
+    zero_stage: Literal[0, 1] = field(default=0, metadata=UNWRITTEN_DEFAULT)
 
     def __post_init__(self) -> None:
         if self.warmup_share + self.decay_share > 1:
@@ -110,6 +114,14 @@ class TrainerSpec:
                     f"trainer.branches has {share}, whose decay would begin at {share * (1 - self.decay_share):.3g} of "
                     f"the run, before the warm-up ends at {self.warmup_share}; leave it out or warm up for less"
                 )
+
+    def check_states(self) -> None:
+        """ValueError where the optimizer's states are to be divided, and there is nobody to divide them with."""
+        if self.zero_stage and self.ranks.world == 1:
+            raise ValueError(
+                f"trainer.zero_stage is {self.zero_stage}, and one process has nobody to divide the optimizer's states "
+                "with; give ranks, as in --ranks data=2, or zero_stage 0"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -185,6 +197,13 @@ class RunSpec:
     n_steps: Annotated[int, STEPS]
     n_warmup_steps: CountOrNone  # equal in all runs of a study, or longer ones would also have warmed up for longer
     schema_version: Count = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.model.residual_dtype != "float32" and self.trainer.ranks.pipeline > 1:
+            raise ValueError(
+                f"model.residual_dtype is {self.model.residual_dtype} and there are {self.trainer.ranks.pipeline} "
+                "pipeline ranks, which hand on float32; leave it out, or train on one pipeline rank"
+            )
 
     @property
     def n_tokens(self) -> int:

@@ -30,7 +30,7 @@ class ConsoleDisplay:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._progress: bars.Progress | None = None
+        self._follower: _Follower | None = None
 
     def say(self, message: str) -> None:
         self.console.print(message, style="dim", markup=False)
@@ -39,17 +39,21 @@ class ConsoleDisplay:
         plan_table.show(self.console, plan, n_parallel, folder, time)
 
     def follow(self, plan: Plan, n_parallel: int) -> Callable[[Event], None]:
-        runs = {}
+        """What shows the events of a plan's runs, until `end`; runs of a plan that comes meanwhile beside them."""
+        if self._follower is None:
+            self._follower = _Follower(self.console)
         for variant in plan.variants:
             for seed, identity in zip(variant.seeds, variant.run_ids, strict=True):
-                runs[identity] = _Run(variant.name, seed, variant.n_all_steps, variant.run_s or variant.n_all_steps)
-        follower = _Follower(self.console, runs, plan.seconds(n_parallel))
-        self._progress = follower.bars
-        return follower
+                self._follower.add(
+                    identity, _Run(variant.name, seed, variant.n_all_steps, variant.run_s or variant.n_all_steps)
+                )
+        self._follower.expect(plan.seconds(n_parallel))
+        return self._follower
 
     def end(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._follower is not None:
+            self._follower.bars.stop()
+            self._follower = None
 
 
 @dataclass(slots=True)
@@ -68,9 +72,10 @@ class _Run:
 class _Follower:
     """A line for each variant that has runs going on, and one of the whole study with the time that is left."""
 
-    def __init__(self, console: Console, runs: dict[str, _Run], estimate_s: float | None) -> None:
-        self.runs, self.estimate_s = runs, estimate_s
-        self.total, self.done, self.done_before = sum(run.work for run in runs.values()), 0.0, 0.0
+    def __init__(self, console: Console) -> None:
+        self.runs: dict[str, _Run] = {}
+        self.estimate_s: float | None = 0.0
+        self.total, self.done, self.done_before = 0.0, 0.0, 0.0
         self.console, self.terminal = console, console.is_terminal
         self.active: dict[str, list[str]] = {}  # variant -> its runs that go on
         self.ended = 0
@@ -84,8 +89,18 @@ class _Follower:
             disable=not self.terminal,
         )
         self.tasks: dict[str, bars.TaskID] = {}
-        self.whole = self.bars.add_task("study", total=self.total, figures="")
+        self.whole = self.bars.add_task("study", total=0.0, figures="")
         self.bars.start()
+
+    def add(self, identity: str, run: _Run) -> None:
+        if identity not in self.runs:
+            self.runs[identity] = run
+            self.total += run.work
+            self.bars.update(self.whole, total=self.total)
+
+    def expect(self, seconds: float | None) -> None:
+        """So much longer it will take, by the estimate of a plan."""
+        self.estimate_s = None if seconds is None or self.estimate_s is None else self.estimate_s + seconds
 
     def left_s(self) -> float | None:
         """Seconds until all is done at the pace so far; at first by the plan's estimate, None where there is none."""

@@ -64,6 +64,7 @@ def cases(named: Sequence[NamedVariant]) -> list[Case]:
                 text=spec.data.text,
                 pipeline=spec.trainer.pipeline,
                 transport=spec.trainer.transport,
+                recompute=variant.spec.trainer.recompute,
                 ranks=ranks,
                 n_micro_batches=2 * ranks.pipeline + (2 if ranks.pipeline > 1 else 0),
                 length=LENGTH,

@@ -1,11 +1,15 @@
-"""The weights of a finished run as a folder that other programs load."""
+"""What a finished run left for other programs: its weights as a folder, its timeline as a trace."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ablate.components.codec import decode_run
+from ablate.files import replace_file
 from ablate.runs.store import Store
+from ablate.runs.timelines import read_timeline
+from ablate.schedules.timeline import chrome_trace
 from ablate.spec.decoding import run_id
 from ablate.sweep.folder import check_writable
 
@@ -45,3 +49,17 @@ def export_run(path: Path, out: Path | None) -> tuple[Path, list[str]]:
     tokenizer = other if other.exists() else store.tokenizer_file
     notes = export_hf(run.model, load_state(found), tokenizer, target, run.trainer.sequence_length)
     return target, notes
+
+
+def export_trace(path: Path, out: Path | None) -> Path:
+    """Write what a run's ranks did, for Perfetto or chrome://tracing, to `out` (default: trace.json in its folder)."""
+    store, name = find_run(path)
+    timeline = store.timeline_file(name)
+    if not timeline.exists():
+        raise ValueError(f"run {name} has no timeline; runs on ranks have one where the study is given --timeline")
+    if out is not None and out.is_dir():
+        raise ValueError(f"{out} is a folder; a trace is one file: give its name with --out")
+    target = out or store.run_folder(name) / "trace.json"
+    check_writable(target.parent)
+    replace_file(target, json.dumps(chrome_trace(read_timeline(timeline))) + "\n", "the trace")
+    return target

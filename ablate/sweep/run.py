@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ablate.presets.training_memory import training_memory
-from ablate.quantities import memory
+from ablate.presets.rank_memory import rank_memory
+from ablate.presets.training_memory import RESERVE, training_memory
+from ablate.quantities import memory, plural
+from ablate.runs.attempts import at_work
 from ablate.runs.conduct import Outcome, execute_all
 from ablate.runs.earlier import with_checkpoints_of
 from ablate.runs.events import Listener
@@ -22,10 +24,11 @@ from ablate.runs.job import Job, threads
 from ablate.runs.plan import Design, NamedVariant, Plan, check_trainable, make_plan
 from ablate.runs.store import Store
 from ablate.runs.study import Study
+from ablate.schedules.timeline import middle
 from ablate.spec.cost import ModelCost
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import Machine, has_gpu, this_machine
-from ablate.spec.run import DataSpec, Preset, RunSpec
+from ablate.spec.run import DataSpec, Preset, RunSpec, Spec
 from ablate.sweep.equality import check_equality
 from ablate.sweep.estimate import Estimate, ended, estimate, remember, with_estimates
 from ablate.sweep.folder import RESULTS, Claim, Planned, check_writable, default_folder
@@ -60,6 +63,7 @@ class Options:
     wandb_project: str = ""
     checkpoints: Path | None = None  # a study of the same runs on other ranks, from whose checkpoints they go on
     cluster: str = ""  # a Slurm cluster's name; "": this machine
+    timeline: int = 0  # optimizer steps of each run, of which it is recorded what the ranks do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +101,12 @@ def run_variants(
     check_writable(folder, folder / "records", folder / "runs")
     costs = {v.name: v.spec.model.cost(v.spec.trainer.sequence_length) for v in whole}
     n_ranks = base.trainer.ranks.world
+    if options.timeline and n_ranks == 1:
+        raise ValueError("--timeline records what the ranks of a run do, and these have one; give --ranks too")
     n_parallel = min(parallel(costs, options.n_parallel, cluster, n_ranks), sum(len(v.seeds) for v in whole))
-    fits = cluster is None and check_memory(costs, n_parallel, dry_run=options.dry_run)
-    fits = fits and (n_ranks > 1 or not has_gpu() or check_device(whole, dry_run=options.dry_run))
+    shared = n_ranks == 1 or not has_gpu()  # else each rank has a device of its own
+    fits = cluster is None and (not shared or check_memory(costs, n_parallel, dry_run=options.dry_run))
+    fits = fits and (not has_gpu() or check_device(whole, dry_run=options.dry_run))
     for name in study.without:
         display.say(f"{name} is off in every variant of this study")
     texts = prepare_texts(whole, display.say)
@@ -130,12 +137,14 @@ def run_variants(
     time = estimate(plan, runs, claim.store, n_parallel)
     if study.match != "seconds":
         plan = with_estimates(plan, time)
+    if options.timeline:
+        _check_timeline(options.timeline, plan, claim.store, display)
     if not options.dry_run:
         plan, runs = claim.take((plan, runs), corpus, [text.corpus for text in texts.values()])
     display.show_plan(plan, n_parallel, folder, time)
     if options.dry_run:
         return StudyRun(folder=folder, plan=plan, outcome=None, n_parallel=n_parallel)
-    jobs = _jobs(plan, runs, texts, options.wandb_project, group=folder.absolute().name)
+    jobs = _jobs(plan, runs, texts, options, group=folder.absolute().name)
     if options.checkpoints:
         jobs = with_checkpoints_of(jobs, options.checkpoints)
     if n_ranks > 1:
@@ -145,7 +154,8 @@ def run_variants(
         executor = SlurmExecutor(claim.store, cluster, options.cluster, options.n_parallel)
     listener, earlier = display.follow(plan, n_parallel), ended(claim.store)
     try:
-        outcome = execute_all(jobs, claim.store, executor, listener=listener)
+        with at_work(folder):
+            outcome = execute_all(jobs, claim.store, executor, listener=listener)
     finally:
         display.end()
     remember(plan, runs, claim.store, earlier)
@@ -212,22 +222,30 @@ def check_memory(costs: Mapping[str, ModelCost], n_parallel: int, *, dry_run: bo
 def check_device(asked: Sequence[NamedVariant], *, dry_run: bool) -> bool:
     """Whether every variant's step fits the GPU, activations and logits included; ValueError if not, but in a dry run.
 
-    The closed form of `ablate.presets.training_memory`; a variant of which it knows nothing passes.
+    The closed forms of `ablate.presets.training_memory` and `rank_memory`; a variant of which it knows nothing passes.
     """
     available = _available_bytes()
     for variant in asked:
         trainer = variant.spec.trainer
-        needed = training_memory(variant.spec.model, trainer)
-        if needed is None or needed.fits(available):
+        needed = _needed_bytes(variant.spec)
+        if needed <= (1 - RESERVE) * available:
             continue
         if dry_run:
             return False
         raise ValueError(
-            f"training {variant.name} needs about {memory(needed.total)} at {trainer.micro_batch_size} sequences a "
-            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, or a preset file with a "
-            "smaller trainer.micro_batch_size"
+            f"training {variant.name} needs about {memory(needed)} at {trainer.micro_batch_size} sequences a "
+            f"micro-batch, and this GPU has {memory(available)}; choose a smaller --preset, --recompute full, or a "
+            "preset file with a smaller trainer.micro_batch_size"
         )
     return True
+
+
+def _needed_bytes(spec: Spec) -> float:
+    """Of a step on one device, of the fullest rank where there are several; 0 where nobody knows."""
+    if spec.trainer.ranks.world > 1:
+        return max((place.total for place in rank_memory(spec.model, spec.trainer)), default=0.0)
+    found = training_memory(spec.model, spec.trainer)
+    return 0.0 if found is None else found.peak
 
 
 def _available_bytes() -> int:
@@ -258,7 +276,7 @@ def _jobs(
     plan: Plan,
     runs: Mapping[str, RunSpec],
     texts: Mapping[str, Texts],
-    wandb_project: str,
+    options: Options,
     group: str,
 ) -> list[Job]:
     """Seed by seed over all variants, so that a study that is stopped has whole pairs."""
@@ -269,13 +287,26 @@ def _jobs(
             variant=v.levels,
             corpus=texts[v.name].corpus,
             held_out_texts=texts[v.name].held_out,
-            wandb_project=wandb_project,
+            wandb_project=options.wandb_project,
             wandb_group=group,
+            timeline=options.timeline,
         )
         for v in plan.variants
         for identity in v.run_ids
     ]
     return sorted(jobs, key=lambda job: job.run.seed)
+
+
+def _check_timeline(n_recorded: int, plan: Plan, store: Store, display: Display) -> None:
+    """ValueError where a run has too few steps; that what has ended without a timeline gets none is said."""
+    for v in plan.variants:
+        middle(v.n_steps, n_recorded)
+    ids = [identity for v in plan.variants for identity in v.run_ids]
+    late = sum(store.status(i) is not None and not store.timeline_file(i).exists() for i in ids)
+    if late:
+        display.say(
+            f"{plural(late, 'run')} ended without a timeline and will not be repeated for one; choose a new --out"
+        )
 
 
 def _facts(data: DataSpec, corpus: Corpus, texts: Mapping[str, TokenFile]) -> dict[str, Any]:

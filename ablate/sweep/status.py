@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ablate.runs.attempts import is_going_on, newest
+from ablate.runs.attempts import commands, is_going_on, newest
 from ablate.runs.executors.submission import Task, end, queued
 from ablate.runs.plan import PlannedVariant, read_plan
 from ablate.runs.progress import Standing, standing
@@ -133,12 +136,16 @@ def _steps_per_s(store: Store, left: list[OpenRun]) -> Iterator[float]:
 
 
 def cancel_study(folder: Path) -> tuple[int, int]:
-    """End a study's runs in Slurm's queue. How many were there, and how many go on in commands on this machine."""
-    store = Store(folder)
-    if (tasks := queued(store)) is None:
+    """End a study's runs in Slurm's queue, and ask the commands on this machine that conduct it to stop.
+
+    How many runs and how many commands these were. Each run stops at its next step, with a checkpoint.
+    """
+    commanding = commands(folder)
+    for process in commanding:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    if (tasks := queued(Store(folder))) is None:
         raise ValueError("Slurm does not answer; try again later")
     active = [task for task in tasks if task.active]
     end(active)
-    elsewhere = {task.run for task in active}
-    here = [run for run in look(folder).open if run.state == "running" and run.run_id not in elsewhere]
-    return len(active), len(here)
+    return len(active), len(commanding)

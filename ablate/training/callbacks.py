@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from ablate.spec.run import RunSpec
-from ablate.training.checkpoint import checkpoint_path, prune, random_state, restore_random_state
+from ablate.training.checkpoint import FolderCheckpoint, checkpoint_path, random_state, restore_random_state
 from ablate.training.evaluation import HeldOut, batch_windows
 from ablate.training.schedule import learning_rate_factor
 
@@ -21,6 +21,7 @@ CHECK_EVERY = 10  # steps between looks at the losses, which wait for the device
 TELL_EVERY_S = 0.5
 WRITING_SHARE = 0.02  # of a run's time, that writing checkpoints may take
 ASSUMED_BYTES_PER_S = 0.5e9  # of a disk, before the first checkpoint was written
+MOST_MARKS = 1000  # events of a GPU that are held at a time
 WARM_UP_STEPS = 5  # not part of the measured speed: the first steps allocate and compile
 
 Tell = Callable[[int, float | None, float], None]  # step, loss of the last one (None: none has ended), tokens per s
@@ -121,23 +122,37 @@ class Curve(Callback):
 class Clock(Callback):
     """Seconds of optimizer steps, evaluation and checkpoints left out.
 
-    `step_s` has only this attempt's, since speed is not resumed; `training_s` is the sum over all steps of the run.
+    `step_s` has only this attempt's, since speed is not resumed; `training_s` is the sum over all steps of the run. On
+    a GPU they are its own between two marks in its work, for which nothing waits before somebody asks for them.
     """
 
     state_key = "clock"
 
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
-        self.step_s: list[float] = []
-        self._start = self._earlier_s = 0.0
+        self._seconds: list[float] = []
+        self._marks: list[tuple[Any, Any]] = []  # of steps whose seconds nobody has asked for
+        self._start: Any = None
+        self._earlier_s = 0.0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % pl_module.n_micro_batches == 0:
-            self._start = _now()
+            self._start = _mark()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.n_micro_batches == 0:
-            self.step_s.append(_now() - self._start)
+            self._marks.append((self._start, _mark()))
+            if len(self._marks) >= MOST_MARKS:
+                self._read()
+
+    @property
+    def step_s(self) -> list[float]:
+        self._read()
+        return self._seconds
+
+    def _read(self) -> None:
+        self._seconds += [_between(start, end) for start, end in self._marks]
+        self._marks = []
 
     def median_step_s(self) -> float:
         measured = self.step_s[WARM_UP_STEPS:] or self.step_s
@@ -166,17 +181,29 @@ class Until(Callback):
             trainer.should_stop = True
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def _mark() -> Any:
+    """This moment in the work of the GPU, or of the processor where there is none."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    """Seconds from one mark to another; waits until the second is reached."""
+    if isinstance(end, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 class Keeper(Callback):
     """Checkpoints at step boundaries: every `every_s` seconds, and at the first boundary where `stop` is true.
 
     Less often where writing takes long: never so often that it would be more than WRITING_SHARE of a run's time, going
-    by the last one, or before the first by the bytes that there are to write.
+    by the last one, or before the first by the bytes that there are to write. Training goes on meanwhile, and that one
+    could not be written stops it at the next boundary.
     Checkpoints of one attempt go to its own folder. Random states are saved here, since Lightning saves none.
     """
 
@@ -214,17 +241,16 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.n_micro_batches or trainer.global_step == pl_module.run.n_steps:
             return
+        files: FolderCheckpoint = trainer.strategy.checkpoint_io
+        files.check()
+        self._write_s = files.write_s or self._write_s
         agreed = trainer.strategy.reduce_boolean_decision  # what one rank wants all do, at one step
         stop = agreed(self.stop(), all=False)
-        due = time.monotonic() - self._last >= self.interval_s
+        due = time.monotonic() - self._last >= self.interval_s and not files.busy
         if agreed(trainer.global_step in self.at or due, all=False) or stop:
-            start = time.monotonic()
             self.curve.take_losses(pl_module, trainer.global_step)
             trainer.save_checkpoint(checkpoint_path(self.attempt, trainer.global_step, self.branch))
-            if trainer.is_global_zero:
-                prune(self.attempt, self.branch)
             self._last = time.monotonic()
-            self._write_s = self._last - start
         if stop:
             raise Interrupted
 

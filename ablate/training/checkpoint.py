@@ -1,13 +1,19 @@
-"""Checkpoints as safetensors and JSON with a manifest of hashes: durable when written, verified when read."""
+"""Checkpoints as safetensors and JSON with a manifest of hashes: durable when written, verified when read.
+
+One process copies its state at a step boundary and goes on; a thread writes the copy, hashes it on the way, and gives
+the checkpoint its name when all of it is on the disk. Ranks write together, and wait.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -23,6 +29,7 @@ from ablate.parallel.pieces import Rows
 
 TENSORS, STATE, PROGRAM = "tensors.safetensors", "state.json", "program.json"
 RANK_TENSORS = "tensors-{:05d}.safetensors"  # of further ranks
+STEP = "step-"
 N_KEPT = 2
 N_DIGITS = 12  # of a step in a checkpoint's name, which then sorts by it
 
@@ -30,14 +37,63 @@ log = logging.getLogger(__name__)
 
 
 class FolderCheckpoint(CheckpointIO):
-    """Lightning's checkpoint as a folder. Nothing in it is executed when it is read (no pickle)."""
+    """Lightning's checkpoint as a folder. Nothing in it is executed when it is read (no pickle).
+
+    One is written at a time; `write_s` are the seconds that the last one took, copying and waiting included.
+    """
+
+    def __init__(self) -> None:
+        self.write_s = 0.0
+        self._thread: Thread | None = None
+        self._fault: Exception | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write(Path(path), checkpoint)
+        """Returns when the state is copied; raises what the writing of the one before raised."""
+        self.wait()
+        start, tensors = time.monotonic(), dict[str, Tensor]()
+        state = flatten(checkpoint, "", tensors)
+        copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        # Not a daemon: a process that ends waits for it.
+        self._thread = Thread(target=self._write, args=(Path(path), state, copies, start), name=f"writer of {path}")
+        self._thread.start()
+
+    def _write(self, folder: Path, state: Any, tensors: dict[str, Tensor], start: float) -> None:
+        try:
+            write_flat(folder, state, tensors)
+            prune(folder)
+        except Exception as fault:  # for the thread that trains
+            self._fault = fault
+        self.write_s = time.monotonic() - start
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what writing has raised, once."""
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raise what writing has raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def teardown(self) -> None:
+        """At the end of training, however it ended: what was asked for is on the disk, or the reason is raised."""
+        self.wait()
 
     def save_together(self, checkpoint: dict[str, Any], path: Path) -> None:
         """A checkpoint of which every rank has a part: of the model's state and of the optimizer's."""
+        start = time.monotonic()
         write_together(path, checkpoint)
+        if dist.get_rank() == 0:
+            prune(path)
+        self.write_s = time.monotonic() - start
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read(Path(path))
@@ -49,7 +105,11 @@ class FolderCheckpoint(CheckpointIO):
 def write(folder: Path, checkpoint: dict[str, Any]) -> None:
     """A checkpoint under its final name, whole or not at all."""
     tensors: dict[str, Tensor] = {}
-    state = flatten(checkpoint, "", tensors)
+    write_flat(folder, flatten(checkpoint, "", tensors), tensors)
+
+
+def write_flat(folder: Path, state: Any, tensors: Mapping[str, Tensor]) -> None:
+    """The same of what `flatten` has taken apart."""
     with new_folder(folder.parent, f"the checkpoint {folder}") as place:
         hashed = {TENSORS: save_tensors(tensors, place / TENSORS)}
         (place / STATE).write_text(json.dumps(state, allow_nan=True), encoding="utf-8")
@@ -126,7 +186,7 @@ def newest_valid(attempts: Path, program: Mapping[str, Any], branch: str = "") -
     A checkpoint of other code or other packages is not continued: the run begins again, since nothing would say that
     its two halves belong together. A damaged one is passed over with a warning.
     """
-    found = sorted(attempts.glob(f"*/{branch}step-" + "[0-9]" * N_DIGITS), key=lambda p: (p.name, p.parent.name))
+    found = sorted(attempts.glob(f"*/{branch}{STEP}" + "[0-9]" * N_DIGITS), key=lambda p: (p.name, p.parent.name))
     for folder in reversed(found):
         try:
             if (
@@ -142,9 +202,10 @@ def newest_valid(attempts: Path, program: Mapping[str, Any], branch: str = "") -
     return None
 
 
-def prune(attempt: Path, branch: str = "") -> None:
-    """Remove the checkpoints of an attempt's trunk or branch but the last two; call it after one was written whole."""
-    for folder in sorted(attempt.glob(f"{branch}step-*"))[:-N_KEPT]:
+def prune(written: Path) -> None:
+    """Remove the checkpoints of a trunk or branch but the last two, after `written` was written whole."""
+    branch = written.name[: -len(STEP) - N_DIGITS]
+    for folder in sorted(written.parent.glob(f"{branch}{STEP}" + "[0-9]" * N_DIGITS))[:-N_KEPT]:
         remove_folder(folder)
 
 
@@ -156,7 +217,7 @@ def drop_checkpoints(attempts: Iterable[Path]) -> None:
 
 
 def checkpoint_path(attempt: Path, step: int, branch: str = "") -> Path:
-    return attempt / f"{branch}step-{step:0{N_DIGITS}d}"
+    return attempt / f"{branch}{STEP}{step:0{N_DIGITS}d}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -167,7 +228,7 @@ def step_of(checkpoint: Path) -> int:
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, tensors taken out into `tensors`. Raises TypeError for what has no faithful JSON."""
     if isinstance(value, Tensor):
-        tensors[name] = value  # no copy: it is on the disk before the next step changes it
+        tensors[name] = value  # no copy
         return {"!": "tensor", "name": name}
     if isinstance(value, Rows):
         own = f"{name}/from row {value.start}"

@@ -55,7 +55,6 @@ def batch_windows(run: RunSpec) -> int:
     return max(run.trainer.micro_batch_size, min(BATCH_WINDOWS, LOGITS_BYTES // logits_bytes))
 
 
-@torch.no_grad()
 def evaluate(model: Transformer, held_out: Mapping[str, HeldOut], *, batch_size: int) -> dict[str, float]:
     """Metrics by name. Of the first set plain names, of another one names that begin with its own.
 
@@ -63,33 +62,43 @@ def evaluate(model: Transformer, held_out: Mapping[str, HeldOut], *, batch_size:
     with multi-token prediction `draft_acceptance`: how often the token that the first module drafts is the main
     head's greedy choice one step later; with experts the figures of `load_metrics` over all windows.
     """
+    return figures(tallies(model, held_out, batch_size=batch_size), held_out)
+
+
+@torch.no_grad()
+def tallies(model: Transformer, held_out: Mapping[str, HeldOut], *, batch_size: int) -> dict[str, Tally]:
+    """What the model does on every set of windows; routers go by their names in it."""
     was_training = model.training
     model.eval()
-    metrics: dict[str, float] = {}
-    for name, windows in held_out.items():
-        metrics |= _evaluate(model, windows, batch_size).named(name, windows)
+    found = {name: _tally(model, windows, batch_size) for name, windows in held_out.items()}
     model.train(was_training)
-    return metrics
+    return found
 
 
-def _evaluate(model: Transformer, held_out: HeldOut, batch_size: int) -> Tally:
+def _tally(model: Transformer, held_out: HeldOut, batch_size: int) -> Tally:
     device, tally = model.head.weight.device, Tally()
+    names = {module: name for name, module in model.named_modules()}
     for window_BT1 in held_out.windows_WT1.split(batch_size):
         window_BT1 = window_BT1.to(device)
         prediction = model.predict(window_BT1[:, :-1])
-        tally.count(prediction.routing, {})
+        tally.count(prediction.routing, names)
         tally.add(model.head, prediction, window_BT1)
     return tally
 
 
+def figures(found: Mapping[str, Tally], held_out: Mapping[str, HeldOut]) -> dict[str, float]:
+    """The metrics of all sets of windows, by name."""
+    return {key: value for name, tally in found.items() for key, value in tally.named(name, held_out[name]).items()}
+
+
 @dataclass(slots=True)
 class Tally:
-    """Sums over windows: nats, drafted tokens, and the loads of experts by router, or by its name where it has one."""
+    """Sums over windows: nats, drafted tokens, and the loads of experts by the name of their router."""
 
     nats: float = 0.0
     accepted: int = 0
     drafted: int = 0
-    loads: dict[Any, Tensor] = field(default_factory=dict)
+    loads: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, head: Any, prediction: Prediction, window_BT1: Tensor) -> None:
         """What the main head says of a batch of windows, and how far the first further module agrees with it."""
@@ -103,7 +112,7 @@ class Tally:
     def count(self, routing: Iterable[Any], names: Mapping[Any, str]) -> None:
         """The tokens that each expert of a batch got."""
         for each in routing:
-            router, counts_E = names.get(each.router, each.router), each.counts_BE.sum(0)
+            router, counts_E = names[each.router], each.counts_BE.sum(0)
             self.loads[router] = self.loads[router] + counts_E if router in self.loads else counts_E
 
     @classmethod

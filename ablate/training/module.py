@@ -10,12 +10,13 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from ablate.data.batches import Batch
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.model.step_weights import begin_step, end_step
 from ablate.model.transformer import Transformer, initialise, parameter_hashes
 from ablate.randomness import torch_generator
 from ablate.spec.run import RunSpec
-from ablate.training.evaluation import HeldOut, evaluate
+from ablate.training.evaluation import HeldOut, Tally, figures, tallies
 from ablate.training.loads import ExpertLoads
 from ablate.training.schedule import learning_rate_factor
 
@@ -35,7 +36,8 @@ class TrainingModule(LightningModule):
     """Trains a run's model on its training loss.
 
     `routing` is that of the last micro-batch, `loads` counts it by optimizer step; `step_losses` are the main head's
-    losses of the steps since somebody last took them.
+    losses of the steps since somebody last took them; `expert_loads` are the tokens that each router sent to each
+    expert over the held-out windows of the last evaluation.
     """
 
     model: Transformer
@@ -47,11 +49,13 @@ class TrainingModule(LightningModule):
         self.loads = ExpertLoads()
         self.routing: list[Any] = []
         self.step_losses: list[Tensor] = []
+        self.expert_loads: dict[str, tuple[int, ...]] = {}
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):
             self.model = Transformer(self.run.model)
             initialise(self.model, self.run.model.init, self.run.seed)
+            recompute_blocks(self.model, self.run.trainer.recompute)
 
     def configure_optimizers(self) -> Any:
         trainer = self.run.trainer
@@ -114,7 +118,12 @@ class TrainingModule(LightningModule):
 
     def evaluate(self, held_out: Mapping[str, HeldOut], batch_size: int) -> dict[str, float]:
         """The metrics of `training.evaluation.evaluate`."""
-        return evaluate(self.model, held_out, batch_size=batch_size)
+        return self._judged(tallies(self.model, held_out, batch_size=batch_size), held_out)
+
+    def _judged(self, found: Mapping[str, Tally], held_out: Mapping[str, HeldOut]) -> dict[str, float]:
+        """The metrics; the loads of experts on the corpus's own held-out text are kept."""
+        self.expert_loads = {router: tuple(load_E.tolist()) for router, load_E in found["held_out"].loads.items()}
+        return figures(found, held_out)
 
     def hashes(self) -> dict[str, str]:
         """`parameter_hashes` of the model."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ablate.data.batches import Batch
+from ablate.model.block import recompute_blocks
 from ablate.model.stage import predict, stage_loss
 from ablate.model.transformer import Transformer, parameter_hash
 from ablate.parallel.experts import hold
@@ -34,6 +35,19 @@ class RanksModule(TrainingModule):
             run, team = self.run, self.team
             held = hold(run.model, run.trainer.transport, team.mesh, seed=run.seed, part=team.part)
             self.model, self.parts, self.holders = held.model, held.parts, held.holders
+            recompute_blocks(self.model, run.trainer.recompute)
+
+    def configure_optimizers(self) -> Any:
+        """Where states are divided, an optimizer of this rank's parameters alone: it has states of what it steps."""
+        made = super().configure_optimizers()
+        if self.run.trainer.zero_stage:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            for group in made["optimizer"].param_groups:
+                group["params"] = [p for p in group["params"] if self.holders.owns(names[p])]
+        return made
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.model.zero_grad()  # of parameters that others step too
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.batches = batch
@@ -110,7 +124,7 @@ class RanksModule(TrainingModule):
         self.model.eval()
         tallies = {name: self._tally(windows, batch_size) for name, windows in held_out.items()}
         self.model.train()
-        return {k: v for name, tally in tallies.items() for k, v in tally.named(name, held_out[name]).items()}
+        return self._judged(tallies, held_out)
 
     def _tally(self, held_out: HeldOut, batch_size: int) -> Tally:
         mesh, tally = self.team.mesh, Tally()
@@ -152,6 +166,10 @@ class RanksModule(TrainingModule):
             return self.holders.first(parameter)
         module = parameter.rpartition(".")[0]  # of a buffer: as its module's parameters
         return any(n.startswith(f"{module}.") and self.holders.first(n) for n in self.holders.parameters)
+
+    def writes_state(self, name: str) -> bool:
+        """The same of the optimizer's state of a parameter."""
+        return self.holders.owns(name.removeprefix("model.")) if self.run.trainer.zero_stage else self.writes(name)
 
     def rows(self, name: str) -> slice:
         """Which rows of a tensor of the state are here."""

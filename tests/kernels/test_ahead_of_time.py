@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ablate.bench.catalogue import MODULES
-from ablate.kernels.ahead_of_time import SHARED_BYTES
+from ablate.kernels.ahead_of_time import SHARED_BYTES, repeats
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def compiled(only: str = "") -> dict[str, Any]:
     ("only", "features"),
     [
         ("fp8.kernel.product", {"qgmma", "tma"}),
-        ("kernels.grouped_weight", {"hgmma"}),
+        ("kernels.grouped_weight", {"hgmma", "tma"}),
         pytest.param("", {"hgmma", "qgmma", "tma"}, marks=pytest.mark.slow),
     ],
 )
@@ -50,6 +50,7 @@ def test_kernels_are_fit(only: str, features: set[str]) -> None:
         assert row["target"] == "sm_90a"
         assert row["stack_bytes"] == row["local"] == 0, row
         assert row["registers"] <= 255, row
+        assert row["repeats"] <= 1, row
         assert row["shared_bytes"] <= SHARED_BYTES, row
 
 
@@ -67,12 +68,32 @@ def test_what_makes_a_kernel_unfit() -> None:
         ({"local": 3}, "3 accesses to local memory"),
         ({"qgmma": 0}, "no qgmma"),
         ({"tma": 0}, "no tma"),
+        ({"repeats": 2}, "compute a product 2 times"),
         ({"shared_bytes": SHARED_BYTES + 1}, "shared memory"),
         ({"registers": 256}, "256 registers"),
         ({"target": "sm_80"}, "compiled for sm_80"),
     ]
     for change, words in changes:
         assert any(words in fault for fault in faults(replace(good, **change), features))
+
+
+@pytest.mark.parametrize(
+    ("warps", "instruction", "tile", "expected"),
+    [
+        ("8, 1", "16, 64, 16", "128x64", 1),
+        ("8, 1", "16, 64, 16", "64x64", 2),  # two warpgroups at one tile of 64 rows
+        ("4, 2", "16, 64, 16", "64x128", 1),
+        ("4, 2", "16, 64, 16", "64x64", 2),
+        ("4, 1", "16, 256, 32", "128x128", 2),
+    ],
+)
+def test_products_that_are_computed_twice_are_seen(warps: str, instruction: str, tile: str, expected: int) -> None:
+    ttgir = f"""
+    #mma = #ttg.nvidia_mma<{{versionMajor = 3, x, warpsPerCTA = [{warps}], instrShape = [{instruction}]}}>
+    %a = ttng.warp_group_dot %x, %y, %z : !ttg.memdesc<9x9xbf16> * !ttg.memdesc<9x9xbf16> -> tensor<{tile}xf32, #mma>
+    """
+    assert repeats(ttgir) == expected
+    assert repeats("") == 0
 
 
 SPILLING = """

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ablate.spec.measured
+from ablate.bench.tune import encode
 from ablate.kernels import table
 from ablate.kernels.launch import machine_of
 from ablate.kernels.table import Configuration, Table, forced
@@ -45,6 +46,14 @@ def test_the_first_choice_whose_bounds_hold(shipped: Table) -> None:
     assert shipped.choose("norm", HOPPER, D=65).blocks == {"BLOCK_D": 128}
     assert shipped.used["norm"] == [small, shipped.choose("norm", HOPPER, D=65)]
     assert len(shipped.candidates("norm", "sm_90")) == 2
+
+
+def test_a_switch_is_written_and_read_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    path.write_text(json.dumps({"sm_90": {"norm": {"choices": [{"blocks": {"BLOCK_D": 8, "FLATTEN": False}}]}}}))
+    (found,) = Table(path).shipped("norm", "sm_90")
+    assert found.options == {"BLOCK_D": 8, "FLATTEN": False, "num_warps": 4, "num_stages": 2}
+    assert encode(found)["blocks"]["FLATTEN"] is False
 
 
 @pytest.mark.usefixtures("measured")

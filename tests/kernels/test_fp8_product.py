@@ -105,7 +105,7 @@ def test_output_and_both_gradients(shape: tuple[int, int, int], power_of_two: bo
 @pytest.mark.parametrize("block_m", [16, 128])
 def test_other_tiles_and_more_programs_than_tiles(block_m: int) -> None:
     t = operands(200, 130, 150)
-    blocks = {"BLOCK_M": block_m, "BLOCK_N": 128, "GROUP_M": 3, "PROGRAMS": 5}
+    blocks = {"BLOCK_M": block_m, "BLOCK_N": 128, "GROUP_M": 3, "PROGRAMS": 5, "FLATTEN": True}
     with poisoned(), forced("fp8_product", Configuration(blocks=blocks)):
         y = product.product(*rows(t.x, False), *weight(t.w, False)[::2], torch.float32)
     assert_close(y, reference.products(t.x.cpu(), t.w.cpu(), t.g.cpu())[0], SUMS)

@@ -19,16 +19,18 @@ from ablate.kernels.grouped_product import (
     grouped_product_op,
     grouped_swiglu_backward_op,
     grouped_swiglu_op,
-    locate,
 )
 from ablate.kernels.grouped_weight_gradient import grouped_weight_gradient, grouped_weight_gradient_op
 from ablate.kernels.table import Configuration, forced
+from ablate.kernels.tiles import expert_of_tile, tile_at, tiles_of_experts
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Rows of each expert: none, one, less than a tile, more than one, all.
 ROUTINGS = ((1, 63, 0, 129), (0, 0, 100), (65, 1, 1, 1, 0, 7), (257,))
 # More experts than fill a power of two, tiles of every shape, columns of tiles that do not fill a group.
-SMALL = Configuration(blocks={"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 64, "GROUP_M": 3})
+SMALL = Configuration(
+    blocks={"BLOCK_M": 32, "BLOCK_N": 16, "BLOCK_K": 64, "GROUP_M": 3, "PROGRAMS": 5, "FLATTEN": True}
+)
 
 
 def ends(sizes: tuple[int, ...]) -> Tensor:
@@ -52,11 +54,15 @@ def product(x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
 @triton.jit
 def cover_kernel(
     offsets_ptr, count_ptr, expert_ptr, n_experts, n_tiles, width,
-    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    expert, _, _, n_tile, row_M, inside_M = locate(offsets_ptr, n_experts, n_tiles, BLOCK_M, 1, BLOCK_E, GROUP_M)
-    tl.atomic_add(count_ptr + row_M * width + n_tile, 1, inside_M)
-    tl.store(expert_ptr + row_M, expert, inside_M)
+    start_E, end_E, first_E, last_E, m_tiles = tiles_of_experts(offsets_ptr, n_experts, BLOCK_M, BLOCK_E)
+    for number in tl.range(tl.program_id(0), m_tiles * n_tiles, PROGRAMS, flatten=True):
+        m_tile, n_tile = tile_at(number, m_tiles, n_tiles, GROUP_M)
+        expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
+        row_M = start + tl.arange(0, BLOCK_M)
+        tl.atomic_add(count_ptr + row_M * width + n_tile, 1, row_M < end)
+        tl.store(expert_ptr + row_M, expert, row_M < end)
 
 
 @pytest.mark.parametrize("n_tiles", [1, 2, 3])
@@ -67,9 +73,10 @@ def test_every_tile_is_found_once_and_nothing_beyond(sizes: tuple[int, ...], gro
     width = n_tiles + 8  # tiles beyond the last would show there
     count = torch.zeros(n_pairs, width, dtype=torch.int32, device=DEVICE)
     expert = torch.full((n_pairs,), -1, dtype=torch.int32, device=DEVICE)
-    grid = ((n_pairs // block + min(n_experts, n_pairs)) * n_tiles,)
-    padded = triton.next_power_of_2(n_experts)
-    cover_kernel[grid](ends(sizes), count, expert, n_experts, n_tiles, width, block, padded, group)
+    padded, programs = triton.next_power_of_2(n_experts), 3
+    cover_kernel[(programs,)](
+        ends(sizes), count, expert, n_experts, n_tiles, width, block, padded, group, programs
+    )  # fmt: skip
     assert (count[:, :n_tiles] == 1).all()
     assert not count[:, n_tiles:].any()
     assert expert.tolist() == [e for e, size in enumerate(sizes) for _ in range(size)]
@@ -147,7 +154,7 @@ def test_gradient_of_matrices_from_gathered_rows(gathered: str, out: torch.dtype
     of_g = rows(n_pairs, n_rows) if gathered != "x" else None
     of_x = rows(n_pairs, n_rows).flip(0) if gathered != "g" else None
     g = random(n_pairs if of_g is None else n_rows, 72, dtype=dtype)
-    x = random(n_pairs if of_x is None else n_rows, 100, dtype=dtype, seed=1)
+    x = random(n_pairs if of_x is None else n_rows, 104, dtype=dtype, seed=1)
     with poisoned():
         dw = grouped_weight_gradient(g, x, ends(sizes), g_rows_P=of_g, x_rows_P=of_x, dtype=out)
     wide_g, wide_x = (
@@ -182,6 +189,11 @@ def test_an_expert_does_not_see_what_is_not_finite_in_its_neighbours() -> None:
     assert grouped_product(x, weight, ends(sizes))[[*range(33), *range(53, 68)]].isfinite().all()
     assert grouped_product(g, weight, ends(sizes), None, True)[[*range(33), *range(53, 68)]].isfinite().all()
     assert grouped_weight_gradient(g, x, ends(sizes))[[0, 2]].isfinite().all()
+    assert (
+        grouped_weight_gradient(g, x, ends(sizes), x_rows_P=torch.arange(68, device=DEVICE, dtype=torch.int32))[[0, 2]]
+        .isfinite()
+        .all()
+    )
 
 
 def test_hidden_rows_do_not_depend_on_what_is_kept() -> None:
@@ -283,6 +295,7 @@ def test_what_is_refused_of_gradients() -> None:
     for refused, sentence in (
         (lambda: grouped_weight_gradient(g, x.bfloat16(), offsets), "must be one of torch.float32"),
         (lambda: grouped_weight_gradient(g, x, offsets, dtype=torch.bfloat16), "asked for in torch.bfloat16"),
+        (lambda: grouped_weight_gradient(g, random(4, 6), offsets), "the input starts at byte 0 modulo 16"),
         (lambda: grouped_weight_gradient(g, x[:3], offsets), r"shape \(3, 8\); it must be \(4, 8\)"),
         (lambda: grouped_weight_gradient(g, x, offsets, x_rows_P=rows(3, 4)), r"shape \(3,\); it must be \(4,\)"),
         (lambda: grouped_product(x, random(2, 8, 8), offsets, rows(3, 4).long()), "token_of_row_P is torch.int64"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from ablate.components.variants import Variant, fitting_micro_batch, on_ranks
 from ablate.model.tensor_file import save_tensors
 from ablate.model.weights import load_tensors
 from ablate.parallel.launch import launch
+from ablate.parallel.layout import schedule_of
 from ablate.parallel.team import assemble
 from ablate.presets import preset
+from ablate.runs.timelines import write_timeline
+from ablate.schedules.action import Schedule
 from ablate.spec.ranks import Ranks
 from ablate.spec.run import RunSpec
 from ablate.training.evaluation import HeldOut
 from ablate.training.module import TrainingModule
 from ablate.training.ranks import RanksModule
+from ablate.training.timeline import Recorder
 from ablate.training.trainer import slot_callbacks, trainer_for
 
 STEPS, KEPT_AT, WINDOWS = 4, 2, 5
@@ -33,13 +38,18 @@ FLOAT32 = 1e-6  # what a head gives its loss in, whose sum over micro-batches ha
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A training from the start, or from the checkpoint that another one left. It leaves its own at `place`."""
+    """A training from the start, or from the checkpoint that another one left. It leaves its own at `place`.
+
+    `recorded`: steps of which it leaves a timeline, `timeline_of` it.
+    """
 
     place: Path
     ranks: Ranks = field(default_factory=Ranks)
     levels: Mapping[str, str] = field(default_factory=dict)
     resume: Path | None = None
     n_layers: int = 2  # one for each stage
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # other values of its fields
+    recorded: range = range(0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def _run(fit: Fit) -> RunSpec:
     """A run of the small model with everything that Trainer.fit does for it: clipping, bias, further tokens."""
     small = on_ranks(preset("nano"), fit.ranks)
     size = fitting_micro_batch(8, 4, Ranks(pipeline=2, data=2))
-    trainer = replace(small.trainer, batch_size=8, micro_batch_size=size, gradient_clip=0.5, branches=())
+    trainer = replace(small.trainer, batch_size=8, micro_batch_size=size, gradient_clip=0.5, branches=(), **fit.trainer)
     small = replace(small, trainer=trainer, model=replace(small.model, n_layers=fit.n_layers))
     spec = (Variant.full(small) | {"distill": "raw", "fp8": "bf16"} | fit.levels).resolve(small)
     model = spec.model.portable().with_backends({"linear": "reference"})
@@ -103,11 +113,19 @@ def _fit(fit: Fit) -> Any:
     team = assemble(run) if run.trainer.ranks.world > 1 else None
     module: Any = TrainingModule(run) if team is None else RanksModule(run, team)
 
+    def judge(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step - 1 in fit.recorded:
+            module.evaluate({"held_out": text}, 2)  # within a recorded step, of which it is no part
+
     def keep(trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == KEPT_AT and (batch_idx + 1) % module.n_micro_batches == 0:
             trainer.save_checkpoint(fit.place)
 
     callbacks = [LambdaCallback(on_train_batch_end=keep), *slot_callbacks(run)]
+    if team is not None and fit.recorded:
+        path = timeline_of(fit)
+        callbacks.append(LambdaCallback(on_train_batch_end=judge))
+        callbacks.append(Recorder(path.stem, team, fit.recorded, partial(write_timeline, path)))
     trainer = trainer_for(run, callbacks, folder=fit.place.parent, team=team)
     data = steps if team else [micro for step in steps for micro in step]
     trainer.fit(module, DataLoader(_Stream(data), batch_size=None), ckpt_path=fit.resume and str(fit.resume))  # type: ignore[arg-type]
@@ -127,6 +145,14 @@ class _Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
+
+
+def timeline_of(fit: Fit) -> Path:
+    return fit.place.with_name(f"{fit.place.name}.json")
+
+
+def schedule(fit: Fit) -> Schedule:
+    return schedule_of(_run(fit).trainer)
 
 
 def _state(place: Path) -> Path:

@@ -44,7 +44,7 @@ EQUAL = Equality(
 )
 
 
-def case(schedule: str, ranks: Ranks, n_micro_batches: int, others: Mapping[str, str]) -> Case:
+def case(schedule: str, ranks: Ranks, n_micro_batches: int, others: Mapping[str, str], recompute: str = "none") -> Case:
     small = on_ranks(preset("nano"), ranks)
     level = "on" if schedule == "dualpipe" else schedule
     spec = (Variant.full(small) | {"dualpipe": level, "distill": "raw"} | others).resolve(small)
@@ -57,6 +57,8 @@ def case(schedule: str, ranks: Ranks, n_micro_batches: int, others: Mapping[str,
         ranks=ranks,
         n_micro_batches=n_micro_batches,
         length=12,
+        transport=spec.trainer.transport,
+        recompute=recompute,
     )
 
 
@@ -74,6 +76,8 @@ def test_two_ranks_compute_what_one_process_computes() -> None:
             case("1f1b", two, 3, {"fp8": "bf16", "aux-free": "sequence-aux"}),
             case("zbv", two, 5, {"fp8": "bf16", "mtp": "parallel-heads"}),
             case("interleaved", two, 4, {"aux-free": "none"}),
+            case("dualpipe", two, 6, {}, "full"),
+            case("zb1p", two, 4, {"fp8": "bf16", "aux-free": "sequence-aux"}, "full"),
         ]
     )
 

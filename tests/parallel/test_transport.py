@@ -22,6 +22,7 @@ from ablate.components.fp8.wire import Fp8Wire
 from ablate.components.moe.spec import RoutedExperts
 from ablate.components.variants import Variant, on_ranks
 from ablate.errors import RunFailed
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.parallel.experts import hold
 from ablate.parallel.launch import launch
@@ -147,12 +148,17 @@ def observed(case: Case) -> dict[str, tuple[list[int], list[int]]]:
     ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
     model = ours.model
     assert ours.peers is not None
+    recompute_blocks(model, case.recompute)
     chosen: list[Tensor] = []
     for module in model.modules():
         if hasattr(module, "divide"):
             module.router.register_forward_hook(lambda *call: chosen.append(call[2][0]))
     window = torch.randint(run.model.vocab_size, (1 if rank else 2, 33), generator=torch.Generator().manual_seed(rank))
-    training_loss(model, run.text, {"window_BT1": window}, decaying=False).total.backward()
+    loss = training_loss(model, run.text, {"window_BT1": window}, decaying=False).total
+    n_routed = len(chosen)
+    loss.backward()
+    assert len(chosen) == n_routed * (2 if case.recompute == "full" else 1)
+    del chosen[n_routed:]  # computed again, and not sent
     transport = run.trainer.transport
     assert transport is not None
     holder = [r for r, share in enumerate(ours.peers.shares) for _ in share]
@@ -198,6 +204,8 @@ def assert_all(found: tuple[list[Equality], list[Any]], equalities: list[Case], 
 def test_on_two_ranks_nothing_changes_and_every_byte_is_foreseen() -> None:
     ranks = Ranks(data=2, expert=2, node=1)
     equalities, counts = cases(ranks, [{}, {"fp8": "bf16"}])[::2], cases(ranks, [{}])[:3]
+    again = [replace(case, recompute="full") for case in counts]
+    equalities, counts = equalities + again[:1], counts + again
     assert_all(launch(both, 2, equalities, counts)[0], equalities, counts)
 
 

@@ -143,7 +143,7 @@ def test_the_document_has_the_raw_numbers(tmp_path):
     assert set(document) == {
         "format", "format_version", "question", "answer", "complete", "study", "variants", "effects", "split_cost",
         "gains", "asked", "tuning", "search", "primary_metric", "factors", "responses", "cells", "ladders", "history",
-        "attribution",
+        "attribution", "watched", "expert_loads", "timelines",
         "pairing_breaks", "waterfall", "citation", "noise", "warnings", "lost_runs", "limits", "held_equal",
         "provenance", "repeat",
     }  # fmt: skip

@@ -13,8 +13,8 @@ from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED, VERDICTS
 from ablate.report import build, to_json
 from ablate.report.html import render as to_html
 from ablate.report.markdown import render as to_markdown
-from ablate.report.names import PERHAPS
-from ablate.report.tables.effects import attributed_verdict
+from ablate.report.names import PERHAPS, named
+from ablate.report.tables.effects import NEEDED, attributed_verdict
 from ablate.report.text import render as to_text
 from ablate.spec.decoding import encode
 
@@ -83,7 +83,7 @@ def test_a_verdict_is_the_same_wherever_it_stands_and_names_its_correction(tmp_p
         content = report(tmp_path / str(seed), design, seed=seed)
         found = content.result.attribution.effects
         document = json.loads(json.dumps(to_json(content)))
-        table = content.attribution if content.attribution.rows else content.effects
+        table = content.effects
         assert "Holm over 6 effects" in table.columns[1].label
         assert "Holm over 6 effects" in words(content, "md")[0]
         assert "Holm" in words(content, "terminal")[0]
@@ -97,8 +97,8 @@ def test_a_verdict_is_the_same_wherever_it_stands_and_names_its_correction(tmp_p
             said = attributed_verdict(effect, content.result)
             assert row[1] == said
             assert said in (effect.verdict, f"{GAIN}{PERHAPS}", f"{HARM}{PERHAPS}")
-            assert (f"{name} (excluded" in left) == (said == NOT_RESOLVED)
-            listed = re.search(rf"{PERHAPS}: [^;]*\b{name} \(", answer.partition("Not resolved: ")[0])
+            assert bool(re.search(rf"{name}( with [a-z-]+)? \(between", left)) == (said == NOT_RESOLVED)
+            listed = re.search(rf"{PERHAPS}: [^;]*\b{name}( with [a-z-]+)? \(", answer.partition("Not resolved: ")[0])
             assert bool(listed) == said.endswith(PERHAPS)
         for c in document["effects"]:
             assert (c["loss"]["verdict"], c["loss"]["family"]) == (found[c["name"]].verdict, 6)
@@ -118,17 +118,17 @@ def test_where_nothing_is_resolved_the_answer_says_what_is_excluded_and_what_wou
     for c in content.result.comparisons:
         assert c.loss.verdict == NOT_RESOLVED
         low, high = (f"{end:+.4f}".replace("-", "−") for end in (c.loss.low, c.loss.high))
-        assert f"{c.name} (excluded outside {low} to {high}, " in answer
+        assert f"{named(c)} (between {low} and {high}; " in answer
     c = next(c for c in content.result.comparisons if c.loss.runs_to_resolve)
-    assert f"about {c.loss.runs_to_resolve:,} more runs (" in answer
+    assert f"about {c.loss.runs_to_resolve:,} more runs, " in answer
     assert "one after another" in answer
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_what_is_still_needed_is_counted_in_runs_with_their_time(tmp_path, design):
     content = report(tmp_path, design)
-    tables = [t for t in (content.attribution, content.effects) if t.rows]
-    cells = [row[-1] for t in tables for row in t.rows if row[0] != "total"]
+    (place,) = [i for i, column in enumerate(content.effects.columns) if column.label == NEEDED]
+    cells = [row[place] for row in content.effects.rows if row[0] != "all together"]
     assert all(re.fullmatch(r"0|–|\+[\d,]+ \(.*(s|min|days)\)", cell) for cell in cells), cells
     assert not re.search(r"more seeds?\b", " ".join(words(content, "md", "terminal")))
 
@@ -175,7 +175,7 @@ def test_ranks_stand_in_every_form(tmp_path):
 
 def test_no_verdict_of_a_lost_effect_is_one_of_the_four_without_a_word(tmp_path):
     content = report(tmp_path, "lattice", without_mla)
-    row = next(row for row in content.attribution.rows if row[0] == "mla")
+    row = next(row for row in content.effects.rows if row[0] == "mla")
     assert row[1] == "not resolved (no interval)"
     assert any(note.startswith("mla: no interval, because it is defined on -mla (1 diverged of 1 run)")
                for note in content.effect_notes)  # fmt: skip

@@ -58,8 +58,8 @@ def test_the_sentence_above_the_waterfall_is_what_it_draws(tmp_path: Path, saved
     factors = {name: 1 / (saved[name] * FLOPS[name]) for name in saved}
     assert f"takes {math.prod(factors.values()):.2f}× the training FLOPs" in said
     up, down = max(factors, key=factors.__getitem__), min(factors, key=factors.__getitem__)
-    assert f"most of the way up is {up} ({factors[up]:.2f}×)" in said
-    assert f"most of the way down is {down} ({factors[down]:.2f}×)" in said
+    assert f"the largest step up is {up} ({factors[up]:.2f}×)" in said
+    assert f"the largest step down is {down} ({factors[down]:.2f}×)" in said
 
 
 def test_a_step_whose_interval_holds_nothing_is_grey_and_said_to_be() -> None:
@@ -100,7 +100,10 @@ def test_the_forests_sentence_counts_what_it_draws() -> None:
     shown = rows(result)
     said = sentences.of_forest(shown, result)
     outside = [row for row in shown if row.low > 0 or row.high < 0]
-    assert said.startswith(f"{len(outside)} of 6 95 % intervals leave out 0; largest gain: dense → moe (")
+    assert said.startswith(f"The 95 % intervals of {len(outside)} of 6 effects leave out 0; ")
+    assert "; the largest gain: dense → moe (" in said
+    open_ = [row for row in outside if verdict_said(row.verdict, row.low, row.high, 0.005) == NOT_RESOLVED]
+    assert (f"after Holm's correction {len(open_)} of them" in said) == bool(open_)
     assert f"({shown[-1].estimate:+.3f})." in said
     assert shown[0].name == "dense → moe"
 
@@ -199,11 +202,12 @@ def test_the_other_sentences_are_what_the_records_hold(tmp_path: Path) -> None:
     assert other > mean
     (gap,) = content.gaps
     kept = len({point.mean > 0 for point in gap.points}) == 1
-    assert seen["gaps"].startswith(f"{int(kept)} of 1 difference ")
-    assert seen["effects"].startswith("The 95 % interval leaves out 0; largest gain: next-token → mtp (−0.041)")
+    said = "had the same sign at every evaluation" if kept else "changed its sign"
+    assert seen["gaps"] == f"The difference {said}."
+    assert seen["effects"] == "The 95 % interval leaves out 0; a gain: next-token → mtp (−0.041)."
     assert f"standard deviation of {content.result.noise.sd:.4f} nats" in seen["noise"]
     assert "5 paired seeds resolve an effect of" in seen["detectable"]
     assert (
-        seen["pareto"] == "No other variant is both faster and better than full."
+        seen["pareto"] == "No other variant is both faster and lower in loss than full."
     )  # 300 k at 7,576 and 375 k at 8,929
     assert seen["channels"] == seen["waterfall"] == ""

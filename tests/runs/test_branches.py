@@ -90,7 +90,7 @@ def test_a_run_too_short_for_a_branch_has_none(make_job: MakeJob) -> None:
 def test_seconds_before_a_branch_count_once_in_the_trunk_that_goes_on() -> None:
     clock = Clock(tokens_per_step=1)
     clock.load_state_dict({"training_s": 10.0})  # an earlier attempt's
-    clock.step_s += [1.0, 2.0]
+    clock.step_s.extend([1.0, 2.0])
     clock.load_state_dict(clock.state_dict())  # as a trunk does that goes on from its own checkpoint
     clock.step_s.append(4.0)
     assert clock.training_s == 17.0

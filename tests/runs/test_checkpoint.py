@@ -10,6 +10,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,9 +26,10 @@ from ablate.presets import preset
 from ablate.spec.decoding import run_id
 from ablate.spec.machine import this_machine
 from ablate.spec.run import RunSpec
-from ablate.training import callbacks
+from ablate.training import callbacks, checkpoint
 from ablate.training.checkpoint import (
     PROGRAM,
+    FolderCheckpoint,
     checkpoint_path,
     newest_valid,
     prune,
@@ -188,11 +190,13 @@ def test_writing_takes_no_more_than_its_share_of_a_run(tmp_path: Path, monkeypat
 
     class Trainer:
         global_step, is_global_zero = 0, True
-        strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value)
+        files = SimpleNamespace(write_s=0.0, busy=False, check=lambda: None)
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda value, all: value, checkpoint_io=files)
 
         def save_checkpoint(self, path: Path) -> None:
             written.append(now[0])
             now[0] += 3.0
+            self.files.write_s = 3.0
 
     weights = torch.nn.Linear(10, 10)
     module = SimpleNamespace(n_micro_batches=1, run=SimpleNamespace(n_steps=10_000), parameters=weights.parameters)
@@ -203,12 +207,81 @@ def test_writing_takes_no_more_than_its_share_of_a_run(tmp_path: Path, monkeypat
     assert keeper.interval_s == 30.0  # 440 bytes are written in no time
     for step in range(5000):
         now[0] += 1.0
-        trainer.global_step = step + 1
+        trainer.global_step, trainer.files.busy = step + 1, 29 <= step < 40
         keeper.on_train_batch_end(trainer, module, None, None, step)
-    assert written[0] == 30.0
+    assert written[0] == 41.0  # not at 30, when another was being written
     assert keeper.interval_s == 150.0
     assert 3.0 * len(written) <= 0.02 * now[0] + 3.0
     assert len(written) > 25
+
+
+class Held:
+    """Stands for the writing of tensors, which waits until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.begun = Event(), Event()
+        monkeypatch.setattr(checkpoint, "save_tensors", self)
+
+    def __call__(self, tensors: Any, path: Path) -> dict[str, Any]:
+        self.begun.set()
+        assert self.go.wait(20)
+        return tensor_file.save_tensors(tensors, path)
+
+
+def test_what_is_written_is_the_state_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training changes weights, moments and the curve while they are being written; the name comes last."""
+    held, files = Held(monkeypatch), FolderCheckpoint()
+    weight, points = torch.zeros(3, 4), [1.0]
+    files.save_checkpoint({"weight": weight, "row": weight[1], "points": points}, tmp_path / "0000-a" / "step-1")
+    assert held.begun.wait(20)
+    weight.add_(1.0)
+    points.append(2.0)
+    assert files.busy
+    assert not list(tmp_path.glob("*/step-1"))
+    held.go.set()
+    files.teardown()
+    found = read(tmp_path / "0000-a" / "step-1")
+    assert same(found, {"weight": torch.zeros(3, 4), "row": torch.zeros(4), "points": [1.0]})
+    assert files.write_s > 0
+    assert not files.busy
+
+
+def test_one_checkpoint_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, files, paths = Held(monkeypatch), FolderCheckpoint(), [checkpoint_path(tmp_path, n) for n in (1, 2, 3)]
+    files.save_checkpoint({"n": 1}, paths[0])
+    assert held.begun.wait(20)
+    Timer(0.05, held.go.set).start()
+    for n, path in enumerate(paths[1:], 2):
+        files.save_checkpoint({"n": n}, path)
+        assert read(paths[n - 2])["n"] == n - 1  # the one before is whole
+    files.wait()
+    assert sorted(tmp_path.iterdir()) == paths[1:]  # and the last two stay
+
+
+def test_what_could_not_be_written_stops_training_at_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    files = FolderCheckpoint()
+    trainer = SimpleNamespace(global_step=1, strategy=SimpleNamespace(checkpoint_io=files))
+    module = SimpleNamespace(n_micro_batches=1, run=SimpleNamespace(n_steps=9))
+    keeper = callbacks.Keeper(tmp_path, 30.0, SimpleNamespace(), lambda: False)  # type: ignore[arg-type]
+    for after in (
+        files.wait,
+        files.teardown,
+        lambda: files.save_checkpoint({}, tmp_path / "step-2"),
+        lambda: keeper.on_train_batch_end(trainer, module, None, None, 0),
+    ):
+        files.save_checkpoint({}, tmp_path / "step-1")
+        assert files._thread is not None
+        files._thread.join()
+        with pytest.raises(CannotWrite, match=r"cannot write the checkpoint .*step-1: No space left .*; make room"):
+            after()
+        files.wait()  # it is told once
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_holds_no_tensors_is_named(tmp_path: Path) -> None:
@@ -226,7 +299,9 @@ def test_another_program_does_not_continue_it(tmp_path: Path) -> None:
 
 def test_pruning_leaves_the_last_two(tmp_path: Path) -> None:
     made = attempt(tmp_path, "0000-a", [5, 10, 100])
-    prune(made)
+    shutil.copytree(checkpoint_path(made, 5), checkpoint_path(made, 5, "branch-7-"))
+    prune(checkpoint_path(made, 100))
+    assert checkpoint_path(made, 5, "branch-7-").exists()
     assert sorted(p.name for p in made.glob("step-*")) == [checkpoint_path(made, s).name for s in (10, 100)]
 
 

@@ -17,7 +17,7 @@ import pytest
 from ablate.runs import conduct
 from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Failed, Interrupted, Killed, Leaving, Progress, Started, Stopping
-from ablate.runs.executors.protocol import Seen
+from ablate.runs.executors.protocol import CANCELLED, Seen
 from ablate.runs.executors.worker import LOST, OUT_OF_MEMORY
 from ablate.runs.job import Job
 from ablate.runs.progress import Standing, tell
@@ -80,7 +80,7 @@ class Played:
                 self.scripts[run].insert(0, script)
             elif word != "silence":
                 del self.active[run]
-                gone[run] = f"killed ({word})" if isinstance(word, int) else ""
+                gone[run] = f"killed ({word})" if isinstance(word, int) else word if word == CANCELLED else ""
                 self._leave(run, attempt, word)
         while self.waiting and len(self.active) < self.n_parallel:
             run = self.waiting.pop(0)
@@ -92,7 +92,7 @@ class Played:
     def _leave(self, run: str, attempt: Path, word: Any) -> None:
         if word == "record":
             commit(self.jobs[run], self.store)
-        elif isinstance(word, str) and word:
+        elif isinstance(word, str) and word not in ("", CANCELLED):
             failure = Failure(run_id=run, variant={}, seed=0, reason=word, traceback="Traceback", time_s=0.0)
             self.store.note_failure(failure, attempt)
 
@@ -125,9 +125,9 @@ def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         store.create()
         clock = options.pop("clock", None) or ticking(0.5)
         monkeypatch.setattr(conduct, "time", SimpleNamespace(monotonic=clock, time=time.time))
-        listener = options.pop("listener", None) or events.append
+        listener, more = options.pop("listener", None) or events.append, options.pop("more", None)
         played = Played(store, scripts, **options)
-        outcome = execute_all(jobs, store, played, listener=listener)
+        outcome = execute_all(jobs, store, played, listener=listener, more=more)
         assert played.closed
         return SimpleNamespace(outcome=outcome, events=events, played=played, store=store)
 
@@ -279,6 +279,32 @@ def test_a_signal_leaves_runs_that_outlive_the_watching(play: Any, jobs: list[Jo
     assert done.outcome.interrupted
     assert events == [Started(a), Leaving(1)]
     assert (done.played.stopped, done.played.ended) == ([], [])
+
+
+def test_a_run_that_somebody_cancelled_is_not_submitted_again(play: Any, jobs: list[Job]) -> None:
+    a, b = (job.run_id for job in jobs)
+    done = play(jobs, {a: [[TRAINING, CANCELLED]], b: [[TRAINING, "record"]]})
+    assert done.outcome.interrupted
+    assert done.outcome.status == {b: "finished"}
+    assert Interrupted(a) in done.events
+    assert done.store.failures() == []
+    hung = play(jobs[:1], {a: [[TRAINING, "silence"], [TRAINING, "record"]]})
+    assert hung.outcome.status == {a: "finished"}, "what the watchdog ended goes on, however its end is called"
+
+
+def test_what_follows_begins_as_soon_as_there_is_room(play: Any, jobs: list[Job], make_job: MakeJob) -> None:
+    a, b, c = *jobs, make_job(seed=2)
+    rest = {b.run_id: c}
+
+    def more(status: Mapping[str, str]) -> list[Job]:
+        return [rest.pop(run) for run in list(rest) if run in status]
+
+    scripts = {a.run_id: [[TRAINING] * 9 + ["record"]], b.run_id: [["record"]], c.run_id: [["record"]]}
+    done = play(jobs, scripts, more=more, n_parallel=2)
+    assert set(done.outcome.status) == {a.run_id, b.run_id, c.run_id}
+    assert done.events.index(Ended(c.run_id, "finished")) < done.events.index(Ended(a.run_id, "finished"))
+    known = play([], {}, more=lambda status: [a] if not status else [])
+    assert known.outcome.status == {a.run_id: "finished"}, "a run that has its record ends at once"
 
 
 def test_under_nohup_a_hangup_stays_ignored(play: Any, jobs: list[Job]) -> None:

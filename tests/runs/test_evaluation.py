@@ -20,6 +20,7 @@ from ablate.model.transformer import build
 from ablate.presets import preset
 from ablate.training.callbacks import Curve
 from ablate.training.evaluation import LOGITS_BYTES, HeldOut, batch_windows, evaluate, load_metrics
+from ablate.training.module import TrainingModule
 
 
 def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., Any], corpus: Any) -> None:
@@ -49,6 +50,19 @@ def test_loss_and_acceptance_are_those_of_the_main_head(make_job: Callable[..., 
     assert found["draft_acceptance"] == accepted / drafted
     assert found["other_nats_per_token"] == found["nats_per_token"]
     assert found["nats_per_token"] == pytest.approx(math.log(spec.vocab_size), abs=1.0)
+
+
+def test_the_loads_that_are_kept_are_those_of_the_figures(make_job: Callable[..., Any], corpus: Any) -> None:
+    module = TrainingModule(make_job("fp8").run)
+    module.configure_model()
+    lengths = token_bytes(corpus)
+    sets = {name: HeldOut.of(Windows(corpus.held_out, 32), n, lengths) for name, n in (("held_out", 9), ("other", 5))}
+    found = module.evaluate(sets, 2)
+    assert module.expert_loads
+    assert set(module.expert_loads) <= {name for name, _ in module.model.named_modules()}
+    loads = [torch.tensor(counts) for counts in module.expert_loads.values()]
+    assert {key: found[key] for key in load_metrics(loads)} == load_metrics(loads)
+    assert found["other_max_violation"] != found["max_violation"]
 
 
 def test_held_out_windows_are_spread_over_every_document(corpus: Any) -> None:

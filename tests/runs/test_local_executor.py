@@ -20,6 +20,7 @@ from ablate.runs.conduct import execute_all
 from ablate.runs.events import Ended, Event, Killed, Progress
 from ablate.runs.executors import local, worker
 from ablate.runs.executors.local import LocalExecutor
+from ablate.runs.executors.signals import hold, stopping
 from ablate.runs.executors.torchrun import Layout, command
 from ablate.runs.job import Job
 from ablate.runs.job_file import job_file, read_job, write_job
@@ -44,6 +45,9 @@ class End:
 
     def __init__(self, *items: Any) -> None:
         self.items, self.sent = list(items), list[Any]()
+
+    def fileno(self) -> int:
+        return 2
 
     def poll(self, timeout: float) -> bool:
         return True
@@ -202,8 +206,14 @@ def test_a_run_on_ranks_becomes_its_torchrun(make_job: MakeJob, store: Store, mo
     job = make_job(ranks=Ranks(pipeline=2, data=2))
     path = write_job(job, store.run_folder(job.run_id))
     monkeypatch.setattr(os, "execv", replaced)
-    with pytest.raises(Replaced, match="--nproc-per-node=4"):
-        worker.work(path, "key", lambda: False)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "100")
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(Replaced, match="--nproc-per-node=4"):
+            worker.work(path, "key", lambda: False)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN, "Slurm's signal to all processes would end torchrun"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_ranks_are_started_by_torchrun(tmp_path: Path) -> None:
@@ -279,7 +289,7 @@ def test_the_first_steps_are_measured_or_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_whose_parent_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     said = iter([1, 1, 2])
     monkeypatch.setattr(worker.os, "getppid", lambda: next(said, 2))
-    waits = SimpleNamespace(poll=lambda timeout: False)
+    waits = SimpleNamespace(poll=lambda timeout: False, fileno=lambda: 2)
     before = time.monotonic()
     worker.serve(waits)
     assert time.monotonic() - before < 5
@@ -290,3 +300,18 @@ def test_the_encoded_job_holds_no_environment(make_job: MakeJob, store: Store, m
     job = make_job()
     assert "planted" not in write_job(job, store.run_folder(job.run_id)).read_text()
     assert encode(job.run) == encode(read_job(job_file(store.run_folder(job.run_id))).run)
+
+
+def test_a_signal_that_comes_while_a_process_starts_is_heeded() -> None:
+    """Between being forked and having handlers a worker is asked to stop, once."""
+    begun, end = os.pipe()
+    if not (child := os.fork()):
+        hold()
+        os.write(end, b".")
+        while not signal.sigpending():
+            time.sleep(0.001)
+        with stopping() as stop:
+            os._exit(7 if stop.requested else 1)
+    os.read(begun, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

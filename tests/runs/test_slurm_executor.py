@@ -74,8 +74,38 @@ def test_a_script_is_the_template_the_fields_and_one_path(job: Job, tmp_path: Pa
     assert started.endswith(f"-u -m {slurm.TASK} {tmp_path / 'dsv3-a.json'}")
     assert text.index("module load cuda/12.8") < text.index("ulimit") < text.index("srun ")
     assert text.endswith("\n".join(slurm.AFTER))
+    assert "--time" not in script(Cluster(), tmp_path / "a.json", [job]), "submitit's default is five minutes"
     boxed = script(Cluster(container=("apptainer", "exec", "my image.sif")), tmp_path / "a.json", [job])
     assert "apptainer exec 'my image.sif'" in boxed
+
+
+def test_every_field_of_a_cluster_file_is_in_the_script(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job(ranks=Ranks(pipeline=2, data=8))
+    cluster = Cluster(
+        partition="gpu,big",
+        account="lab",
+        qos="low",
+        constraint="h200&ib",
+        time="1-00:00:00",
+        memory="64G",
+        gpus_per_node=8,
+        cpus_per_task=12,
+        modules=("cuda/12.8",),
+        setup=("source ~/env",),
+        container=("apptainer", "exec", "--nv", "image.sif"),
+        python="/opt/python",
+        signal_s=90,
+    )
+    text = script(cluster, tmp_path / "a.json", [job] * 3)
+    for flag in (
+        *("partition=gpu,big", "account=lab", "qos=low", "constraint='h200&ib'", "time=1-00:00:00", "mem=64G"),
+        *("gpus-per-node=8", "cpus-per-task=12", "nodes=2", "ntasks-per-node=1", "signal=USR1@90", "array=0-2%3"),
+    ):
+        assert f"#SBATCH --{flag}\n" in text
+    started = next(line for line in text.splitlines() if line.startswith("srun "))
+    assert "--cpus-per-task=12 " in started
+    assert "apptainer exec --nv image.sif /opt/python -u -m" in started
+    assert "module load cuda/12.8\nsource ~/env\n" in text
 
 
 def test_no_name_runs_anything(job: Job, tmp_path: Path) -> None:
@@ -293,7 +323,7 @@ def two_ranks(corpus: Corpus) -> Job:
     trainer = replace(small.trainer, batch_size=8, micro_batch_size=2, branches=())
     small = replace(small, trainer=trainer)
     variant = Variant.full(small) | {"distill": "raw", "fp8": "bf16"}
-    run = variant.resolve(small).for_machine(this_machine()).run(corpus_hash=corpus.hash, seed=0, n_steps=300)
+    run = variant.resolve(small).for_machine(this_machine()).run(corpus_hash=corpus.hash, seed=0, n_steps=120)
     return Job(run=run, run_id=run_id(run), variant=variant.levels, corpus=corpus)
 
 

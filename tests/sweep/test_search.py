@@ -80,9 +80,10 @@ def test_what_a_killed_worker_left_is_taken_up_once(played: Any, monkeypatch: py
     study, real = played.searching(warm_start=False), conducting.execute_all
     for n in range(3):
 
-        def killed(jobs: Any, *rest: Any, n: int = n, **named: Any) -> Any:
+        def killed(jobs: Any, *rest: Any, n: int = n, more: Any, **named: Any) -> Any:
+            begun = more({})
             if n:
-                real(jobs[:1], *rest, **named)  # its record is committed, and told to nobody
+                real(begun[:1], *rest, **named)  # its record is committed, and told to nobody
             raise KeyboardInterrupt
 
         monkeypatch.setattr(conducting, "execute_all", killed)
@@ -96,6 +97,22 @@ def test_what_a_killed_worker_left_is_taken_up_once(played: Any, monkeypatch: py
     assert left.items() <= files(played.out).items()
     assert mirrored(played.out)
     assert played.attempts() == 12  # none was made twice
+
+
+def test_a_free_place_gets_the_next_trial_while_the_other_is_still_at_its_own(
+    played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_work(jobs: Any, store: Store, *rest: Any, more: Any, **named: Any) -> Any:
+        one, other = more({})
+        assert more({}) == []
+        store.commit(played.runs.record(other, seconds=0.0))
+        assert [job.run_id not in (one.run_id, other.run_id) for job in more({other.run_id: "finished"})] == [True]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conducting, "execute_all", at_work)
+    with pytest.raises(KeyboardInterrupt):
+        played.conduct(played.searching())
+    assert len(files(played.out)) == 3
 
 
 def test_a_storage_that_is_lost_torn_or_half_empty_is_filled_again(played: Any) -> None:

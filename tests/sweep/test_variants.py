@@ -266,7 +266,7 @@ def test_auto_is_replaced_before_a_run_has_its_name() -> None:
     wide = dataclasses.replace(spec, trainer=dataclasses.replace(spec.trainer, dtype="bfloat16"))
     assert wide.for_machine(hopper).model.backends == spec.for_machine(here).model.backends | {
         "attention": "cudnn",
-        "linear": "triton",
+        "linear": "library",
     }
     assert wide.for_machine(hopper).model.portable() == spec.for_machine(here).model
     assert spec.for_machine(here).for_machine(hopper) == spec.for_machine(here), "what is named stays named"

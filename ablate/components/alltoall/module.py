@@ -3,7 +3,8 @@
 Autograd sees two pairs of functions, `_Leave`/`_Enter` around the way out and `_Return`/`_Close` around the way back.
 The first of each pair starts a transfer and the second waits for it, in both directions, so that what is computed
 between them (the shared expert) runs meanwhile. What travels is held by the `Journey`; the tensors that autograd
-hands from the first to the second are placeholders without storage.
+hands from the first to the second are placeholders without storage. In a block that is computed again no transfer is:
+rows that arrived are kept as they travelled (`once`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from ablate.model.recompute import once
 
 ExpertRows = Callable[[Tensor, Tensor], Tensor]  # rows (P, D) sorted by own expert, ends of the experts' -> (P, D)
 
@@ -30,8 +33,11 @@ class Wire(Protocol):
 class Channel(Protocol):
     """All-to-all of rows in one group of ranks."""
 
-    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Any:
-        """Rows by peer, sent[p] to peer p; a handle whose `wait()` gives those received, by peer."""
+    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], way: Literal["D", "C"]) -> Any:
+        """Rows by peer, sent[p] to peer p; a handle whose `wait()` gives those received, by peer.
+
+        way: to the experts (dispatch) or home from them (combine).
+        """
 
 
 class Peers(Protocol):
@@ -60,10 +66,10 @@ class Hop:
     copies_XK: Tensor
 
     def out(self, rows: Tensor) -> Any:
-        return self.channel.start(rows[self.row_S], self.sent, self.received)
+        return self.channel.start(rows[self.row_S], self.sent, self.received, "D")
 
     def back(self, rows: Tensor) -> Any:
-        return self.channel.start(rows, self.received, self.sent)
+        return self.channel.start(rows, self.received, self.sent, "C")
 
     def join(self, y_S: Tensor) -> Tensor:
         return summed(y_S, self.copies_XK)
@@ -209,7 +215,7 @@ class _Leave(torch.autograd.Function):
     def forward(ctx: Any, journey: Journey, x: Tensor, weight: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
         ctx.journey = journey
         meta = [as_bytes(weight), as_bytes(expert.to(torch.int32))]
-        journey.set_out(torch.cat([journey.encode(x), *meta], dim=1))
+        once(lambda: journey.set_out(torch.cat([journey.encode(x), *meta], dim=1)))
         n = journey.n_arrived
         return _placeholder(x, n, x.shape[1]), _placeholder(weight, n, weight.shape[1])
 
@@ -226,7 +232,9 @@ class _Enter(torch.autograd.Function):
     def forward(ctx: Any, journey: Journey, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.journey = journey
         n_choices, row = weight.shape[1], journey.row_bytes()
-        parts = journey.arrive(n_choices).split([row, n_choices * weight.element_size(), n_choices * 4], dim=1)
+        parts = once(lambda: journey.arrive(n_choices)).split(
+            [row, n_choices * weight.element_size(), n_choices * 4], dim=1
+        )
         expert = from_bytes(parts[2], n_choices, torch.int32)
         ctx.mark_non_differentiable(expert)
         return journey.decode(parts[0]), from_bytes(parts[1], n_choices, weight.dtype), expert
@@ -244,7 +252,7 @@ class _Return(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, journey: Journey, y: Tensor, n_home: int) -> Tensor:
         ctx.journey = journey
-        journey.set_back(y)
+        once(lambda: journey.set_back(y))
         return _placeholder(y, n_home, y.shape[1])
 
     @staticmethod
@@ -258,7 +266,7 @@ class _Close(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, journey: Journey, y: Tensor) -> Tensor:
         ctx.journey = journey
-        return journey.close()[0]
+        return once(lambda: journey.close()[0], stand_in=lambda: _placeholder(y, *y.shape))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
@@ -302,10 +310,17 @@ class Transport(ABC):
 
     def send(self, x_ND: Tensor, weight_NA: Tensor, expert_NA: Tensor) -> Sent:
         """Start to send tokens to the ranks of their experts; expert_NA: their numbers among all."""
-        peers, kind, n_tokens = self.peers, x_ND.device.type, len(x_ND)
+        kind, n_tokens = x_ND.device.type, len(x_ND)
         if torch.is_autocast_enabled(kind):
             x_ND = x_ND.to(torch.get_autocast_dtype(kind))
         x, weight, expert = self.rows(x_ND, weight_NA, expert_NA)
+        journey, offsets_E, n_rows = once(lambda: self._plan(x, expert))
+        x_UD, weight_UA = _Leave.apply(journey, x, weight, expert)
+        return Sent(journey, x_UD, weight_UA, offsets_E, n_rows, len(x), n_tokens)
+
+    def _plan(self, x: Tensor, expert: Tensor) -> tuple[Journey, Tensor, int]:
+        """The journey of rows, the ends of the own experts' rows, and how many these are."""
+        peers = self.peers
         to_rank_XR = torch.zeros(len(x), len(peers.shares), dtype=torch.bool, device=x.device)
         to_rank_XR.scatter_(1, self.rank_of(expert), True)
         to_node_XG = to_rank_XR.unflatten(1, (peers.n_nodes, peers.per_node)).any(2)
@@ -317,10 +332,9 @@ class Transport(ABC):
         own = slice(*(peers.n_nodes + len(peers.shares) + end for end in self._own()))
         journey = Journey(self.wire, x.shape[1], x.dtype, *self.route(to_rank_XR, to_node_XG, expert.shape[1], numbers))
         self.sort(journey, table)
-        x_UD, weight_UA = _Leave.apply(journey, x, weight, expert)
         offsets_E = table[:, own].sum(0).cumsum(0).to(torch.int32)
         n_rows = sum(sum(row[own]) for row in numbers)
-        return Sent(journey, x_UD, weight_UA, offsets_E, n_rows, len(x), n_tokens)
+        return journey, offsets_E, n_rows
 
     def receive(self, sent: Sent, experts: ExpertRows) -> Tensor:
         """sum over a token's choices of weight times expert, (N, D): computed at the experts, summed on the way."""

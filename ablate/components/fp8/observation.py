@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 from ablate.components.fp8.quantise import Quantised
+from ablate.model.recompute import once
 
 Kind = Literal["activation", "weight", "gradient"]
 
 
 class Observation:
-    """Sums over what is added; shares and maxima do not change if a recomputed pass adds its tensors again."""
+    """Sums over what is added; a block that is computed again adds its tensors once."""
 
     def __init__(self) -> None:
         self._sums: dict[Kind, list[Tensor]] = {}
 
     def add(self, kind: Kind, x: Tensor, quantised: Quantised) -> None:
         """Count what quantising x lost; x and `quantised` have one shape. Nothing waits for the device."""
-        if not x.numel():
-            return  # a rank without tokens
+        if x.numel():  # else a rank without tokens
+            once(lambda: self._add(kind, x, quantised))
+
+    def _add(self, kind: Kind, x: Tensor, quantised: Quantised) -> None:
         codes = quantised.values.view(torch.int8).bitwise_and(0x7F)
         nonzero = x.count_nonzero()
         new = [nonzero, nonzero - codes.count_nonzero(), x.detach().abs().amax().float()]

@@ -98,11 +98,11 @@ class Fp8Linear:
     backend: Fp8Backend = "auto"
 
     def obstacles(self, machine: Machine, dtype: str) -> Mapping[str, str]:
-        """`triton` before `library`: of DeepSeek-V3's own maps some have sizes that cuBLAS does not take."""
+        """`library` before `triton`: cuBLAS multiplies where it takes the sizes (`Fp8Linear.products` in module.py)."""
         kernels = without_triton(machine)
         if self.recipe != "blockwise":
             kernels = kernels or f"the recipe {self.recipe} has no kernel here: leave the backend auto, or emulated"
-        obstacles = {"triton": kernels, "library": without_cuda(machine) or kernels}
+        obstacles = {"library": without_cuda(machine) or kernels, "triton": kernels}
         emulations = {"compiled": without_compiler(machine, dtype), "emulated": ""}
         # In the interpreter kernels can run and are nobody's choice.
         return obstacles | emulations if machine.kind == "cuda" else emulations | obstacles

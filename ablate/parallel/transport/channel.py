@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch import Tensor
+
+from ablate.parallel.spans import Spans
+
+Way = Literal["D", "C"]  # to the experts (dispatch), or home from them (combine)
 
 
 @dataclass(slots=True)
@@ -15,12 +19,15 @@ class Flight:
     """Rows under way."""
 
     rows: Tensor
+    way: Way
+    spans: Spans
     work: Any = None  # None: nothing had to travel
 
     def wait(self) -> Tensor:
         """The rows that arrived. On a GPU its stream waits, not the host."""
         if self.work is not None:
-            self.work.wait()
+            with self.spans.inside(self.way):
+                self.work.wait()
         return self.rows
 
 
@@ -36,18 +43,19 @@ class Channel:
     group: Any  # a process group; None: this rank alone
     rank: int = 0  # in the group
     size: int = 1
+    spans: Spans = field(default_factory=Spans)
     n_rows: int = field(default=0)
     n_bytes: int = field(default=0)
 
-    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Flight:
+    def start(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], way: Way) -> Flight:
         """rows: uint8 (sum of sent, X), those of peer p behind those of p - 1."""
         leaving = sum(sent) - sent[self.rank]
         self.n_rows += leaving
         self.n_bytes += leaving * rows.shape[1]
         if self.size == 1:
-            return Flight(rows)
+            return Flight(rows, way, self.spans)
         arriving = rows.new_empty(sum(received), rows.shape[1])
         work = dist.all_to_all_single(
             arriving, rows.contiguous(), list(received), list(sent), group=self.group, async_op=True
         )
-        return Flight(arriving, work)
+        return Flight(arriving, way, self.spans, work)

@@ -1,8 +1,8 @@
 """Whether a transport changes anything: losses, gradients and counts on ranks against one process, in float64.
 
 The reference is the same model in one process, its micro-batches one after another. Where rows travel in FP8, so do
-they there, to itself; and its dense FP8 maps see each rank's tokens by themselves, since which tokens share a scale
-in a weight's gradient is part of their arithmetic.
+they there, to itself, those of an expert group at once; and its dense FP8 maps see each rank's tokens by themselves:
+which tokens share a scale in a weight's gradient is part of their arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ablate.components.variants import Variant
+from ablate.model.block import recompute_blocks
 from ablate.model.loss import TrainingLoss, training_loss
 from ablate.model.transformer import Transformer, initialise
 from ablate.parallel.experts import Held, divided, hold
@@ -41,6 +42,7 @@ class Case:
     n_routed_experts: int = 8
     idle: int = 0
     starved: int = 0
+    recompute: str = "none"  # on the ranks, as of TrainerSpec
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ def _check(case: Case) -> Equality:
     mesh = make_mesh(case.ranks)
     ours = hold(run.model, run.trainer.transport, mesh, seed=run.seed)
     model = ours.model
+    recompute_blocks(model, case.recompute)
     _starve(model, case.starved)
     generator = torch.Generator().manual_seed(SEED)
     n_busy = case.ranks.data - case.idle
@@ -174,20 +177,19 @@ def _whole(run: RunSpec, case: Case) -> Iterator[Transformer]:
 
 
 def _reference(model: Transformer, run: RunSpec, window_BT1: Tensor) -> TrainingLoss:
-    """Loss and gradients of all sequences; main: the mean over them."""
-    n = len(window_BT1)
-    if run.model.linear.wire() is None or run.trainer.transport is None:
-        parts = [_loss(model, run, one_BT1) for one_BT1 in window_BT1.split(1)]
-        for part in parts:
-            (part.total / n).backward()
-        main = torch.stack([part.main.double() for part in parts]).mean()
-        layers = list(zip(*(part.routing for part in parts), strict=True))
-        routing = [replace(layer[0], counts_BE=torch.cat([r.counts_BE for r in layer])) for layer in layers]
-        return TrainingLoss(main, main, routing)
-    apart(model, n)
-    found = _loss(model, run, window_BT1)
-    found.total.backward()
-    return TrainingLoss(found.total, found.main.double(), found.routing)
+    """Loss and gradients of all sequences, together where they meet at an expert in FP8; main: the mean over them."""
+    n, meet = len(window_BT1), run.model.linear.wire() is not None and run.trainer.transport is not None
+    size = run.trainer.ranks.expert if meet else 1
+    if meet:
+        apart(model, size)
+    groups = window_BT1.split(size)
+    parts = [_loss(model, run, group) for group in groups]
+    for group, part in zip(groups, parts, strict=True):
+        (part.total / (n / len(group))).backward()
+    main = torch.stack([part.main.double() * len(group) for group, part in zip(groups, parts, strict=True)]).sum() / n
+    layers = list(zip(*(part.routing for part in parts), strict=True))
+    routing = [replace(layer[0], counts_BE=torch.cat([r.counts_BE for r in layer])) for layer in layers]
+    return TrainingLoss(main, main, routing)
 
 
 def apart(model: Transformer, n: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ablate.parallel.spans import Spans
 from ablate.parallel.transport.channel import Channel
 from ablate.spec.ranks import Ranks
 
@@ -23,6 +24,7 @@ class ExpertPeers:
     between: Channel
     inside: Channel
     shares: Sequence[range]  # each rank's experts
+    spans: Spans = field(default_factory=Spans)
     n_waits: int = field(default=0)  # of the host, for sizes
 
     @property
@@ -40,12 +42,14 @@ class ExpertPeers:
     def gather(self, counts: Tensor) -> tuple[Tensor, list[list[int]]]:
         """Every rank's counts (R, n) where the rows are, and as numbers, for which the host waits."""
         table = counts.new_empty(len(self.shares), len(counts))
-        if len(table) == 1:
-            table[0] = counts
-        else:
-            dist.all_gather(list(table), counts, group=self.everyone.group)
+        with self.spans.inside("D"):
+            if len(table) == 1:
+                table[0] = counts
+            else:
+                dist.all_gather(list(table), counts, group=self.everyone.group)
+            numbers: list[list[int]] = table.tolist()
         self.n_waits += 1
-        return table, table.tolist()
+        return table, numbers
 
 
 def alone(n_experts: int) -> ExpertPeers:
@@ -54,15 +58,19 @@ def alone(n_experts: int) -> ExpertPeers:
     return ExpertPeers(Ranks(), 0, everyone, between, inside, shares=[range(n_experts)])
 
 
-def peers_of(ranks: Ranks, data_rank: int, n_experts: int, groups: dict[str, Any]) -> ExpertPeers:
-    """This rank's peers; groups: process groups of its expert group by the names of `expert_groups`."""
+def peers_of(ranks: Ranks, data_rank: int, n_experts: int, groups: dict[str, Any], spans: Spans) -> ExpertPeers:
+    """This rank's peers; groups: process groups of its expert group by the names of `expert_groups`.
+
+    `spans`: the rank's recorder, which is told what is waited for.
+    """
     rank = data_rank % ranks.expert
     node, place = divmod(rank, ranks.per_node)
     return ExpertPeers(
         ranks,
         rank,
-        Channel("everyone", groups["everyone"], rank, ranks.expert),
-        Channel("between nodes", groups["between"], node, ranks.n_nodes),
-        Channel("inside nodes", groups["inside"], place, ranks.per_node),
+        Channel("everyone", groups["everyone"], rank, ranks.expert, spans),
+        Channel("between nodes", groups["between"], node, ranks.n_nodes, spans),
+        Channel("inside nodes", groups["inside"], place, ranks.per_node, spans),
         shares=ranks.share(n_experts),
+        spans=spans,
     )

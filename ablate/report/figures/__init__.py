@@ -19,15 +19,19 @@ from ablate.report.figures.canvas import NARROW, WIDE, Panel, draw
 from ablate.report.figures.channels import channel_bars
 from ablate.report.figures.effects import forest, gap_line, rows
 from ablate.report.figures.factors import ladder_line, response_line
+from ablate.report.figures.gantt import gantt, height
 from ablate.report.figures.interactions import four_points, triangle
 from ablate.report.figures.noise import detectable_line, noise_strip
 from ablate.report.figures.pareto import pareto, points
 from ablate.report.figures.settings import front, responses, settings
 from ablate.report.figures.variants import AGAINST, cost_marks, loss_lines, relative_costs
+from ablate.report.figures.watched import load_map, watched_lines
 from ablate.report.figures.waterfall import waterfall_bars
 from ablate.report.names import arrow
 from ablate.report.noise import MOST_ROWS, detectable, strips
 from ablate.report.tables.ladder import COMPUTE
+from ablate.report.watched import MOST_ROWS as MOST_ROUTERS
+from ablate.report.watched import PANELS, LoadMap, Watched
 from ablate.report.why_faster import Factors
 
 Point = TypeVar("Point")
@@ -45,7 +49,8 @@ def all_figures(content: ReportContent) -> dict[str, tuple[Panel, ...]]:
     found |= {"noise": _noise(result), "detectable": _detectable(result)}
     found |= {"effects": _forest(result), "gaps": _gaps(content.gaps, result), "cost": _cost(result)}
     found |= {"responses": _responses(result), "ladder": _ladder(content.ladders)}
-    found |= {"tuning": responses(content.tuning)}
+    found |= {"watched": _watched(content.watched), "loads": _loads(content.loads)}
+    found |= {"tuning": responses(content.tuning), "timeline": _timeline(content)}
     found |= {"front": front(content.search), "settings": settings(content.search)}
     lines = {line.variant: line for line in content.curves if line.points}
     timed = {variant: line for variant, line in lines.items() if line.tokens_per_s is not None}
@@ -102,6 +107,11 @@ def _bars(name: str, found: Sequence[Factors]) -> tuple[Panel, ...]:
     if not found:
         return ()
     return (Panel(svg=draw(name, (WIDE, 0.9 + 0.34 * len(found)), partial(channel_bars, found=found))),)
+
+
+def _timeline(content: ReportContent) -> tuple[Panel, ...]:
+    found = content.timelines
+    return (Panel(svg=draw("timeline", (WIDE, height(found)), partial(gantt, found=found))),) if found else ()
 
 
 def _noise(result: StudyResult) -> tuple[Panel, ...]:
@@ -164,6 +174,21 @@ def _gaps(gaps: Sequence[Gap], result: StudyResult) -> tuple[Panel, ...]:
     paint = partial(gap_line, margin=result.plan.margin_nats, limits=(min(ends) - air, max(ends) + air))
     return tuple(
         _panel(f"gaps{i}", names[gap.variant], gaps, 2.6, partial(paint, gap=gap)) for i, gap in enumerate(gaps)
+    )
+
+
+def _watched(found: Sequence[Watched]) -> tuple[Panel, ...]:
+    return tuple(
+        Panel(svg=draw(f"watched{i}", (NARROW, 2.5), partial(watched_lines, found=each)), title=PANELS[each.metric][0])
+        for i, each in enumerate(found)
+    )
+
+
+def _loads(found: Sequence[LoadMap]) -> tuple[Panel, ...]:
+    heights = [0.5 + 0.24 * min(len(each.routers), MOST_ROUTERS) for each in found]
+    return tuple(
+        Panel(svg=draw(f"loads{i}", (NARROW, heights[i]), partial(load_map, found=each)), title=clean(each.variant))
+        for i, each in enumerate(found)
     )
 
 

@@ -7,28 +7,91 @@ from ablate.attribution.results import Attribution, ComponentEffect, Number
 from ablate.attribution.study.compare import TARGET_NATS, Comparison, StudyResult
 from ablate.attribution.study.pairing import PairingGain
 from ablate.attribution.verdicts import NOT_RESOLVED, Effect
-from ablate.quantities import NONE, between, duration, number, short, signed, signed_between, significant, whole
+from ablate.quantities import (
+    NONE,
+    between,
+    duration,
+    number,
+    plural,
+    short,
+    signed,
+    signed_between,
+    significant,
+    whole,
+)
 from ablate.report.names import confidence, label, unit, verdict_said
 from ablate.report.tables.table import Column, Columns, Table, make, text
 
 SHOWN = ("first", "last", "owen")  # of the indices
 NEEDED = "More runs to resolve"
+TITLE = "Effects on the held-out loss"
+# Layout of a design's seeds -> what its intervals count; where some runs are pairs and others not, they differ.
+UNITS = {"complete": "seed", "blocked": "block", "independent": "run"}
 
 
 def effects(result: StudyResult) -> Table:
-    """What each component is worth on the held-out text."""
-    families = [c.loss.family for c in result.comparisons]
-    columns: Columns = [text(unit(result)), verdict_column(max(families, default=1)), "With − without, nats/token",
-                        f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
-    rows = [[label(c), *_effect(c.loss, c)] for c in result.comparisons]
-    return make("Effects on the held-out loss", columns, rows)
+    """What each component is worth on the held-out text: one table whatever the design, the verdict's number first."""
+    if result.comparisons:
+        families = [c.loss.family for c in result.comparisons]
+        rows = [[label(c), *_effect(c.loss, c)] for c in result.comparisons]
+        return make(TITLE, _columns(result, verdict_column(max(families, default=1))), rows)
+    if result.attribution is not None:
+        return _of_design(result.attribution, result)
+    return _of_cells(result)
+
+
+def _columns(result: StudyResult, verdict: Column, more: Columns | None = None, unit_: str = "") -> Columns:
+    """The heads of every table of effects; `more`: those of further indices."""
+    heads: Columns = [
+        text(unit(result)),
+        verdict,
+        f"With − without, {unit_ or 'nats/token'}",
+        f"{confidence(result)} interval",
+    ]
+    return [*heads, "n", NEEDED, *(more or [])]
+
+
+def _of_design(found: Attribution, result: StudyResult) -> Table:
+    """The index that the verdicts are on, and beside it the other two of SHOWN; the total at the end."""
+    known, index = list(found.effects.values()), headline(found) or "owen"
+    others = [other for other in SHOWN if other != index]
+    verdict = verdict_column(max((e.family for e in known), default=1), headline(found))
+    rows = []
+    for name, effect in found.effects.items():
+        said = attributed_verdict(effect, result) if effect.verdict_from else f"{effect.verdict} (no interval)"
+        shown, of = effect.indices[index], UNITS.get(found.design["seed_layout"])
+        n = plural(effect.n, of) if of else str(effect.n)
+        further = [_attributed(effect.indices[other]) for other in others]
+        rows.append([name, said, signed(shown.estimate), signed_between(shown.low, shown.high), n,
+                     further_runs(effect, design_run_s(result)), *further])  # fmt: skip
+    total = found.total
+    rows.append(["all together", "", signed(total.estimate), signed_between(total.low, total.high), "", "", "", ""])
+    return make(TITLE, _columns(result, verdict, [TITLES[other].capitalize() for other in others]), rows)
+
+
+def _of_cells(result: StudyResult) -> Table:
+    """Each component at each combination of levels that a design is crossed with."""
+    found = result.cells
+    order = list(dict.fromkeys(e.component for e in found.effects))
+    rows = [
+        [f"{e.component}, at {e.cell.label}", e.verdict, signed(e.number.estimate),
+         signed_between(e.number.low, e.number.high), str(e.n), NONE]
+        for e in sorted(found.effects, key=lambda e: order.index(e.component))
+    ]  # fmt: skip
+    note = "Each by itself, from the runs of its own cell."
+    if found.unit == "bits per byte":
+        note += (
+            " The cells read their text in different tokens, so nats per token are not the same thing in them; "
+            "verdicts are on nats."
+        )
+    return make(TITLE, _columns(result, text("Verdict"), unit_=found.unit), rows, note if rows else "")
 
 
 def other_sets(result: StudyResult) -> Table:
     """The same on each further held-out set; without rows where there is none."""
     families = [e.family for c in result.comparisons for e in c.other_sets.values()]
-    columns: Columns = [text(unit(result)), text("Held-out set"), verdict_column(max(families, default=1)),
-                        "With − without, nats/token", f"{confidence(result)} interval", "Seeds", NEEDED]  # fmt: skip
+    columns = _columns(result, verdict_column(max(families, default=1)))
+    columns.insert(1, text("Held-out set"))
     rows = [[label(c), name, *_effect(e, c)] for c in result.comparisons for name, e in c.other_sets.items()]
     return make("Effects on further held-out sets", columns, rows)
 
@@ -43,7 +106,7 @@ def verdict_column(family: int, index: str | None = None) -> Column:
 def _effect(effect: Effect, c: Comparison) -> list[str]:
     said = verdict_said(effect.verdict, effect.low, effect.high, effect.margin)
     verdict = said if effect.reason is None else f"{effect.verdict} (no interval)"
-    n = str(effect.n) if c.pairing_ok else f"{effect.n} runs, unpaired"
+    n = plural(effect.n, "seed") if c.pairing_ok else f"{plural(effect.n, 'run')}, unpaired"
     interval = signed_between(effect.low, effect.high)
     return [verdict, signed(effect.estimate), interval, n, further_runs(effect, pair_run_s(c))]
 
@@ -71,26 +134,6 @@ def runs_and_time(n_runs: int | None, run_s: float | None) -> str:
     if n_runs is None:
         return NONE
     return whole(n_runs) if run_s is None else f"{whole(n_runs)} ({duration(n_runs * run_s)})"
-
-
-def attribution(result: StudyResult) -> Table:
-    """How a designed study splits the distance between its ends; without rows where comparisons say all of it."""
-    found = None if result.comparisons else result.attribution
-    known = list(found.effects.values()) if found else []
-    columns: Columns = [
-        text("Component"),
-        verdict_column(max((e.family for e in known), default=1), headline(found)),
-        *(TITLES[index].capitalize() for index in SHOWN),
-        NEEDED,
-    ]
-    rows = []
-    for name, effect in found.effects.items() if found else ():
-        numbers = [_attributed(effect.indices[index]) for index in SHOWN]
-        verdict = attributed_verdict(effect, result) if effect.verdict_from else f"{effect.verdict} (no interval)"
-        rows.append([name, verdict, *numbers, further_runs(effect, design_run_s(result))])
-    if found:
-        rows.append(["total", "", "", "", _attributed(found.total), ""])
-    return make("The total split among the components, nats per token, on minus off", columns, rows)
 
 
 def attributed_verdict(effect: ComponentEffect, result: StudyResult) -> str:

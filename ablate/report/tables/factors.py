@@ -78,24 +78,3 @@ def _bend(trend: Trend) -> str:
 
 def _p(value: float) -> str:
     return "below 0.001" if value < 0.001 else number(value, 3)
-
-
-def effects_by_cell(result: StudyResult) -> Table:
-    """Each component at each combination of levels that the design is crossed with."""
-    found = result.cells
-    columns: Columns = [text("Component"), text("At"), f"On − off, {found.unit}", f"{confidence(result)} interval",
-                        text("Verdict")]  # fmt: skip
-    ordered = sorted(
-        found.effects, key=lambda e: list(dict.fromkeys(x.component for x in found.effects)).index(e.component)
-    )
-    rows = [
-        [e.component, e.cell.label, signed(e.number.estimate), signed_between(e.number.low, e.number.high), e.verdict]
-        for e in ordered
-    ]
-    note = "Each by itself, from the runs of its own cell."
-    if found.unit == "bits per byte":
-        note += (
-            " The cells read their text in different tokens, so nats per token are not the same thing in them; "
-            "verdicts are on nats."
-        )
-    return make("Effects at each level", columns, rows, note if rows else "")

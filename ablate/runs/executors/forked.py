@@ -7,11 +7,12 @@ worker has its own handlers.
 from __future__ import annotations
 
 import gc
-import signal
 
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-    signal.signal(number, signal.SIG_IGN)
+from ablate.runs.executors.lean import load_lightning
+from ablate.runs.executors.signals import hold
 
+hold()
+load_lightning()
 import ablate.runs.execute  # noqa: E402, F401
 
 gc.freeze()  # what is imported is not looked through, and so copied, by every worker

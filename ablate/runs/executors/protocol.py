@@ -11,6 +11,8 @@ from typing import Protocol
 
 from ablate.runs.job import Job
 
+CANCELLED = "it was cancelled"  # how a reason begins where somebody ended the run who is not this program's conductor
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:

@@ -18,9 +18,17 @@ class Stop:
     at_once: bool = False
 
 
+def hold() -> None:
+    """Keep the signals from this process, and from those that it forks until they can heed them (`stopping`).
+
+    Not ignored, or one that comes while a process starts would be lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turns the signals into flags while it lasts; under `nohup` SIGHUP stays ignored."""
+    """Turns the signals into flags while it lasts, held ones at once; under `nohup` SIGHUP stays ignored."""
     stop = Stop()
 
     def note(number: int, frame: object) -> None:
@@ -29,6 +37,7 @@ def stopping() -> Iterator[Stop]:
 
     taken = [n for n in SIGNALS if not (n == signal.SIGHUP and signal.getsignal(n) is signal.SIG_IGN)]
     before = {number: signal.signal(number, note) for number in taken}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)
     try:
         yield stop
     finally:

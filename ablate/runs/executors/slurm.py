@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.runs.executors.cluster_file import Cluster
-from ablate.runs.executors.protocol import Seen
+from ablate.runs.executors.protocol import CANCELLED, Seen
 from ablate.runs.executors.submission import PREFIX, Submission, Task, end, queued, write_submission
 from ablate.runs.job import Job
 from ablate.runs.job_file import write_job
@@ -101,6 +101,8 @@ class SlurmExecutor:
         if run not in self.tasks:
             return "its Slurm job is no longer in the queue"
         task = self.tasks[run]
+        if task.state == "CANCELLED":
+            return f"{CANCELLED}: Slurm job {task.job}"
         return "" if task.state == "COMPLETED" else f"its Slurm job {task.job} ended as {task.state}"
 
     def cancel(self, run_ids: Collection[str], *, at_once: bool) -> None:
@@ -165,20 +167,21 @@ def _parameters(cluster: Cluster, name: str, job: Job, n_parallel: int | None) -
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "time": cluster.time,
         "mem": cluster.memory,
         "gpus_per_node": min(each, cluster.gpus_per_node),
         "array_parallelism": n_parallel or 100_000,
     }
+    cpus = cluster.cpus_per_task or job.n_threads * each
     return {key: value for key, value in asked.items() if value} | {
+        "time": cluster.time or None,  # submitit's own default is five minutes
         "job_name": name,
         "wckey": "dsv3-ablate",
         "nodes": nodes,
         "ntasks_per_node": 1,
-        "cpus_per_task": cluster.cpus_per_task or job.n_threads * each,
+        "cpus_per_task": cpus,
         "setup": [*BEFORE, *(f"module load {shlex.quote(module)}" for module in cluster.modules), *cluster.setup],
         "teardown": AFTER,
-        "srun_args": ["--kill-on-bad-exit=1"],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],  # srun 22.05 and later does not inherit it
         "stderr_to_stdout": True,
         "additional_parameters": {"signal": f"USR1@{cluster.signal_s}", "requeue": True},
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from ablate.parallel.lost import anybody_left
 from ablate.runs.conduct import execute_all
 from ablate.runs.events import Event, Progress
 from ablate.runs.executors import torchrun
@@ -17,11 +19,11 @@ from ablate.runs.executors.slurm import AGAIN
 from ablate.runs.executors.submission import Submission, read_submission
 from ablate.runs.job import Job
 from ablate.runs.job_file import job_file, read_job
-from ablate.runs.progress import standing
 from ablate.runs.record import Failure
 from ablate.runs.store import Store
 
 PORTS, N_PORTS = 20_000, 20_000
+SETTLE_S = 60.0  # at most, for the ranks of other nodes; where the file system has no locks nothing says when they end
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +72,11 @@ def _one_of_several(job: Job, store: Store, submission: Submission) -> int:
         ranks=job.ranks, nodes=there.num_nodes, endpoint=f"{address}:{port}", name=f"{name}-{restart}"
     )
     command = torchrun.command(layout, job_file(store.run_folder(job.run_id)), attempt)
+    # Where one task ends badly srun ends the others (SIGTERM, and SIGKILL some seconds later): each waits until no rank
+    # writes any more, and leaves by its own exit code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as it is after `stopping`
     with stopping() as stop:
-        process, told = subprocess.Popen(command), False
+        process, told = subprocess.Popen(command, preexec_fn=torchrun.prepare), False
         while process.poll() is None:
             if stop.requested and not told:
                 process.terminate()
@@ -79,8 +84,10 @@ def _one_of_several(job: Job, store: Store, submission: Submission) -> int:
             time.sleep(0.2)
     if store.status(job.run_id):
         return 0
-    said = standing(attempt)
-    return AGAIN if stop.requested and said and said.phase == "stopped" else 1
+    until = time.monotonic() + SETTLE_S
+    while anybody_left(attempt) and time.monotonic() < until:
+        time.sleep(0.2)
+    return AGAIN if stop.requested else 1
 
 
 if __name__ == "__main__":

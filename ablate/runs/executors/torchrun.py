@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 WORKER = "ablate.runs.executors.worker"
+STOP_S = 600  # that ranks may take for the checkpoint that they stop with; torchrun ends them after 30 s otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,3 +47,13 @@ def command(layout: Layout, job: Path, attempt: Path) -> list[str]:
         "--max-restarts=0",  # whoever submitted the run decides whether it is tried again
         *("-m", WORKER, str(job), str(attempt)),
     ]
+
+
+def prepare() -> None:
+    """In the process that becomes torchrun: a request to stop is the ranks', however it comes.
+
+    Slurm sends a signal to every process of a step. SIGUSR1 would end torchrun, and its ranks with it; what is ignored
+    stays so in the program that is started, and the ranks have handlers of their own.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_S))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ablate.parallel.lost import end_with, is_loss, missing, present
+from ablate.parallel.lost import end_with, is_loss, missing, present, still, who
 from ablate.runs.executors import torchrun
 from ablate.runs.executors.signals import stopping
 from ablate.runs.job import Job
@@ -44,6 +44,7 @@ def serve(connection: Any) -> None:
     checkpoint of the run that goes on.
     """
     parent, begun = os.getppid(), time.process_time()
+    os.set_inheritable(connection.fileno(), True)  # torchrun too, if this becomes one, is gone when its end is closed
     with stopping() as stop:  # Ctrl-C reaches the whole group
 
         def must_stop() -> bool:
@@ -98,14 +99,18 @@ def work(path: Path, key: str, must_stop: Callable[[], bool]) -> None:
     if job.ranks > 1:
         command = torchrun.command(torchrun.Layout(ranks=job.ranks), path, attempt)
         os.environ.setdefault("OMP_NUM_THREADS", str(job.n_threads))  # torchrun would choose, and say so at length
+        torchrun.prepare()
         os.execv(command[0], command)
     attempt_at(job, store, attempt, must_stop)
 
 
 def attempt_at(
     job: Job, store: Store, attempt: Path, must_stop: Callable[[], bool], *, speaks: bool = True
-) -> None:  # fmt: skip
-    """One attempt at a run, in a folder that was made for it. One of its ranks `speaks`; each may note a failure."""
+) -> bool:  # fmt: skip
+    """One attempt at a run, in a folder that was made for it. One of its ranks `speaks`; each may note a failure.
+
+    Returns whether another rank was lost: its process may be there still, and has to be ended.
+    """
 
     def say(phase: Any, step: int = 0, loss: float | None = None, tokens_per_s: float = 0.0) -> None:
         if speaks:
@@ -123,10 +128,13 @@ def attempt_at(
     except Interrupted:
         say("stopped")
     except Exception as error:
-        _note(store, attempt, job.run_id, job, _of_this_rank(error, job, attempt))
+        error = _of_this_rank(error, job, attempt)
+        _note(store, attempt, job.run_id, job, error)
         say("failed")
+        return isinstance(error, RankLost)
     else:
         say("ended", job.n_all_steps)
+    return False
 
 
 def _of_this_rank(error: Exception, job: Job, attempt: Path) -> Exception:
@@ -134,9 +142,10 @@ def _of_this_rank(error: Exception, job: Job, attempt: Path) -> Exception:
     if job.ranks == 1 or not is_loss(error):
         return error
     time.sleep(GRACE_S)
-    gone = ", ".join(map(str, missing(attempt)))
-    if gone:
-        return RankLost(f"{LOST}: the process of rank {gone} of {job.ranks} has ended")
+    if gone := missing(attempt):
+        return RankLost(f"{LOST}: the process of {who(gone, job.ranks)} has ended")
+    if hung := still(attempt):
+        return RankLost(f"{LOST}: the process of {who(hung, job.ranks)} stands still")
     return RankLost(f"{LOST}: one of {job.ranks} does not answer ({str(error).strip().splitlines()[0]})")
 
 
@@ -176,13 +185,16 @@ def measure(path: str, seconds: float, connection: Any) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """A rank of a run: its job file, and the folder that all ranks of this attempt share."""
+    """A rank of a run: its job file, and the folder that all ranks of this attempt share.
+
+    The exit code is 1 where another rank was lost: then torchrun ends all that are left.
+    """
     job, attempt = read_job(Path(arguments[0])), Path(arguments[1])
     store, rank = Store(Path(arguments[0]).parents[2]), int(os.environ.get("RANK", "0"))
     end_with(os.getppid())
     with stopping() as stop, present(attempt, rank):
-        attempt_at(job, store, attempt, lambda: stop.requested, speaks=rank == 0)
-    return 0
+        lost = attempt_at(job, store, attempt, lambda: stop.requested, speaks=rank == 0)
+    return int(lost)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from ablate.attribution.study.search import SearchResult, TrialResult, best, pareto_front, read_search, trial_result
 from ablate.quantities import listed, plural
+from ablate.runs.attempts import at_work
 from ablate.runs.conduct import Outcome, execute_all
+from ablate.runs.events import Listener
 from ablate.runs.executors.local import LocalExecutor
 from ablate.runs.executors.signals import stopping
 from ablate.runs.job import Job
-from ablate.runs.plan import Design, NamedVariant, Plan, PlannedVariant, make_plan
-from ablate.runs.record import RunRecord
+from ablate.runs.plan import Design, NamedVariant, Plan, make_plan
+from ablate.runs.record import RunRecord, RunStatus
 from ablate.runs.searching import FIRST_SEED, Search, plain
 from ablate.runs.store import Store
 from ablate.runs.study import Study
@@ -180,6 +183,19 @@ def _chosen(
     return [asked[0], *chosen], Design(name="search")
 
 
+@dataclass(slots=True)
+class _Place:
+    """A trial that this process is at, claimed, and which of its runs goes on."""
+
+    trial: Trial
+    claim: ExitStack
+    stage: int = 0
+
+    @property
+    def run_id(self) -> str:
+        return self.trial.stages[self.stage].run_id
+
+
 class Worker:
     """One of any number of processes that work on a search, each in a folder that all of them see."""
 
@@ -196,6 +212,10 @@ class Worker:
         self.mirror = Mirror(ground.search.storage, folder.folder, ground.known, display.say)
         self.tried: set[str] = set()
         self.records: dict[str, RunRecord] = {}
+        self.places: list[_Place] = []
+        self.given: set[str] = set()  # runs that were handed over to be executed
+        self.looked = -math.inf  # for a trial to take
+        self.listener: Listener = lambda event: None
 
     def run(self) -> bool:
         """Until every trial has ended, or failed here. True if a signal stopped it."""
@@ -204,18 +224,43 @@ class Worker:
         self.folder.take_plan(self.plan)
         self.mirror.open(self.result())
         while True:
-            with ExitStack() as claims:
-                batch = self._take(claims)
-                if batch:
-                    self.mirror.sync(self.result())
-                    if self._execute(batch):
-                        return True
-                    self.mirror.sync(self.result())
-                    continue
+            if self._execute():
+                return True
+            self.mirror.sync(self.result())
             if not self._open_elsewhere():
                 return False
             if _waited():
                 return True
+
+    def _execute(self) -> bool:
+        """Trial after trial in each of this process's places, while there are any. True if a signal stopped it."""
+        executor = LocalExecutor(self.store, self.n_parallel)
+        self.given, self.looked = set(), -math.inf
+        try:
+            with at_work(self.folder.folder.parent):
+                return execute_all(
+                    (), self.store, executor, listener=lambda event: self.listener(event), more=self._more
+                ).interrupted
+        finally:
+            self.display.end()
+            while self.places:
+                self.places.pop().claim.close()
+
+    def _more(self, status: Mapping[str, RunStatus]) -> list[Job]:
+        """What follows now that these runs have ended: the next run of a trial, or a trial in a free place."""
+        jobs = []
+        while True:
+            ended = [place for place in self.places if place.run_id in status]
+            begun = [place for place in ended if self._goes_on(place)]
+            begun += self._take(at_once=bool(ended))
+            for place in begun:
+                if place.run_id not in self.given:  # identical specifications are one run
+                    self.given.add(place.run_id)
+                    jobs.append(self._job(place))
+            if ended or begun:
+                self.mirror.sync(self.result())
+            if not any(place.run_id in status for place in self.places):
+                return jobs
 
     def result(self) -> SearchResult:
         return read_search(self.folder, self._read)
@@ -231,29 +276,32 @@ class Worker:
         ended = {found.trial.slot for found in self.result().trials if found.state not in ("open", "failed")}
         return any(slot not in ended | self.tried for slot, _, _ in self.plan.slots())
 
-    def _take(self, claims: ExitStack) -> list[Trial]:
-        """The next trials for this process, claimed: what others left unfinished, then new ones."""
-        found = self.result()
-        known = {each.trial.slot: each for each in found.trials}
-        batch: list[Trial] = []
+    def _take(self, *, at_once: bool) -> list[_Place]:
+        """A trial for each free place, claimed: what others left unfinished, then new ones.
+
+        Not `at_once`: where others are at all that is left, looking now and then is enough.
+        """
+        if len(self.places) == self.n_parallel or not (at_once or time.monotonic() >= self.looked + WAIT_S):
+            return []
+        self.looked, before = time.monotonic(), len(self.places)
+        known = {each.trial.slot: each for each in self.result().trials}
         for slot, group, number in self.plan.slots():
-            if len(batch) == self.n_parallel:
+            if len(self.places) == self.n_parallel:
                 break
             there = known.get(slot)
             if slot in self.tried or (there is not None and there.state not in ("open", "failed")):
                 continue
-            claim = claims.enter_context(ExitStack())
+            claim = ExitStack()
             if not claim.enter_context(self.folder.claim(slot)):
-                continue
-            trial = self.folder.read(slot)
-            if trial is None:
-                trial = self._propose(found, slot, group, number)
-                found = self.result()
-            elif self._result(trial).state not in ("open", "failed") or self._worked_on(trial):
                 claim.close()
                 continue
-            batch.append(trial)
-        return batch
+            trial = self.folder.read(slot) or self._propose(slot, group, number)
+            if self._result(trial).state not in ("open", "failed") or self._worked_on(trial):
+                claim.close()
+                continue
+            self.tried.add(slot)
+            self.places.append(_Place(trial, claim))
+        return self.places[before:]
 
     def _worked_on(self, trial: Trial) -> bool:
         return any(is_worked_on(self.store.attempts_folder(stage.run_id)) for stage in trial.stages)
@@ -262,8 +310,8 @@ class Worker:
         failures = {failure.run_id: failure.reason for failure in self.store.failures()}
         return trial_result(trial, self.plan.objectives, self._read, self.folder.pruned(trial.slot), failures)
 
-    def _propose(self, found: SearchResult, slot: str, group: str, number: int) -> Trial:
-        parameters, origin, attributes = propose(self.ground.search, self.ground.known, found, group, number)
+    def _propose(self, slot: str, group: str, number: int) -> Trial:
+        parameters, origin, attributes = propose(self.ground.search, self.ground.known, self.result(), group, number)
         name = str(parameters.get(VARIANT, group))
         named = self.ground.named(self.plan.variants.index(name), dict(parameters), (self.plan.seed,))
         stages = []
@@ -288,56 +336,46 @@ class Worker:
             )
         )
 
-    def _execute(self, batch: list[Trial]) -> bool:
-        """Every stage of these trials, as far as they are not pruned. True if a signal stopped them."""
-        self.tried |= {trial.slot for trial in batch}
-        left = batch
-        for i, stage in enumerate(self.ground.search.shares):
-            plan, jobs = self._stage(left, i)
-            listener = self.display.follow(plan, self.n_parallel)
-            try:
-                outcome = execute_all(jobs, self.store, LocalExecutor(self.store, self.n_parallel), listener=listener)
-            finally:
-                self.display.end()
-            if outcome.interrupted:
+    def _job(self, place: _Place) -> Job:
+        """The run that a trial is at."""
+        trial = place.trial
+        named = self.ground.named(self.plan.variants.index(trial.variant), dict(trial.parameters), (self.plan.seed,))
+        plan, runs = self.ground.plan(named, trial.stages[place.stage].share)
+        ((identity, run),) = runs.items()
+        if identity != place.run_id:
+            raise ValueError(
+                f"trial {trial.slot} was proposed for run {place.run_id}, and this program makes it run {identity}: "
+                "the preset, the components or the machine changed; choose another folder with --out"
+            )
+        shown = replace(plan.variants[0], name=f"{trial.variant} trial {trial.number}")
+        self.listener = self.display.follow(replace(plan, variants=(shown,)), self.n_parallel)
+        return Job(
+            run=run, run_id=identity, variant=trial.levels, corpus=self.ground.corpus,
+            held_out_texts=self.ground.texts, wandb_project=self.wandb_project, keep_weights=False,
+        )  # fmt: skip
+
+    def _goes_on(self, place: _Place) -> bool:
+        """Whether a further run of the trial follows; if none does the place is free, and a pruned trial noted."""
+        trial, share = place.trial, place.trial.stages[place.stage].share
+        found = self._result(trial)
+        if share < 1 and share in found.losses:
+            pruned = found.state == "pruned"
+            if not pruned and not should_prune(self.ground.search, self.result(), trial, share, found.losses[share]):
+                place.stage += 1
                 return True
-            left = [trial for trial in left if self._goes_on(trial, stage)]
-            if not left:
-                break
+            self.folder.prune(trial.slot, share)
+        self.places.remove(place)
+        place.claim.close()
+        self._tell(trial)
         return False
 
-    def _stage(self, batch: list[Trial], i: int) -> tuple[Plan, list[Job]]:
-        planned, jobs = dict[str, PlannedVariant](), dict[str, Job]()
-        for trial in batch:
-            named = self.ground.named(
-                self.plan.variants.index(trial.variant), dict(trial.parameters), (self.plan.seed,)
-            )
-            plan, runs = self.ground.plan(named, trial.stages[i].share)
-            ((identity, run),) = runs.items()
-            if identity != trial.stages[i].run_id:
-                raise ValueError(
-                    f"trial {trial.slot} was proposed for run {trial.stages[i].run_id}, and this program makes it run "
-                    f"{identity}: the preset, the components or the machine changed; choose another folder with --out"
-                )
-            if identity not in jobs:  # identical specifications are one run
-                planned[identity] = replace(plan.variants[0], name=f"{trial.variant} trial {trial.number}")
-                jobs[identity] = Job(
-                    run=run, run_id=identity, variant=trial.levels, corpus=self.ground.corpus,
-                    held_out_texts=self.ground.texts, wandb_project=self.wandb_project, keep_weights=False,
-                )  # fmt: skip
-        return replace(plan, variants=tuple(planned.values())), list(jobs.values())
-
-    def _goes_on(self, trial: Trial, share: float) -> bool:
-        """Whether the next stage follows; a trial that is not to go on is noted as pruned."""
-        found = self._result(trial)
-        if share == 1 or share not in found.losses:
-            return False
-        if found.state == "pruned" or should_prune(
-            self.ground.search, self.result(), trial, share, found.losses[share]
-        ):
-            self.folder.prune(trial.slot, share)
-            return False
-        return True
+    def _tell(self, trial: Trial) -> None:
+        states = {found.trial.slot: found.state for found in self.result().trials}
+        n_ended = sum(state != "open" for state in states.values())
+        self.display.say(
+            f"trial {trial.number} of {trial.group} {states[trial.slot]}; "
+            f"{n_ended} of {self.plan.n_trials * len(self.plan.groups)} trials have ended"
+        )
 
 
 def _waited() -> bool:

@@ -20,7 +20,7 @@ from ablate.components.fp8.kernel.product import TILE, check_output, check_quant
 from ablate.kernels.launch import ceil_div, describe, launch, next_power_of_2, operator
 from ablate.kernels.operands import DTYPES, check_offsets, check_row_numbers, check_shape
 from ablate.kernels.table import Table
-from ablate.kernels.tiles import expert_of_tile, expert_rows, expert_tiles, tile_at
+from ablate.kernels.tiles import expert_of_tile, expert_rows, tile_at, tiles_of_experts
 
 TABLE = Table(Path(__file__).with_name("grouped.json"))
 KERNELS: dict[str, tuple[str, ...]] = {
@@ -34,12 +34,12 @@ def fp8_grouped_product_kernel(
     a_desc, a_ptr, rows_ptr, w_desc, a_scales_ptr, w_scales_ptr, offsets_ptr, y_ptr, o, k, n_experts, stride_an,
     stride_sk, stride_te, stride_to, stride_tk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, GROUP_M: tl.constexpr, PROGRAMS: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """y[p] = a[p] w[expert of p]^T, or of a[rows[p]] (a_desc is None then). w_desc: (E O, K), the experts in turn."""
-    start_E, end_E = expert_rows(offsets_ptr, n_experts, BLOCK_E)
-    first_E, last_E = expert_tiles(start_E, end_E, BLOCK_M)
-    m_tiles, o_tiles = tl.max(last_E, 0), tl.cdiv(o, BLOCK_N)
-    for number in range(tl.program_id(0), m_tiles * o_tiles, PROGRAMS):
+    start_E, end_E, first_E, last_E, m_tiles = tiles_of_experts(offsets_ptr, n_experts, BLOCK_M, BLOCK_E)
+    o_tiles = tl.cdiv(o, BLOCK_N)
+    for number in tl.range(tl.program_id(0), m_tiles * o_tiles, PROGRAMS, flatten=FLATTEN):
         m_tile, o_tile = tile_at(number, m_tiles, o_tiles, GROUP_M)
         expert, start, end = expert_of_tile(m_tile, start_E, end_E, first_E, last_E, BLOCK_M, BLOCK_E)
         row_M = start + tl.arange(0, BLOCK_M)

@@ -44,10 +44,14 @@ def promote(acc_MN, a_MK, b_NK, scale_M, scale_N):
 def fp8_product_kernel(
     a_desc, b_desc, a_scales_ptr, b_scales_ptr, y_ptr, m, n, k, stride_sk, stride_tk, stride_tn,
     COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, PROGRAMS: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):  # fmt: skip
-    """y_MN = a_MK b_NK^T. b is a weight, or (COLUMNS) in tiles of 1 x 128 as a is. Tiles in strides of PROGRAMS."""
+    """y_MN = a_MK b_NK^T. b is a weight, or (COLUMNS) in tiles of 1 x 128 as a is. Tiles in strides of PROGRAMS.
+
+    FLATTEN: the next tile is loaded while the last is stored.
+    """
     m_tiles, n_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
-    for number in range(tl.program_id(0), m_tiles * n_tiles, PROGRAMS):
+    for number in tl.range(tl.program_id(0), m_tiles * n_tiles, PROGRAMS, flatten=FLATTEN):
         m_tile, n_tile = tile_at(number, m_tiles, n_tiles, GROUP_M)
         row_M = m_tile * BLOCK_M + tl.arange(0, BLOCK_M)
         column_N = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -143,7 +143,7 @@ def quantise_activation_kernel(
             source_N = tl.load(rows_ptr + row_N, inside_N, other=0).to(tl.int64)
         from_NK = x_ptr + source_N[:, None] * stride_xn + column_K[None, :]
         inside_NK = inside_N[:, None] & (column_K < k)[None, :]
-        # For the second copy the tile comes from the cache again: held in registers, half the programs would fit.
+        # For the second copy the tile comes from the cache again: held in registers, it would spill.
         if values_NK_ptr is not None:
             x_NK = tl.load(from_NK, inside_NK, other=0.0).to(tl.float32)
             store_row_copy(x_NK, values_NK_ptr, scales_KN_ptr, row_N, inside_N, block, n, stride_vn, POWER_OF_TWO)

@@ -177,8 +177,9 @@ def swiglu_backward_quantise(
 
     It is rounded to gate's dtype first, and so are silu(gate) and dh up on the way, as by autograd.
     gate_up: (N, 2F); dh: (N, F), of the same dtype; offsets_E: int32 ends of experts' rows, for columns.
-    -> values_NK, scales_KN, values_KS, scales_SK (layout.py; K = 2F), and if `plain` the gradient itself (N, 2F);
-    empty tensors for what is not asked for. Raises ValueError as swiglu_quantise, and for shapes that do not match.
+    -> values_NK, scales_KN, values_KS, scales_SK (layout.py; K = 2F), and if `plain` the gradient itself (N, 2F), for
+    comparisons; empty tensors for what is not asked for. Raises ValueError as swiglu_quantise, and for shapes that do
+    not match.
     """
     n, f = _check_gate_up(gate_up, rows, columns, offsets_E)
     check_rows("the gradient of h", dh_NF, (gate_up.dtype,), 2)
@@ -219,6 +220,3 @@ def example_launches() -> Iterator[Any]:
             how = {"power_of_two": power_of_two, "rows": rows, "columns": columns}
             yield swiglu_quantise.launched(gate_up, ends, **how)
             yield swiglu_backward_quantise.launched(gate_up, dh_NF, ends, **how)
-        yield swiglu_backward_quantise.launched(
-            gate_up, dh_NF, power_of_two=power_of_two, rows=True, columns=True, plain=True
-        )

@@ -83,7 +83,7 @@ class _Operands:
             check_rows("document", self.document_BT, (torch.int32,))
 
     def choose(self, kernel: str) -> Configuration:
-        return choose(TABLE, kernel, self.v_BTHV, EXACT, **self.widths)
+        return choose(TABLE, kernel, self.v_BTHV, EXACT, **self.widths, DOCUMENTS=int(self.document_BT is not None))
 
     def described(self, rows_m: int, rows_n: int) -> tuple[TensorDescriptor, ...]:
         """Blocks of rows_m queries, and of rows_n keys and values."""
@@ -238,6 +238,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors, *output, document_BT)
     ctx.scale = scale
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros are made for the logarithms
 
 
 def _backward(ctx: Any, do_BTHV: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

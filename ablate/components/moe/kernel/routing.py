@@ -275,12 +275,15 @@ def _(logits_NE: Tensor, expert_NA: Tensor, dweight_NA: Tensor, daffinity_BE: Te
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.save_for_backward(inputs[0], output[2])
-    ctx.route_scale = inputs[6]
+    ctx.route_scale, ctx.shapes = inputs[6], [each.shape for each in output[:2]]
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)  # or zeros are made for what is only counted
 
 
-def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     logits_NE, expert_NA = ctx.saved_tensors
-    dlogits_NE = route_backward_op(logits_NE, expert_NA, gradients[0], gradients[1], ctx.route_scale)
+    given = (logits_NE.new_zeros(shape) if g is None else g for g, shape in zip(gradients[:2], ctx.shapes, strict=True))
+    dlogits_NE = route_backward_op(logits_NE, expert_NA, *given, ctx.route_scale)
     return dlogits_NE, *(None,) * 7
 
 

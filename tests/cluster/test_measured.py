@@ -1,0 +1,100 @@
+"""What spans say of a pipeline, on timelines of which everything is known."""
+
+import dataclasses
+
+import played
+import pytest
+
+from ablate.cluster.measured import measure
+from ablate.schedules.check import check
+from ablate.schedules.tables import NAMES, table
+from ablate.schedules.timeline import Step
+
+WAY = 0.003
+
+
+def uneven(kind: str, stage: int, micro: int) -> float:
+    return played.ALIKE[kind] * (1 + 0.2 * stage)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_the_simulator_fed_with_ideal_spans_gives_their_step(name: str, n_ranks: int) -> None:
+    schedule = table(name, n_ranks, 2 * n_ranks)
+    for options in ({}, {"way": WAY}, {"seconds": uneven, "way": WAY}):
+        found = measure(played.timeline(schedule, **options), schedule)
+        assert found.simulated.step_s == pytest.approx(found.step_s, rel=1e-9)
+        assert found.simulated.bubble_s == pytest.approx(found.lost.bubble_s, rel=1e-9)
+        assert found.peak_live_chunks == check(schedule)
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe", "interleaved", "zb1p", "dualpipe", "dualpipev"])
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_the_bubble_of_equal_stages_is_the_published_one(name: str, n_ranks: int) -> None:
+    schedule = table(name, n_ranks, 3 * n_ranks)
+    found = measure(played.timeline(schedule), schedule)
+    assert found.closed_form_s == pytest.approx(found.lost.bubble_s, abs=1e-9)
+    assert found.closed_form_share == pytest.approx(found.bubble_share, abs=1e-9)
+    assert found.imbalance == pytest.approx(1.0)
+
+
+def test_a_step_is_the_sum_of_its_kinds() -> None:
+    schedule = table("zbv", 2, 6)
+    found = measure(played.timeline(schedule, uneven, way=WAY, waits={"D": 0.001, "C": 0.002}), schedule)
+    lost = found.lost
+    assert found.closed_form_s is None
+    parts = [*found.by_kind.values(), lost.dispatch_s, lost.combine_s, lost.bubble_s]
+    assert sum(parts) == pytest.approx(found.step_s)
+    assert lost.combine_s == pytest.approx(2 * lost.dispatch_s)
+    assert lost.dispatch_s == pytest.approx(2 * 2 * 6 * 0.001), "forward and backward of two stages"
+    assert 0 < lost.transfer_s < lost.bubble_s
+    assert found.parts["F", 1] == pytest.approx(uneven("F", 1, 0)), "with what it waits for inside"
+
+
+def test_only_the_way_of_a_message_counts_as_a_transfer() -> None:
+    """In 1F1B of two ranks and one micro-batch each rank waits once: mostly for work, and then for its message."""
+    schedule = table("1f1b", 2, 1)
+    found = measure(played.timeline(schedule, way=WAY), schedule)
+    assert found.lost.transfer_s == pytest.approx(WAY)
+    assert found.lost.bubble_s == pytest.approx(0.030 + 2 * WAY)
+    assert found.step_s == pytest.approx(0.060 + 2 * WAY)
+    assert measure(played.timeline(schedule), schedule).lost.exposed_s == pytest.approx(0)
+
+
+def test_each_step_is_simulated_by_its_own_seconds() -> None:
+    schedule = table("1f1b", 2, 4)
+    fast = played.play(schedule, played.alike)
+    slow = played.play(schedule, lambda *what: 3 * played.alike(*what))
+    timeline = played.timeline(schedule)
+    both = dataclasses.replace(timeline, steps=(Step(number=4, ranks=fast), Step(number=5, ranks=slow)))
+    found = measure(both, schedule)
+    assert found.step_s == pytest.approx(2 * measure(timeline, schedule).step_s)
+    assert found.simulated.step_s == pytest.approx(found.step_s)
+
+
+def test_a_jitter_makes_the_measured_step_longer_than_the_simulated_one() -> None:
+    schedule = table("1f1b", 4, 8)
+
+    def jitter(kind: str, stage: int, micro: int) -> float:
+        return played.alike(kind, stage, micro) * (1.5 if (stage + micro) % 3 == 0 else 1.0)
+
+    assert measure(played.timeline(schedule, jitter), schedule).simulated_difference < -0.01
+
+
+def test_pipelines_side_by_side_are_told_apart() -> None:
+    schedule = table("1f1b", 2, 4)
+    one, other = played.play(schedule, played.alike), played.play(schedule, lambda *what: 2 * played.alike(*what))
+    ranks = (one[0], other[0], one[1], other[1])
+    timeline = dataclasses.replace(
+        played.timeline(schedule), n_data_ranks=2, steps=(Step(number=1, ranks=ranks),)
+    )  # fmt: skip
+    found = measure(timeline, schedule)
+    assert found.step_s == pytest.approx(1.5 * measure(played.timeline(schedule), schedule).step_s)
+    assert found.bubble_share == pytest.approx(measure(played.timeline(schedule), schedule).bubble_share)
+
+
+def test_a_timeline_of_another_schedule_is_refused() -> None:
+    timeline = played.timeline(table("1f1b", 2, 4))
+    for other in (table("gpipe", 2, 4), table("1f1b", 4, 4), table("1f1b", 2, 6)):
+        with pytest.raises(ValueError, match="is not of its schedule"):
+            measure(timeline, other)
