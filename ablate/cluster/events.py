@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +57,22 @@ class Execution:
         return np.asarray(sum(self.idle) / len(self.idle))
 
 
-def execute(schedule: Schedule, seconds: Callable[[Group], Floats], transfer: Floats | None = None) -> Execution:
+def execute(
+    schedule: Schedule,
+    seconds: Callable[[Group], Floats],
+    transfer: Floats | None = None,
+    *,
+    alike: Callable[[Group], Hashable] = signature,
+) -> Execution:
     """Every rank works its actions off in their order; each starts when the rank is free and its inputs have come.
 
-    `seconds`: of a group, (S,). `transfer`: the way of an input from another rank, which keeps neither busy;
-    None: it takes no time. A pair starts when both inputs are there, and both results are there when it ends.
+    `seconds`: of a group, (S,); asked once for all groups of which `alike` gives the same. `transfer`: the way of an
+    input from another rank, which keeps neither busy; None: it takes no time. A pair starts when both inputs are there,
+    and both results are there when it ends.
     ValueError if the schedule waits for ever.
     """
     lines = [[_planned(schedule, tuple(group)) for group in pairs(actions)] for actions in schedule.ranks]
-    groups = {planned.signature: planned.group for line in lines for planned in line}
+    groups = {alike(planned.group): planned.group for line in lines for planned in line}
     lasting = {key: seconds(group) for key, group in groups.items()}
     made: dict[Made, Floats] = {}
     free = [np.zeros_like(next(iter(lasting.values())))] * len(lines)
@@ -82,7 +89,7 @@ def execute(schedule: Schedule, seconds: Callable[[Group], Floats], transfer: Fl
                         break
                     start = np.maximum(start, come if transfer is None or not travels else come + transfer)
                 else:
-                    end = start + lasting[planned.signature]
+                    end = start + lasting[alike(planned.group)]
                     made.update(dict.fromkeys(planned.outputs, end))
                     free[rank], at[rank], left = end, at[rank] + 1, left - 1
                     continue
@@ -90,7 +97,8 @@ def execute(schedule: Schedule, seconds: Callable[[Group], Floats], transfer: Fl
         if left == before:
             raise ValueError(f"the schedule {schedule.name} waits for ever; `check` says where")
     counts = tuple(Counter(planned.signature for planned in line) for line in lines)
-    return Execution(makespan=_latest(free), busy=tuple(_busy(rank, lasting) for rank in counts), groups=counts)
+    busy = tuple(_busy(Counter(alike(planned.group) for planned in line), groups, lasting) for line in lines)
+    return Execution(makespan=_latest(free), busy=busy, groups=counts)
 
 
 def _planned(schedule: Schedule, group: Group) -> Planned:
@@ -107,11 +115,13 @@ def _planned(schedule: Schedule, group: Group) -> Planned:
     return Planned(group=group, signature=signature(group), inputs=tuple(inputs), outputs=tuple(outputs))
 
 
-def _busy(counts: Mapping[Signature, int], lasting: Mapping[Signature, Floats]) -> dict[str, Floats]:
+def _busy(
+    counts: Mapping[Hashable, int], groups: Mapping[Hashable, Group], lasting: Mapping[Hashable, Floats]
+) -> dict[str, Floats]:
     """Seconds by kind of work."""
     busy = dict.fromkeys((FORWARD, BACKWARD, WEIGHT, OVERLAPPED), np.zeros_like(next(iter(lasting.values()))))
     for key, n in counts.items():
-        kind = OVERLAPPED if len(key) > 1 else KINDS[key[0][0]]
+        kind = OVERLAPPED if len(groups[key]) > 1 else KINDS[groups[key][0].kind]
         busy[kind] = busy[kind] + n * lasting[key]
     return busy
 

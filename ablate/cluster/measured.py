@@ -1,8 +1,9 @@
 """What the recorded spans of a pipeline say: where its seconds went, beside the closed form and the simulator.
 
-The simulator runs the schedule's table with the seconds that each kind of action took at each stage, each step of each
-pipeline by its own means, and with the way of an input that a rank was waiting for. So what it leaves out is that
-equal actions do not last equally long, what a send costs, and waiting that is not of the schedule.
+The simulator runs the schedule's table twice: with the seconds that each single action took, which leaves out what a
+send costs and waiting that is not of the schedule; and with the mean seconds of each kind of action at each stage,
+which leaves out too that equal actions do not last equally long. Each step of each pipeline is run with its own
+seconds, and with the way of an input that a rank was waiting for.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Simulated:
-    """What the simulator makes of the measured seconds of actions; seconds as in `Measured`."""
+    """What the simulator makes of the measured seconds of each action; seconds as in `Measured`.
+
+    even_step_s: the step if all actions of a kind and stage took their mean.
+    """
 
     step_s: float
+    even_step_s: float
     bubble_s: float
 
     @property
@@ -93,6 +98,11 @@ class Measured:
         return self.simulated.step_s / self.step_s - 1
 
     @property
+    def unevenness(self) -> float:
+        """What it costs that equal actions do not last equally long: share of the step, simulated."""
+        return self.simulated.step_s / self.simulated.even_step_s - 1
+
+    @property
     def imbalance(self) -> float:
         """The stage that takes longest, over the mean of all: the closed forms hold where it is 1."""
         parts, stages = self.parts, range(self.schedule.n_stages)
@@ -107,7 +117,9 @@ def measure(timeline: Timeline, schedule: Schedule) -> Measured:
     lengths = [_length(ranks) for ranks in recorded]
     parts = [_parts(ranks) for ranks in recorded]
     lost = [_lost(ranks, length) for ranks, length in zip(recorded, lengths, strict=True)]
-    run = execute(schedule, _lasting(parts), np.array([_way(ranks) for ranks in recorded]))
+    ways = np.array([_way(ranks) for ranks in recorded])
+    run = execute(schedule, _each(recorded), ways, alike=_identity)
+    even = execute(schedule, _lasting(parts), ways)
     mean = {part: statistics.fmean(each[part] for each in parts) for part in parts[0]}
     peaks = [[_peak(spans) for spans in ranks] for ranks in recorded]
     return Measured(
@@ -119,7 +131,11 @@ def measure(timeline: Timeline, schedule: Schedule) -> Measured:
         lost=Lost(**{name: statistics.fmean(getattr(each, name) for each in lost) for name in Lost.__slots__}),
         peak_live_chunks=tuple(max(of_rank) for of_rank in zip(*peaks, strict=True)),
         closed_form_s=closed_form(schedule, *_means(mean)),
-        simulated=Simulated(step_s=float(run.makespan.mean()), bubble_s=float(run.bubble.mean())),
+        simulated=Simulated(
+            step_s=float(run.makespan.mean()),
+            even_step_s=float(even.makespan.mean()),
+            bubble_s=float(run.bubble.mean()),
+        ),
     )
 
 
@@ -147,6 +163,19 @@ def _parts(ranks: Ranks) -> dict[Part, float]:
             if span.is_compute:
                 found[span.kind, span.stage].append(span.seconds)
     return {part: statistics.fmean(seconds) for part, seconds in found.items()}
+
+
+def _identity(group: Group) -> tuple[tuple[str, int, int], ...]:
+    """An action's own name: no two of a step last alike."""
+    return tuple((action.kind, action.stage, action.micro) for action in group)
+
+
+def _each(recorded: Sequence[Ranks]) -> Callable[[Group], Floats]:
+    """Seconds of a group as it was, (S,) for S steps of pipelines: a pair is done in turn."""
+    found: list[dict[tuple[str, int, int], float]] = [
+        {(s.kind, s.stage, s.micro): s.seconds for spans in ranks for s in spans if s.is_compute} for ranks in recorded
+    ]
+    return lambda group: np.array([sum(seconds[key] for key in _identity(group)) for seconds in found])
 
 
 def _lasting(parts: Sequence[Mapping[Part, float]]) -> Callable[[Group], Floats]:

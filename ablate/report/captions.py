@@ -185,8 +185,8 @@ PUBLISHED = (
 )
 TIMELINE = (
     "A row a rank; one recorded step of each variant, the one of median length, all on one axis. The bubble is a "
-    "rank's time without forward or backward. Simulated: the same schedule with the mean measured seconds of each "
-    "action at its stage. Closed form: as published for equal stages, with the mean seconds. Communication is exposed "
+    "rank's time without forward or backward. Simulated: the same schedule with the measured seconds of each "
+    "action. Closed form: as published for equal stages, with the mean seconds. Communication is exposed "
     "where a rank waits for rows inside a forward or backward, sends, or waits for a message that was sent already."
 )
 WATCHED = (

@@ -72,13 +72,17 @@ def test_each_step_is_simulated_by_its_own_seconds() -> None:
     assert found.simulated.step_s == pytest.approx(found.step_s)
 
 
-def test_a_jitter_makes_the_measured_step_longer_than_the_simulated_one() -> None:
+def test_a_jitter_is_simulated_as_it_was_and_its_cost_told_apart() -> None:
     schedule = table("1f1b", 4, 8)
 
     def jitter(kind: str, stage: int, micro: int) -> float:
         return played.alike(kind, stage, micro) * (1.5 if (stage + micro) % 3 == 0 else 1.0)
 
-    assert measure(played.timeline(schedule, jitter), schedule).simulated_difference < -0.01
+    found = measure(played.timeline(schedule, jitter), schedule)
+    assert found.simulated_difference == pytest.approx(0, abs=1e-9)
+    assert found.unevenness > 0.01
+    even = measure(played.timeline(schedule, played.alike), schedule)
+    assert even.unevenness == pytest.approx(0, abs=1e-9)
 
 
 def test_pipelines_side_by_side_are_told_apart() -> None:

@@ -95,7 +95,8 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
         said = (
             f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {where}, load "
             f"{short(timeline.load, DIGITS)}, clocks within {milliseconds(timeline.clock_error_s)} ms. "
-            f"The simulated step is {_within(each)}."
+            f"The simulated step is {_within(each)}; that equal actions do not last equally long makes it "
+            f"{percent(each.measured.unevenness, DIGITS)} longer."
         )
         if each.emulated:
             said += " Part of the arithmetic is emulated; its seconds say nothing of hardware that has it."
