@@ -23,6 +23,8 @@ from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
 
 MOST_NAMED = 4  # in one sentence
+SHOWN = 3  # decimals of a loss
+LEAST = 0.5 * 10**-SHOWN  # nats between losses that are shown as different
 FEW = 10  # evaluations: fewer are said to be few
 FEW_DF = 4  # degrees of freedom: with fewer the upper end of a 95 % interval is over 2.9 times the standard deviation
 
@@ -117,15 +119,18 @@ def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
     name = reference(result).name
     if name not in ends:
         return f"{plural(len(ends), 'variant')} finished; the reference did not."
-    below = sum(loss < ends[name] for variant, loss in ends.items() if variant != name)
+    # Variants that compute the same differ by the order of their sums: what is not shown is not told.
+    below = sum(loss < ends[name] - LEAST for variant, loss in ends.items() if variant != name)
     counts = {len(line.points) for line in lines if line.points}
     whose = "Each line" if len(counts) == 1 else "The shortest line"
     few = f" {whose} has only {plural(min(counts), 'evaluation')}." if min(counts) < FEW else ""
     lost = [clean(v.name) for v in result.variants if v.name not in ends]
     few += f" Not drawn, without a finished run: {_few(lost)}." if lost else ""
-    end = f"{clean(name)} ends at {number(ends[name], 3)} nats per token"
+    end = f"{clean(name)} ends at {number(ends[name], SHOWN)} nats per token"
     if len(ends) == 2:
-        return f"{end}, and the other variant {'below' if below else 'not below'} it.{few}"
+        (other,) = (loss for variant, loss in ends.items() if variant != name)
+        where = "below it" if below else "above it" if other > ends[name] + LEAST else "at the same"
+        return f"{end}, and the other variant {where}.{few}"
     if len(ends) == 1:
         return f"{end}.{few}"
     return f"{end}, and {below} of the {len(ends) - 1} other variants end{'s' if below == 1 else ''} below it.{few}"

@@ -120,11 +120,21 @@ def test_where_no_verdict_is_reached_no_sentence_names_a_winner(seed: int) -> No
         assert decided == any("perhaps" in part for part in of_result(result).split(";")), found
 
 
-def test_a_line_that_is_shorter_is_not_said_of_all() -> None:
-    def line(name: str, n: int) -> Curve:
-        points = tuple(CurvePoint(step=k, n_tokens=k, flops=k, mean=3.0, low=3.0, high=3.0, n=1) for k in range(n))
-        return Curve(variant=name, points=points, decay_start_tokens=None, tokens_per_s=None)
+def line(name: str, n: int, loss: float = 3.0) -> Curve:
+    points = tuple(CurvePoint(step=k, n_tokens=k, flops=k, mean=loss, low=loss, high=loss, n=1) for k in range(n))
+    return Curve(variant=name, points=points, decay_start_tokens=None, tokens_per_s=None)
 
+
+@pytest.mark.parametrize(
+    ("other", "where"), [(2.9, "below it"), (3.1, "above it"), (3.0 - 1e-4, "at the same"), (3.0, "at the same")]
+)
+def test_variants_that_compute_the_same_end_at_the_same_loss(other: float, where: str) -> None:
+    result = planted("one", disable=("mtp",)).result
+    said = sentences.of_curves([line("full", 20), line("-mtp", 20, other)], result)
+    assert said == f"full ends at 3.000 nats per token, and the other variant {where}."
+
+
+def test_a_line_that_is_shorter_is_not_said_of_all() -> None:
     result = planted("one", disable=("mtp",)).result
     text = sentences.of_curves([line("full", 20), line("-mtp", 4)], result)
     assert text.endswith("The shortest line has only 4 evaluations.")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL = 18
+SAME = 1e-6  # nats by which variants that compute the same may differ, by the order of their sums
+LEAST_SPAN = 1e-3  # nats that the axis shows at least
 SMALLEST, LARGEST = 4.0, 11.0  # of a mark, in points
 
 
@@ -54,8 +56,8 @@ def front(found: Sequence[Point]) -> tuple[Point, ...]:
 
 def _beats(q: Point, p: Point) -> bool:
     """Whether q is no worse in both and better in one, and of the same kind of evidence."""
-    same = (q.seconds, q.loss) == (p.seconds, p.loss)
-    return q.emulated == p.emulated and q.seconds <= p.seconds and q.loss <= p.loss and not same
+    no_worse = q.seconds <= p.seconds and q.loss <= p.loss + SAME
+    return q.emulated == p.emulated and no_worse and (q.seconds < p.seconds or q.loss < p.loss - SAME)
 
 
 def pareto(axes: Axes, result: StudyResult) -> None:
@@ -86,6 +88,10 @@ def pareto(axes: Axes, result: StudyResult) -> None:
         line = [p for p in front(tuple(found.values())) if p.emulated == kind]
         axes.plot([p.seconds for p in line], [p.loss for p in line], color=MUTED, lw=0.9, ls=":" if kind else "-")
     axes.margins(x=0.16, y=0.12)
+    low, high = min(p.loss for p in found.values()), max(p.loss for p in found.values())
+    if high - low < LEAST_SPAN:
+        axes.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_major_formatter(EngFormatter(unit="s", sep=" "))
     axes.set_xlabel("training time of a run at the median speed")
     axes.set_ylabel("held-out loss, nats per token")
