@@ -98,14 +98,16 @@ def test_sizes_that_are_missing_are_named_with_preset_and_section(tmp_path: Path
     assert "preset with: the recipe names squared-relu, and there is no section [squared-relu]" in said
 
 
-def test_a_component_of_another_package_keeps_the_laws(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "laws", ["tests/test_component_contract.py", pytest.param("tests/test_component_models.py", marks=pytest.mark.slow)]
+)
+def test_a_component_of_another_package_keeps_the_laws(laws: str, tmp_path: Path) -> None:
     environment = install(tmp_path, "squared_relu:COMPONENT")
     # It is not in this recipe, so that the name of every variant that has it on begins with it.
     environment["CONTRACT_PRESET"] = preset_with(tmp_path, SECTION, in_recipe=False)
     done = call(
         environment,
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "squared-relu"),
-        *("tests/test_component_contract.py", "tests/test_component_models.py"),
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "squared-relu", laws),
     )
     assert done.returncode == 0, done.stdout[-3000:]
 
