@@ -221,3 +221,18 @@ def test_a_text_that_is_no_longer_read_is_another_question(tmp_path: Path, monke
     then = study.lattice(tmp_path / "then", saved)
     assert {m.component for m in of_folder(then) if by_size([m])} == {"mtp"}
     assert "distill read another text than it does now" in read_study(then)[0].warnings
+
+
+def test_a_study_whose_runs_determine_nothing_yet_is_named_and_counted_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = study.lattice(tmp_path / "whole", {"mla": 1.1, "mtp": 0.9})
+    begun = study.lattice(tmp_path / "begun", {"mla": 1.1, "mtp": 0.9}, size=4.0)
+    for path in sorted((begun / "records").iterdir())[1:]:
+        path.unlink()
+    found = study.answer(monkeypatch, [whole, begun])
+    assert [each.name for each in found.studies] == ["whole"]
+    assert [each.name for each in found.silent] == ["begun"]
+    page = which_change.page(found, tmp_path)
+    assert "of 1 study at" in page.scale
+    assert "begun gives no effect yet: 1 of its 16 runs are finished." in page.limits

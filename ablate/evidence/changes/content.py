@@ -79,6 +79,7 @@ class AnswerContent:
     speeds: Speeds
     changes: tuple[Change, ...]
     studies: tuple[StudyFacts, ...]  # whose effects are shown
+    silent: tuple[StudyFacts, ...]  # that give no effect yet: their runs do not determine one
     calibrations: tuple[StudyFacts, ...]  # studies with controls
     together: tuple[Together, ...]  # of each design, from small to large
     reach: Reach | None
@@ -99,24 +100,27 @@ def build(preset: str, cluster: str, folders: Sequence[Path] = (), equalities: P
     check_apart(folders)
     read = [read_study(folder) for folder in (folders or shipped_studies())]
     found = {facts.folder: of_study(facts, result) for facts, result in read if not facts.has_controls}
-    measured = [each for effects, _ in found.values() for each in effects]
+    own = [facts for facts, _ in read if not facts.has_controls]
+    telling = {folder for folder, (effects, _) in found.items() if any(each.is_known for each in effects)}
+    measured = [each for folder, (effects, _) in found.items() for each in effects if folder in telling]
     fast = speeds(preset, cluster)
     changes = []
     for name in CHANGES:
-        own = tuple(each for each in measured if each.component == name)
-        sizes = by_size(own)
+        of_it = tuple(each for each in measured if each.component == name)
+        sizes = by_size(of_it)
         neutral = name in SYSTEM
         changes.append(
             Change(
                 component=component(name), exact=exact(base, name, machine, layout), simulated=fast.changes.get(name),
-                measured=own, sizes=sizes, trend=trend(sizes), equality=equality(name, equalities),
+                measured=of_it, sizes=sizes, trend=trend(sizes), equality=equality(name, equalities),
                 reported=reported(name, sizes[-1] if sizes else None, neutral=neutral),
             )
         )  # fmt: skip
     wholes = sorted((whole for _, whole in found.values() if whole is not None), key=lambda each: each.study.flops)
     return AnswerContent(
         preset=base.name, preset_title=base.title, cost=_cost(base), speeds=fast, changes=tuple(changes),
-        studies=tuple(facts for facts, _ in read if not facts.has_controls),
+        studies=tuple(facts for facts in own if facts.folder in telling),
+        silent=tuple(facts for facts in own if facts.folder not in telling),
         calibrations=tuple(facts for facts, _ in read if facts.has_controls), together=tuple(wholes),
         reach=reach([each for change in changes for each in change.sizes], base.title, _training_flops(base)),
     )  # fmt: skip

@@ -68,6 +68,11 @@ class Measured:
     loss: LossEffect
     reason: str  # why there is no cost, or ""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the runs that there are determine it, in tokens or in nats."""
+        return self.loss.estimate is not None or (self.tokens is not None and self.tokens.estimate is not None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Together:
@@ -234,10 +239,11 @@ def same_size(first: Measured, second: Measured) -> bool:
 def by_size(found: Sequence[Measured]) -> tuple[Measured, ...]:
     """One a size for a component, from small to large: of a whole design before a comparison, of most runs before few.
 
-    Effects against other alternatives than the default, or of a text that is no longer read, are another question.
+    Effects against other alternatives than the default, or of a text that is no longer read, are another question;
+    of a study that is not finished, some are not known.
     """
     groups: list[list[Measured]] = []
-    for each in filter(is_default, found):
+    for each in (each for each in found if each.is_known and is_default(each)):
         group = next((group for group in groups if same_size(group[0], each)), None)
         if group is None:
             groups.append([each])

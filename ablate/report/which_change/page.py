@@ -167,7 +167,7 @@ def _studies(content: AnswerContent, out: Path) -> Table:
     columns: Columns = [text("Study"), text("Question"), text("Preset"), "Parameters", "Tokens a run", "FLOP a run",
                         text("Equal"), "Runs finished", text("Learning rate"), text("Device"), text("Records"),
                         text("Read with care")]  # fmt: skip
-    rows = [_study(study, out) for study in (*content.studies, *content.calibrations)]
+    rows = [_study(study, out) for study in (*content.studies, *content.silent, *content.calibrations)]
     note = "Each report says what was held equal, which runs were lost, and how to repeat it; a record is one run."
     return make_linked("Studies that are read here", columns, rows, note if rows else "")
 
@@ -187,6 +187,8 @@ def _study(study: StudyFacts, out: Path) -> list[str]:
 def _limits(content: AnswerContent) -> Iterator[str]:
     """What this does not show, the largest first."""
     yield content_reach(content)
+    for study in content.silent:
+        yield f"{clean(study.name)} gives no effect yet: {study.n_finished} of its {study.n_planned} runs are finished."
     if any(len(study.learning_rates) == 1 for study in content.studies):
         yield "In the studies with one learning rate for all variants, part of an effect may be the rate's."
     yield (
@@ -226,7 +228,7 @@ def _checks(content: AnswerContent, out: Path) -> Iterator[Fact]:
 
 
 def _repeat(content: AnswerContent, out: Path) -> tuple[str, ...]:
-    read = [study.folder for study in (*content.studies, *content.calibrations)]
+    read = [study.folder for study in (*content.studies, *content.silent, *content.calibrations)]
     shipped = {folder.resolve() for folder in read} == {folder.resolve() for folder in shipped_studies()}
     given = "" if shipped else "".join(f" --study {_in_checkout(folder)}" for folder in read)
     chosen = f"--preset {content.preset} --cluster {content.speeds.cluster}"
