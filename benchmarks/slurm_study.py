@@ -130,7 +130,7 @@ def _write(arguments: Any, version: str, told: list[str], slurm_s: float, local_
         "# A study through Slurm, disturbed, against the same study on one machine",
         "",
         f"`python benchmarks/slurm_study.py --study {arguments.study} --preset {arguments.preset} "
-        f"--nodes {arguments.nodes} "
+        f"{f'--seeds {arguments.seeds} ' if arguments.seeds else ''}--nodes {arguments.nodes} "
         f"--cpus {arguments.cpus}` on {time.strftime('%d %B %Y', time.gmtime())}; "
         f"{record.environment['processor']}, {os.cpu_count()} cores, load {os.getloadavg()[2]:.1f} at the end; "
         f"{platform.system()}, Python {platform.python_version()}, torch {packages['torch']}, "
