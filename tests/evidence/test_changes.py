@@ -236,3 +236,15 @@ def test_a_study_whose_runs_determine_nothing_yet_is_named_and_counted_nowhere(
     page = which_change.page(found, tmp_path)
     assert "of 1 study at" in page.scale
     assert "begun gives no effect yet: 1 of its 16 runs are finished." in page.limits
+
+
+def test_an_effect_that_is_not_known_yet_hides_no_smaller_size(tmp_path: Path) -> None:
+    known = of_folder(study.lattice(tmp_path / "whole", {"mla": 1.1, "mtp": 0.9}))
+    begun = study.lattice(tmp_path / "begun", {"mla": 1.1, "mtp": 0.9}, size=4.0)
+    for path in sorted((begun / "records").iterdir())[1:]:
+        path.unlink()
+    open_yet = tuple(replace(each, preset="larger") for each in of_folder(begun))
+    assert open_yet
+    assert not any(each.is_known for each in open_yet)
+    mla = [each for each in (*known, *open_yet) if each.component == "mla"]
+    assert [each.study.name for each in by_size(mla)] == ["whole"]

@@ -124,5 +124,8 @@ def test_a_command_that_cannot_be_noted_works_on(tmp_path: Path, monkeypatch: py
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refused)
+    worked = False
     with at_work(tmp_path / "study"):
-        pass
+        worked = True
+    assert worked
+    assert commands(tmp_path / "study") == []
