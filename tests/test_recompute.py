@@ -20,6 +20,7 @@ from ablate.model.loss import TrainingLoss, training_loss
 from ablate.model.recompute import once, recomputed
 from ablate.model.step_weights import begin_step, end_step
 from ablate.model.transformer import Transformer, initialise
+from ablate.model.turns import Steps, at_once
 from ablate.presets import preset
 from ablate.spec.run import Spec
 
@@ -159,14 +160,15 @@ def test_what_happens_once_is_not_done_again() -> None:
         done.append(what)
         return torch.ones(3)
 
-    def function(x: Tensor) -> tuple[Tensor, Any]:
+    def function(x: Tensor) -> Steps[tuple[Tensor, Any]]:
         kept = once(lambda: do("kept"))
         gone = once(lambda: do("gone"), stand_in=lambda: torch.zeros(3))
+        yield
         done.append("pass")
         return x * kept + gone, None
 
     x = torch.full((3,), 2.0, requires_grad=True)
-    y, _ = recomputed(function, x)
+    y, _ = at_once(recomputed(function, x))
     y.sum().backward()
     assert done == ["kept", "gone", "pass", "pass"]
     assert y.tolist() == [3.0] * 3

@@ -12,14 +12,16 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from ablate.cluster.events import Group, execute
 from ablate.cluster.inputs import Floats
-from ablate.schedules.action import COMPUTE, ENDS_A_CHUNK, Schedule
+from ablate.schedules.action import COMPUTE, ENDS_A_CHUNK, Action, Schedule
 from ablate.schedules.bubble import closed_form
-from ablate.schedules.timeline import INSIDE, Span, Timeline, link
+from ablate.schedules.check import pairs
+from ablate.schedules.timeline import INSIDE, Span, SpanKind, Timeline, durations, link
 
 Ranks = tuple[tuple[Span, ...], ...]  # of one pipeline in one step
 Part = tuple[str, int]  # kind, stage
@@ -141,8 +143,9 @@ def measure(timeline: Timeline, schedule: Schedule) -> Measured:
 
 def _checked(ranks: Ranks, schedule: Schedule, run_id: str) -> Ranks:
     for rank, (spans, actions) in enumerate(zip(ranks, schedule.ranks, strict=False)):
-        done = [(s.kind, s.stage, s.micro) for s in spans if s.is_compute]
-        if len(ranks) != schedule.n_ranks or done != [(a.kind, a.stage, a.micro) for a in actions]:
+        done = iter(durations(spans))
+        as_planned = all(sorted(islice(done, len(group))) == sorted(_identity(group)) for group in pairs(actions))
+        if len(ranks) != schedule.n_ranks or not as_planned or next(done, None) is not None:
             raise ValueError(
                 f"the timeline of run {run_id} is not of its schedule {schedule.name} (rank {rank} did other work); "
                 "move it away: the report does without"
@@ -159,22 +162,19 @@ def _parts(ranks: Ranks) -> dict[Part, float]:
     """Mean seconds of an action by kind and stage."""
     found: dict[Part, list[float]] = defaultdict(list)
     for spans in ranks:
-        for span in spans:
-            if span.is_compute:
-                found[span.kind, span.stage].append(span.seconds)
+        for (kind, stage, _), seconds in durations(spans).items():
+            found[kind, stage].append(seconds)
     return {part: statistics.fmean(seconds) for part, seconds in found.items()}
 
 
-def _identity(group: Group) -> tuple[tuple[str, int, int], ...]:
+def _identity(group: Iterable[Action]) -> tuple[tuple[SpanKind, int, int], ...]:
     """An action's own name: no two of a step last alike."""
     return tuple((action.kind, action.stage, action.micro) for action in group)
 
 
 def _each(recorded: Sequence[Ranks]) -> Callable[[Group], Floats]:
     """Seconds of a group as it was, (S,) for S steps of pipelines: a pair is done in turn."""
-    found: list[dict[tuple[str, int, int], float]] = [
-        {(s.kind, s.stage, s.micro): s.seconds for spans in ranks for s in spans if s.is_compute} for ranks in recorded
-    ]
+    found = [durations(span for spans in ranks for span in spans) for ranks in recorded]
     return lambda group: np.array([sum(seconds[key] for key in _identity(group)) for seconds in found])
 
 
@@ -224,10 +224,14 @@ def _by_kind(ranks: Sequence[Sequence[Span]]) -> dict[str, float]:
 
 
 def _peak(spans: Sequence[Span]) -> int:
+    """A chunk is alive from its forward's first turn to the last one of what ends it."""
+    done = [(span.kind, span.stage, span.micro) for span in spans if span.is_compute]
+    first, last = {key: i for i, key in reversed(list(enumerate(done)))}, {key: i for i, key in enumerate(done)}
     live = peak = 0
-    for span in spans:
-        live += (span.kind == "F") - (span.kind in ENDS_A_CHUNK)
+    for i, key in enumerate(done):
+        live += key[0] == "F" and first[key] == i
         peak = max(peak, live)
+        live -= key[0] in ENDS_A_CHUNK and last[key] == i
     return peak
 
 

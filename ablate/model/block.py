@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.model.recompute import recomputed
+from ablate.model.turns import Steps, at_once, steps_of
 from ablate.spec.model import ModelSpec
 from ablate.spec.nodes import LinearNode
 
@@ -84,14 +85,23 @@ class Block(nn.Module):
         self.feed_forward = feed_forward.build(context, balance)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
-        if self.recomputed and torch.is_grad_enabled():
-            return recomputed(lambda x_BTD: self.through(x_BTD, rotation), x_BTD)
-        return self.through(x_BTD, rotation)
+        return at_once(self.steps(x_BTD, rotation))
 
-    def through(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Any]:
-        """`forward`, of which everything is kept that its backward pass reads."""
+    @property
+    def sends(self) -> bool:
+        """Whether its experts are divided over ranks."""
+        return getattr(self.feed_forward, "sends", False)
+
+    def steps(self, x_BTD: Tensor, rotation: Rotation) -> Steps[tuple[Tensor, Any]]:
+        """`forward`, left wherever rows are on their way to experts or back."""
+        if self.recomputed and torch.is_grad_enabled():
+            return (yield from recomputed(lambda x_BTD: self.through(x_BTD, rotation), x_BTD))
+        return (yield from self.through(x_BTD, rotation))
+
+    def through(self, x_BTD: Tensor, rotation: Rotation) -> Steps[tuple[Tensor, Any]]:
+        """The same, of which everything is kept that its backward pass reads."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
-        y_BTD, routing = self.feed_forward(self.feed_forward_norm(x_BTD))
+        y_BTD, routing = yield from steps_of(self.feed_forward, self.feed_forward_norm(x_BTD))
         return x_BTD + y_BTD, routing
 
     def decode(self, x_BTD: Tensor, rotation: Rotation, cache: Any) -> Tensor:

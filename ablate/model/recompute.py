@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ablate.kernels.weight_gradients import split_forward, splitting
+from ablate.model.turns import Steps, at_once
 
 T = TypeVar("T")
-Function = Callable[[Tensor], tuple[Tensor, Any]]  # x -> (y of the same kind, a dataclass or None)
+Function = Callable[[Tensor], Steps[tuple[Tensor, Any]]]  # x -> (y of the same kind, a dataclass or None)
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ def once(make: Callable[[], T], *, stand_in: Callable[[], T] | None = None) -> T
     return value
 
 
-def recomputed(function: Function, x: Tensor) -> tuple[Tensor, Any]:
+def recomputed(function: Function, x: Tensor) -> Steps[tuple[Tensor, Any]]:
     """function(x), of which only x and what it does `once` is kept for the backward pass.
 
     x: requires a gradient, and is all that does beside parameters. The second result is a dataclass or None; of its
@@ -64,6 +65,7 @@ def recomputed(function: Function, x: Tensor) -> tuple[Tensor, Any]:
     """
     assert x.requires_grad, "nothing would reach the parameters"
     twice = _Twice(function, x.device.type)
+    twice.results = yield from twice.first(x)
     y, *others = _Recomputed.apply(twice, x)
     beside, twice.beside = twice.beside, None
     return y, replace(beside, **dict(zip(_differentiable(beside), others, strict=True))) if others else beside
@@ -80,6 +82,7 @@ class _Twice:
 
     def __init__(self, function: Function, kind: str) -> None:
         self.function, self.once = function, _Once()
+        self.results: tuple[Tensor, ...] = ()  # of the first pass, until they are in the graph
         self.beside: Any = None
         self.autocast: dict[str, Any] = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind)}
         if self.autocast["enabled"]:
@@ -87,11 +90,17 @@ class _Twice:
             self.autocast |= {"dtype": torch.get_autocast_dtype(kind), "cache_enabled": False}
         self.split = splitting()
 
-    def first(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The results, without a graph."""
-        with _under_way(self.once):
-            y, self.beside = self.function(x)
-        return y, *(getattr(self.beside, name) for name in _differentiable(self.beside))
+    def first(self, x: Tensor) -> Steps[tuple[Tensor, ...]]:
+        """The results, without a graph. What is done between the steps is none of this pass."""
+        steps = self.function(x)
+        while True:
+            with torch.no_grad(), _under_way(self.once):
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    y, self.beside = end.value
+                    return y, *(getattr(self.beside, name) for name in _differentiable(self.beside))
+            yield
 
     def second(self, x: Tensor) -> tuple[Tensor, ...]:
         """The same results, with a graph."""
@@ -100,7 +109,7 @@ class _Twice:
         with ExitStack() as stack:
             for context in (torch.enable_grad(), torch.autocast(**self.autocast), split, _under_way(self.once)):
                 stack.enter_context(context)
-            y, beside = self.function(x)
+            y, beside = at_once(self.function(x))
         assert not self.once.made, "the second pass did less than the first"
         return y, *(getattr(beside, name) for name in _differentiable(beside))
 
@@ -123,7 +132,8 @@ class _Recomputed(torch.autograd.Function):
         ctx.twice = twice
         ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
-        return twice.first(x)
+        results, twice.results = twice.results, ()
+        return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, Tensor | None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ablate.model.loss import NO_LOADS, prediction_loss
 from ablate.model.transformer import Part, Prediction, Transformer
+from ablate.model.turns import Steps
 from ablate.spec.run import TextNode
 
 
@@ -49,19 +50,19 @@ def part(held: Iterable[Stage]) -> Part:
     return Part(frozenset(i for s in each for i in s.layers), any(s.first for s in each), any(s.last for s in each))
 
 
-def predict(model: Transformer, stage: Stage, x_BTD: Tensor | None, tokens_BT: Tensor) -> tuple[Any, list[Any]]:
+def predict(model: Transformer, stage: Stage, x_BTD: Tensor | None, tokens_BT: Tensor) -> Steps[tuple[Any, list[Any]]]:
     """What the next stage reads, or on the last one the `Prediction`; and the routing of the stage.
 
     x_BTD: the output of the stage before; None at the first. Tokens are on every rank, since the order of a run's text
     is a function of seed and step.
     """
     embedded_BTD: Any = model.embedding(tokens_BT) if stage.first else None
-    x_BTD, routing = model.through(embedded_BTD if x_BTD is None else x_BTD, stage.layers)
+    x_BTD, routing = yield from model.through(embedded_BTD if x_BTD is None else x_BTD, stage.layers)
     if not stage.last:
         return x_BTD, routing
     if embedded_BTD is None and getattr(model.objective, "joins_embedding", False):
         embedded_BTD = model.embedding(tokens_BT)
-    prediction = model.ahead(model.norm(x_BTD), embedded_BTD, routing)
+    prediction = yield from model.ahead(model.norm(x_BTD), embedded_BTD, routing)
     return prediction, prediction.routing
 
 
@@ -74,9 +75,9 @@ def stage_loss(
     *,
     decaying: bool,
     targets_BT: Tensor | None = None,
-) -> StageLoss:
+) -> Steps[StageLoss]:
     """The stage's share of `model.loss.training_loss`, whose arguments it has."""
-    found, routing = predict(model, stage, x_BTD, batch["window_BT1"][:, :-1])
+    found, routing = yield from predict(model, stage, x_BTD, batch["window_BT1"][:, :-1])
     balance = model.spec.balance
     own = balance.loss(routing, NO_LOADS) if balance is not None and routing else None
     own = own if isinstance(own, Tensor) else None  # experts that nothing balances have a loss of plain zero

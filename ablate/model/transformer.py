@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ablate.model.block import Block, ModelContext, Rotation, rotation_table
 from ablate.model.modules import Embedding
+from ablate.model.turns import Steps, at_once, steps_of
 from ablate.randomness import torch_generator
 from ablate.spec.machine import this_machine
 from ablate.spec.model import Init, ModelSpec
@@ -74,28 +75,28 @@ class Transformer(nn.Module):
     def trunk(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """Normed output of the last layer, the embedded tokens, and the routing of the layers that route."""
         embedded_BTD = self.embedding(tokens_BT)
-        x_BTD, routing = self.through(embedded_BTD, range(len(self.layers)))
+        x_BTD, routing = at_once(self.through(embedded_BTD, range(len(self.layers))))
         return self.norm(x_BTD), embedded_BTD, routing
 
-    def through(self, x_BTD: Tensor, layers: range) -> tuple[Tensor, list[Any]]:
+    def through(self, x_BTD: Tensor, layers: range) -> Steps[tuple[Tensor, list[Any]]]:
         """Output of some layers one after another, and the routing of those that route."""
         rotation, routing = self.rotation(x_BTD.shape[1]), []
         # Where another reads x too, its gradient is added to the layers' sum, whether a block makes that of its own
         # graph (`recompute`) or not.
         x_BTD = x_BTD.view_as(x_BTD)
         for layer in layers:
-            x_BTD, routed = self.layers[layer](x_BTD, rotation)
+            x_BTD, routed = yield from steps_of(self.layers[layer], x_BTD, rotation)
             if routed is not None:
                 routing.append(routed)
         return x_BTD, routing
 
     def predict(self, tokens_BT: Tensor) -> Prediction:
         """The trunk and the objective's modules, without the head."""
-        return self.ahead(*self.trunk(tokens_BT))
+        return at_once(self.ahead(*self.trunk(tokens_BT)))
 
-    def ahead(self, hidden_BTD: Tensor, embedded_BTD: Tensor | None, routing: list[Any]) -> Prediction:
+    def ahead(self, hidden_BTD: Tensor, embedded_BTD: Tensor | None, routing: list[Any]) -> Steps[Prediction]:
         """What the objective's modules add to the trunk's output; the embedded tokens where they read them."""
-        future = self.objective(hidden_BTD, embedded_BTD, self.rotation(hidden_BTD.shape[1]))
+        future = yield from steps_of(self.objective, hidden_BTD, embedded_BTD, self.rotation(hidden_BTD.shape[1]))
         return Prediction(hidden_BTD, future, routing + [r for r in future.routing if r is not None])
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ablate.model.block import recompute_blocks
 from ablate.model.loss import training_loss
 from ablate.model.stage import part, stage_loss, stages
 from ablate.model.transformer import Transformer, initialise
+from ablate.model.turns import Steps
 from ablate.parallel.executor import Pipeline
 from ablate.parallel.experts import divided, hold
 from ablate.parallel.groups import release
@@ -235,8 +236,8 @@ def _on_ranks(
     losses: dict[int, float] = {}
     counts: dict[str, Tensor] = {}
 
-    def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, Tensor | None]:
-        made = stage_loss(model, layers[stage], x, case.text, batches[micro], decaying=False)
+    def forward(stage: int, x: Tensor | None, micro: int) -> Steps[tuple[Tensor, Tensor | None]]:
+        made = yield from stage_loss(model, layers[stage], x, case.text, batches[micro], decaying=False)
         _count(counts, made.routing, names)
         if made.main is not None:
             losses[micro] = made.main.item()

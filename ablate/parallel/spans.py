@@ -1,4 +1,7 @@
-"""The recorder of a rank: when it began and ended its actions, and what it waited for inside them."""
+"""The recorder of a rank: when it began and ended its actions, and what it waited for inside them.
+
+Of two actions that take turns each has a span for every turn.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ablate.schedules.action import Action
-from ablate.schedules.timeline import Recording, Span
+from ablate.schedules.timeline import Recording, Span, SpanKind
 
 MEETINGS = 20  # of the ranks, to compare their clocks; under load few of them are quick
 OFF: AbstractContextManager[None] = nullcontext()
@@ -58,7 +61,7 @@ class Spans:
         self._meetings: list[tuple[float, float]] = []
         self._steps: dict[int, list[tuple[Any, Action, Any, Any]]] = {}
         self._marks: list[tuple[Any, Action, Any, Any]] | None = None  # of the step that is recorded
-        self._action: Action | None = None  # that is done now
+        self._now: tuple[Action, Any] | None = None  # the action that is done now, and since when
 
     def begin(self) -> None:
         """Meet the other ranks to compare clocks. Every rank calls it at once."""
@@ -90,21 +93,39 @@ class Spans:
 
     def inside(self, kind: Literal["D", "C"]) -> AbstractContextManager[None]:
         """Record what the action of the moment waits for inside."""
-        return OFF if self._marks is None or self._action is None else self._record(kind, self._action)
+        return OFF if self._marks is None or self._now is None else self._waiting(kind, self._now[0])
 
     @contextmanager
     def _during(self, action: Action) -> Iterator[None]:
-        self._action = action
-        with self._record(action.kind, action):
-            yield
-        self._action = None
+        outer = self._end_turn()
+        self._start_turn(action)
+        yield
+        self._end_turn()
+        if outer is not None:
+            self._start_turn(outer)
+
+    def _start_turn(self, action: Action) -> None:
+        assert self._clock is not None
+        self._now = action, self._clock.mark()
+
+    def _end_turn(self) -> Action | None:
+        """The action whose turn it was."""
+        if self._now is None:
+            return None
+        (action, start), self._now = self._now, None
+        self._add(action.kind, action, start)
+        return action
 
     @contextmanager
-    def _record(self, kind: Any, action: Action) -> Iterator[None]:
+    def _waiting(self, kind: SpanKind, action: Action) -> Iterator[None]:
         assert self._clock is not None
-        assert self._marks is not None
         start = self._clock.mark()
         yield
+        self._add(kind, action, start)
+
+    def _add(self, kind: SpanKind, action: Action, start: Any) -> None:
+        assert self._clock is not None
+        assert self._marks is not None
         self._marks.append((kind, action, start, self._clock.mark()))
 
     def recording(self) -> Recording:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ MICROSECONDS, NANOSECOND = 1e6, 1e-9
 class Span:
     """A rank was at `kind` of a stage and micro-batch from `start_s` to `end_s`, on the clock of all ranks.
 
-    The kinds are those of actions, of which a receive is the waiting for it; and D and C, which lie inside one.
+    Of two actions that take turns each has a span for every turn. The kinds are those of actions, of which a receive is
+    the waiting for it; and D and C, which lie inside one.
     """
 
     kind: SpanKind
@@ -52,6 +53,19 @@ class Span:
         """As in a file: `2F5 1200+340`, the start and how long, in whole microseconds."""
         start = round(self.start_s * MICROSECONDS)
         return f"{self.name} {start}+{round(self.end_s * MICROSECONDS) - start}"
+
+
+def durations(spans: Iterable[Span]) -> dict[tuple[SpanKind, int, int], float]:
+    """Seconds of each forward, backward or part of one, all its turns together, in the order of their beginning.
+
+    Keys: kind, stage, micro-batch. Two actions that are a pair take turns, and each turn is a span.
+    """
+    found: dict[tuple[SpanKind, int, int], float] = {}
+    for span in spans:
+        if span.is_compute:
+            key = span.kind, span.stage, span.micro
+            found[key] = found.get(key, 0.0) + span.seconds
+    return found
 
 
 def read_span(text: str) -> Span:

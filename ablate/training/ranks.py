@@ -13,6 +13,7 @@ from ablate.data.batches import Batch
 from ablate.model.block import recompute_blocks
 from ablate.model.stage import predict, stage_loss
 from ablate.model.transformer import Transformer, parameter_hash
+from ablate.model.turns import Steps
 from ablate.parallel.experts import hold
 from ablate.parallel.team import Team
 from ablate.spec.run import RunSpec
@@ -65,25 +66,26 @@ class RanksModule(TrainingModule):
         losses: list[Tensor] = []
         first = self.mine.start
 
-        def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, Tensor | None]:
+        def forward(stage: int, x: Tensor | None, micro: int) -> Steps[tuple[Tensor, Tensor | None]]:
             batch, last = self.batches[first + micro], self.team.stages[stage].last
-            with precision.train_step_context():  # and not round backward passes, whose products it would round
-                made = stage_loss(
-                    self.model,
-                    self.team.stages[stage],
-                    x,
-                    self.run.text,
-                    batch,
-                    decaying=decaying,
-                    targets_BT=self._learned(batch["window_BT1"][:, 1:], first + micro) if last else None,
-                )
+            made = yield from stage_loss(
+                self.model,
+                self.team.stages[stage],
+                x,
+                self.run.text,
+                batch,
+                decaying=decaying,
+                targets_BT=self._learned(batch["window_BT1"][:, 1:], first + micro) if last else None,
+            )
             self.loads.add(made.routing)
             if made.main is not None:
                 losses.append(made.main)
             return made.output, made.balance
 
         shape = (*self.batches[0]["window_BT1"][:, 1:].shape, self.run.model.dim)
-        self.team.pipeline.train(forward, lambda micro: self._empty(shape), 1 / len(self.batches))
+        self.team.pipeline.train(
+            forward, lambda micro: self._empty(shape), 1 / len(self.batches), precision.train_step_context
+        )
         self.holders.join()
         self.loads.counts = self._everywhere(self.loads.counts)
         # Of one dtype on all ranks, whichever of them have a head.
@@ -131,9 +133,9 @@ class RanksModule(TrainingModule):
         windows = self._share(held_out.windows_WT1, batch_size)
         names = {module: name for name, module in self.model.named_modules()}
 
-        def forward(stage: int, x: Tensor | None, micro: int) -> tuple[Tensor, None]:
+        def forward(stage: int, x: Tensor | None, micro: int) -> Steps[tuple[Tensor, None]]:
             window_BT1 = windows[micro].to(self.device)
-            made, routing = predict(self.model, self.team.stages[stage], x, window_BT1[:, :-1])
+            made, routing = yield from predict(self.model, self.team.stages[stage], x, window_BT1[:, :-1])
             tally.count(routing, names)
             if not self.team.stages[stage].last:
                 return made, None

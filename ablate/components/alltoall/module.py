@@ -2,7 +2,8 @@
 
 Autograd sees two pairs of functions, `_Leave`/`_Enter` around the way out and `_Return`/`_Close` around the way back.
 The first of each pair starts a transfer and the second waits for it, in both directions, so that what is computed
-between them (the shared expert) runs meanwhile. What travels is held by the `Journey`; the tensors that autograd
+between them (the shared expert) runs meanwhile, and so does a pass beside this one (`model.turns`): forward `receive`
+is left at every hop, backward every wait gives way. What travels is held by the `Journey`; the tensors that autograd
 hands from the first to the second are placeholders without storage. In a block that is computed again no transfer is:
 rows that arrived are kept as they travelled (`once`).
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ablate.model.recompute import once
+from ablate.model.turns import Steps, give_way
 
 ExpertRows = Callable[[Tensor, Tensor], Tensor]  # rows (P, D) sorted by own expert, ends of the experts' -> (P, D)
 
@@ -130,10 +132,12 @@ class Journey:
     dtype: torch.dtype
     hops: list[Hop]
     n_arrived: int
-    onward: Callable[[Tensor], Hop] | None = None  # the last hop, from the choices of the rows that the first brought
+    onward: Callable[[Tensor], Hop] | None = None  # the last hop, from the rows that the first brought
     order_U: Tensor | None = None  # brings what arrived into the order of its source ranks; None: it has it
     undo_U: Tensor | None = None
     flight: Any = None
+    at: int = 0  # the hop that is under way
+    forms: Sequence[tuple[int, torch.dtype]] = ()  # width and type of each tensor on the way back
 
     def encode(self, x: Tensor) -> Tensor:
         return as_bytes(x) if self.wire is None else self.wire.encode(x)
@@ -148,45 +152,65 @@ class Journey:
 
     def set_out(self, rows: Tensor) -> None:
         """Start the first hop of bytes that go to the experts' ranks."""
-        self.flight = self.hops[0].out(rows)
+        self.flight, self.at = self.hops[0].out(rows), 0
 
-    def arrive(self, n_choices: int = 0) -> Tensor:
-        """Wait for it and make the other hops, whose bytes are passed on as they are.
-
-        The first time a row ends in its choices, `n_choices` of them.
-        """
-        rows: Tensor = self.flight.wait()
+    def pass_on(self) -> bool:
+        """Wait for a hop and start the next with the bytes that it brought; False where none is left to start."""
+        if self.flight is None or (self.onward is None and self.at == len(self.hops) - 1):
+            return False
+        rows = self._landed()
         if self.onward is not None:
-            self.hops.append(self.onward(from_bytes(rows[:, -4 * n_choices :], n_choices, torch.int32)))
+            self.hops.append(self.onward(rows))
             self.onward = None
-        for further in self.hops[1:]:
-            rows = further.out(rows).wait()
-        self.flight = None
+        self.at += 1
+        self.flight = self.hops[self.at].out(rows)
+        return True
+
+    def arrive(self) -> Tensor:
+        """The bytes at the experts' ranks, after the last hop."""
+        while self.pass_on():
+            pass
+        rows = self._landed()
         return rows if self.order_U is None else rows[self.order_U]
 
     def set_back(self, *rows: Tensor) -> None:
-        """Start the last hop of the way back; in those before it the copies of a row are summed where they parted."""
-        shapes = [t.shape[1] for t in rows]
-        joined = [t if self.undo_U is None else t[self.undo_U] for t in rows]
-        for hop in reversed(self.hops[1:]):
-            joined = [hop.join(t) for t in self._parts(hop.back(self._packed(joined)).wait(), joined, shapes)]
-        self.flight = (self.hops[0].back(self._packed(joined)), joined, shapes)
+        """Start the last hop on the way back."""
+        self.forms = [(t.shape[1], t.dtype) for t in rows]
+        self.at = len(self.hops) - 1
+        self.flight = self.hops[self.at].back(
+            self._packed([t if self.undo_U is None else t[self.undo_U] for t in rows])
+        )
+
+    def pass_back(self) -> bool:
+        """Wait for a hop, sum a row's copies where they parted and start the hop before; False where none is left."""
+        if self.flight is None or self.at == 0:
+            return False
+        joined = self._joined()
+        self.at -= 1
+        self.flight = self.hops[self.at].back(self._packed(joined))
+        return True
 
     def close(self) -> list[Tensor]:
-        """Wait for it and sum the copies of every row."""
-        flight, like, shapes = self.flight
+        """What came home, summed over the copies of every row."""
+        while self.pass_back():
+            pass
+        return self._joined()
+
+    def _landed(self) -> Tensor:
+        """What is under way, once it has come; until then the pass beside this one goes on."""
+        give_way()
+        rows: Tensor = self.flight.wait()
         self.flight = None
-        return [self.hops[0].join(t) for t in self._parts(flight.wait(), like, shapes)]
+        return rows
+
+    def _joined(self) -> list[Tensor]:
+        parts = self._landed().split([width * dtype.itemsize for width, dtype in self.forms], dim=1)
+        rows = [from_bytes(p, width, dtype) for p, (width, dtype) in zip(parts, self.forms, strict=True)]
+        return [self.hops[self.at].join(t) for t in rows]
 
     @staticmethod
     def _packed(rows: Sequence[Tensor]) -> Tensor:
         return torch.cat([as_bytes(t) for t in rows], dim=1)
-
-    @staticmethod
-    def _parts(rows: Tensor, like: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
-        sizes = [width * t.element_size() for width, t in zip(widths, like, strict=True)]
-        parts = rows.split(sizes, dim=1)
-        return [from_bytes(p, width, t.dtype) for p, width, t in zip(parts, widths, like, strict=True)]
 
 
 def as_bytes(x_NX: Tensor) -> Tensor:
@@ -232,9 +256,7 @@ class _Enter(torch.autograd.Function):
     def forward(ctx: Any, journey: Journey, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.journey = journey
         n_choices, row = weight.shape[1], journey.row_bytes()
-        parts = once(lambda: journey.arrive(n_choices)).split(
-            [row, n_choices * weight.element_size(), n_choices * 4], dim=1
-        )
+        parts = once(journey.arrive).split([row, n_choices * weight.element_size(), n_choices * 4], dim=1)
         expert = from_bytes(parts[2], n_choices, torch.int32)
         ctx.mark_non_differentiable(expert)
         return journey.decode(parts[0]), from_bytes(parts[1], n_choices, weight.dtype), expert
@@ -243,6 +265,8 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
         x_gradient, weight_gradient, _ = gradients
         ctx.journey.set_back(x_gradient, weight_gradient)
+        while ctx.journey.pass_back():  # the long hop between nodes is under way while the shared experts go back
+            pass
         return None, _placeholder(x_gradient, *x_gradient.shape), _placeholder(weight_gradient, *weight_gradient.shape)
 
 
@@ -330,15 +354,18 @@ class Transport(ABC):
         counts = torch.cat([to_node_XG.sum(0), to_rank_XR.sum(0), per_expert_E])
         table, numbers = peers.gather(counts)
         own = slice(*(peers.n_nodes + len(peers.shares) + end for end in self._own()))
-        journey = Journey(self.wire, x.shape[1], x.dtype, *self.route(to_rank_XR, to_node_XG, expert.shape[1], numbers))
+        hops, n_arrived, second = self.route(to_rank_XR, to_node_XG, expert.shape[1], numbers)
+        journey = Journey(self.wire, x.shape[1], x.dtype, hops, n_arrived, second)
         self.sort(journey, table)
         offsets_E = table[:, own].sum(0).cumsum(0).to(torch.int32)
         n_rows = sum(sum(row[own]) for row in numbers)
         return journey, offsets_E, n_rows
 
-    def receive(self, sent: Sent, experts: ExpertRows) -> Tensor:
+    def receive(self, sent: Sent, experts: ExpertRows) -> Steps[Tensor]:
         """sum over a token's choices of weight times expert, (N, D): computed at the experts, summed on the way."""
         start, end = self._own()
+        while sent.journey.pass_on():
+            yield
         x_UD, weight_UA, expert_UA = _Enter.apply(sent.journey, sent.x_UD, sent.weight_UA)
         n_choices = expert_UA.shape[1]
         key_UA = torch.where((expert_UA >= start) & (expert_UA < end), expert_UA - start, end - start)
@@ -353,7 +380,11 @@ class Transport(ABC):
         y_UD = _Sum.apply(y_PD * weight_P.to(y_PD.dtype), row_P, places_UA)
         journey = sent.journey
         home = replace(journey, dtype=y_UD.dtype)
-        y_XD = _Close.apply(home, _Return.apply(home, y_UD, sent.n_home))
+        y_XD = _Return.apply(home, y_UD, sent.n_home)
+        yield
+        while home.pass_back():
+            yield
+        y_XD = _Close.apply(home, y_XD)
         return self.of_tokens(y_XD, sent.n_tokens)
 
     def of_tokens(self, y_XD: Tensor, n_tokens: int) -> Tensor:
@@ -407,7 +438,8 @@ class TwoHopTransport(Transport):
         sent = [sum(row[own + k] for row in relayed) for k in range(width)]
         received = [sum(numbers[n * width + k][own + place] for n in range(n_nodes)) for k in range(width)]
 
-        def second(expert_QA: Tensor) -> Hop:
+        def second(rows: Tensor) -> Hop:
+            expert_QA = from_bytes(rows[:, -4 * n_choices :], n_choices, torch.int32)  # a row ends in its choices
             rank_QA = self.rank_of(expert_QA.long()) - node * width
             # Choices of other nodes are marked in a column that is cut off.
             goes_QL = torch.zeros(len(rank_QA), width + 1, dtype=torch.bool, device=rank_QA.device)

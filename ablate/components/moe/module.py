@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablate.model.modules import swiglu, unquantised
+from ablate.model.turns import Steps, at_once
 from ablate.spec.backends import require_concrete
 from ablate.spec.nodes import BuildContext
 
@@ -187,9 +188,18 @@ class RoutedExperts(nn.Module):
         return tuple(names)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        return at_once(self.steps(x_BTD))
+
+    @property
+    def sends(self) -> bool:
+        """Whether tokens go to experts on other ranks."""
+        return self.transport is not None
+
+    def steps(self, x_BTD: Tensor) -> Steps[tuple[Tensor, Routing]]:
+        """`forward`, left wherever rows are on their way to experts or back."""
         shared, x_BTD = x_BTD, unquantised(x_BTD)
         if self.transport is not None:
-            return self._divided(x_BTD, shared)
+            return (yield from self._divided(x_BTD, shared))
         if self.experts.backend == "triton":
             where, weight_NA, routing = self._launched(x_BTD)
         else:
@@ -198,12 +208,14 @@ class RoutedExperts(nn.Module):
         y_BTD = self.experts(x_BTD.flatten(0, 1), weight_NA, where).view_as(x_BTD)
         return (y_BTD if self.shared is None else y_BTD + self.shared(shared)[0]), routing
 
-    def _divided(self, x_BTD: Tensor, shared: Any) -> tuple[Tensor, Routing]:
+    def _divided(self, x_BTD: Tensor, shared: Any) -> Steps[tuple[Tensor, Routing]]:
         """The shared experts compute while tokens are on their way."""
         expert_NA, weight_NA, routing = self.router(x_BTD)
         sent = self.transport.send(x_BTD.flatten(0, 1), weight_NA, expert_NA)
+        yield
         beside = None if self.shared is None else self.shared(shared)[0]
-        y_BTD = self.transport.receive(sent, self.experts.rows).view_as(x_BTD)
+        y_ND = yield from self.transport.receive(sent, self.experts.rows)
+        y_BTD = y_ND.view_as(x_BTD)
         return (y_BTD if beside is None else y_BTD + beside), routing
 
     def _launched(self, x_BTD: Tensor) -> tuple[Permutation, Tensor, Routing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.model.block import Rotation
+from ablate.model.turns import Steps, at_once, steps_of
 from ablate.spec.nodes import BuildContext
 
 
@@ -55,6 +57,18 @@ class MultiToken(nn.Module):
             MultiTokenModule(context, index, joins_embedding=self.joins_embedding) for index in range(depth)
         )
 
+    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+        return at_once(self.steps(trunk_BTD, embedded_BTD, rotation))
+
+    @property
+    def sends(self) -> bool:
+        """Whether the experts of its blocks are divided over ranks."""
+        return any(module.block.sends for module in self.layers)
+
+    @abstractmethod
+    def steps(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Steps[FutureTokens]:
+        """The modules' pass, left wherever rows are on their way to experts or back."""
+
     def loss(self, future: FutureTokens, targets_BT: Tensor, head: Any) -> Tensor:
         """Mean over depths of the cross-entropy k + 1 tokens ahead (eqs. 24-25). `targets_BT`: the next tokens.
 
@@ -73,12 +87,12 @@ class SequentialModules(MultiToken):
 
     joins_embedding = True
 
-    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+    def steps(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Steps[FutureTokens]:
         future, hidden = FutureTokens(), trunk_BTD
         for k, module in enumerate(self.layers, start=1):
             length = trunk_BTD.shape[1] - k
             joined = module.join(hidden[:, :length], embedded_BTD[:, k:])
-            hidden, routing = module.block(joined, rotation.positions(0, length))
+            hidden, routing = yield from steps_of(module.block, joined, rotation.positions(0, length))
             future.hidden_BTD.append(module.norm(hidden))
             future.routing.append(routing)
         return future
@@ -89,11 +103,11 @@ class ParallelHeads(MultiToken):
 
     joins_embedding = False
 
-    def forward(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> FutureTokens:
+    def steps(self, trunk_BTD: Tensor, embedded_BTD: Tensor, rotation: Rotation) -> Steps[FutureTokens]:
         future = FutureTokens()
         for k, module in enumerate(self.layers, start=1):
             length = trunk_BTD.shape[1] - k
-            hidden, routing = module.block(trunk_BTD[:, :length], rotation.positions(0, length))
+            hidden, routing = yield from steps_of(module.block, trunk_BTD[:, :length], rotation.positions(0, length))
             future.hidden_BTD.append(module.norm(hidden))
             future.routing.append(routing)
         return future
