@@ -6,9 +6,10 @@ import played
 import pytest
 
 from ablate.cluster.measured import measure
+from ablate.schedules.action import Schedule
 from ablate.schedules.check import check
 from ablate.schedules.tables import NAMES, table
-from ablate.schedules.timeline import Step
+from ablate.schedules.timeline import Span, Step
 
 WAY = 0.003
 
@@ -95,6 +96,45 @@ def test_pipelines_side_by_side_are_told_apart() -> None:
     found = measure(timeline, schedule)
     assert found.step_s == pytest.approx(1.5 * measure(played.timeline(schedule), schedule).step_s)
     assert found.bubble_share == pytest.approx(measure(played.timeline(schedule), schedule).bubble_share)
+
+
+def in_turns(schedule: Schedule, ranks: tuple[tuple[Span, ...], ...]) -> tuple[tuple[Span, ...], ...]:
+    """Each pair in quarters: a part of the backward, a part of the forward, and both again."""
+    paired = {(a.kind, a.stage, a.micro) for row in schedule.ranks for a in row if a.paired}
+    found = []
+    for spans in ranks:
+        row, rest = [], list(spans)
+        while rest:
+            span = rest.pop(0)
+            if (span.kind, span.stage, span.micro) not in paired:
+                row.append(span)
+                continue
+            at, other = span.start_s, rest.pop(0)
+            for each in (other, span, other, span):
+                row.append(dataclasses.replace(each, start_s=at, end_s=at + each.seconds / 2))
+                at = row[-1].end_s
+        found.append(tuple(row))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("name", ["dualpipe", "dualpipev"])
+def test_the_turns_of_a_pair_are_one_action_each(name: str) -> None:
+    schedule = table(name, 2, 6)
+    timeline = played.timeline(schedule, uneven, way=WAY)
+    turned = dataclasses.replace(
+        timeline, steps=tuple(dataclasses.replace(s, ranks=in_turns(schedule, s.ranks)) for s in timeline.steps)
+    )
+    expected, found = (measure(each, schedule) for each in (timeline, turned))
+    assert sum(len(r) for r in turned.steps[0].ranks) > sum(len(r) for r in timeline.steps[0].ranks)
+    assert found.parts == pytest.approx(expected.parts)
+    assert found.by_kind == pytest.approx(expected.by_kind)
+    assert found.step_s == pytest.approx(expected.step_s)
+    assert found.simulated.step_s == pytest.approx(expected.simulated.step_s)
+    assert found.peak_live_chunks == expected.peak_live_chunks == check(schedule)
+    first = turned.steps[0].ranks[0]
+    missing = dataclasses.replace(turned, steps=(Step(number=0, ranks=(first[:-2], *turned.steps[0].ranks[1:])),))
+    with pytest.raises(ValueError, match="is not of its schedule"):
+        measure(missing, schedule)
 
 
 def test_a_timeline_of_another_schedule_is_refused() -> None:

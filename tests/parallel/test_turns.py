@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,10 +18,14 @@ from ablate.model.block import recompute_blocks
 from ablate.model.stage import Stage, stage_loss
 from ablate.model.transformer import Transformer, initialise
 from ablate.model.turns import Pass, Steps, beside, give_way
+from ablate.parallel.executor import Pipeline
 from ablate.parallel.experts import divided
+from ablate.parallel.mesh import Mesh
 from ablate.parallel.transport.channel import Channel
 from ablate.parallel.transport.peers import alone
 from ablate.presets import preset
+from ablate.schedules.action import Action, Schedule
+from ablate.spec.ranks import Ranks
 
 LAYERS, N_ROUTED, LENGTH = 3, 3, 16  # the first is dense; one more is there for a further token
 WHOLE = Stage(range(LAYERS), True, True)
@@ -43,8 +47,7 @@ class Log(TorchDispatchMode):
     @contextmanager
     def forward(self) -> Iterator[None]:
         self.who = "forward"
-        with torch.enable_grad():  # in a backward pass they are off
-            yield
+        yield
         self.who = "backward"
 
     def hidden_behind(self, number: int) -> set[str]:
@@ -54,7 +57,9 @@ class Log(TorchDispatchMode):
         return {w for what, w, _ in self.events[start:end] if what == "mm"}
 
     def transfers(self, who: str) -> list[int]:
-        return [n for what, w, n in self.events if (what, w) == ("start", who)]
+        """Of the second forward or the first backward pass: the two that may be a pair."""
+        found = [n for what, w, n in self.events if (what, w) == ("start", who)]
+        return found[len(found) // 2 :] if who == "forward" else found[: len(found) // 2]
 
 
 @dataclass
@@ -93,27 +98,32 @@ def model_on(log: Log, node: Any, recompute: str = "none") -> Transformer:
     return model
 
 
-def forward(model: Any, seed: int) -> Steps[Tensor]:
-    window = torch.randint(model.spec.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
-    made = yield from stage_loss(model, WHOLE, None, model.text, {"window_BT1": window}, decaying=False)
-    return made.output
+def schedule(*actions: Action) -> Schedule:
+    """Two micro-batches through a single stage."""
+    return Schedule(name="pair", n_micro_batches=2, placement=((0,),), ranks=(actions,))
 
 
-def turns(together: bool, node: Any, recompute: str) -> tuple[Log, Tensor, dict[str, Tensor | None]]:
-    """The forward pass of a second micro-batch beside the backward pass of a first one, or behind it; then its own."""
-    log = Log()
-    model = model_on(log, node, recompute)
-    first = Pass(forward(model, 1), nullcontext).finish()
-    second = Pass(forward(model, 2), log.forward)
-    log.events.clear()
+FIRST, SECOND, BACK = Action("F", 0, 0), Action("F", 0, 1), Action("B", 0, 1)
+APART = schedule(FIRST, SECOND, Action("B", 0, 0), BACK)
+PAIR = schedule(FIRST, replace(SECOND, paired=True), Action("B", 0, 0), BACK)
+PAIR_IN_PARTS = schedule(FIRST, replace(SECOND, paired=True), Action("I", 0, 0), Action("W", 0, 0), BACK)
+
+
+def train(table: Schedule, node: Any, recompute: str = "none") -> tuple[Log, list[Tensor], dict[str, Tensor | None]]:
+    """What happens when, the losses, and the gradients."""
+    log, losses = Log(), list[Tensor]()
+    model: Any = model_on(log, node, recompute)
+
+    def forward(stage: int, x: Tensor | None, micro: int) -> Steps[tuple[Tensor, Tensor | None]]:
+        window = torch.randint(model.spec.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(micro))
+        made = yield from stage_loss(model, WHOLE, x, model.text, {"window_BT1": window}, decaying=False)
+        losses.append(made.output.detach())
+        return made.output, made.balance
+
+    pipeline = Pipeline(table, Mesh(Ranks(data=2, expert=2), 0, {}))
     with log:
-        with beside(second) if together else nullcontext():
-            first.backward()
-        loss = second.finish()
-        events = list(log.events)
-    loss.backward()
-    log.events = events
-    return log, loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+        assert pipeline.train(forward, lambda micro: torch.empty(0), 0.5, log.forward) == 2
+    return log, losses, {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.fixture(autouse=True)
@@ -127,21 +137,20 @@ def in_float64() -> Iterator[None]:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("node", [TwoHop(), Flat(), Deduplicated()], ids=lambda n: n.kind)
 def test_each_pass_computes_while_rows_of_the_other_travel(node: Any, recompute: str) -> None:
-    apart, loss, gradients = turns(False, node, recompute)
-    log, same_loss, same = turns(True, node, recompute)
-    assert torch.equal(loss, same_loss)
-    for name, gradient in gradients.items():
-        found = same[name]
-        assert (found is None) == (gradient is None), name
-        assert gradient is None or torch.equal(found, gradient), name  # type: ignore[arg-type]
+    apart, losses, gradients = train(APART, node, recompute)
     n = 2 * N_ROUTED * (2 if node.kind == "two-hop" else 1)  # dispatch and combine, or their ways back
-    assert [len(log.transfers(who)) for who in ("forward", "backward")] == [n, n]
-    # By itself a pass computes its shared experts while rows make one hop in each layer, and waits for the others.
-    assert [sum(bool(apart.hidden_behind(i)) for i in apart.transfers(who)) for who in ("forward", "backward")] == [
-        N_ROUTED, N_ROUTED,
-    ]  # fmt: skip
-    for who in ("forward", "backward"):
-        assert all(log.hidden_behind(i) for i in log.transfers(who))
+    for table in (PAIR, PAIR_IN_PARTS):
+        log, same_losses, same = train(table, node, recompute)
+        assert same_losses == losses
+        for name, gradient in gradients.items():
+            found = same[name]
+            assert (found is None) == (gradient is None), name
+            assert gradient is None or torch.equal(found, gradient), name  # type: ignore[arg-type]
+        for who in ("forward", "backward"):
+            # By itself a pass computes its shared experts while rows make one hop in each layer; for the rest it waits.
+            assert sum(bool(apart.hidden_behind(i)) for i in apart.transfers(who)) == N_ROUTED
+            assert len(log.transfers(who)) == n
+            assert all(log.hidden_behind(i) for i in log.transfers(who))
 
 
 def test_a_step_is_made_in_its_own_context_and_leaves_the_others() -> None:
@@ -177,8 +186,8 @@ def test_an_error_in_a_step_is_the_errors_of_the_pass_that_gave_way() -> None:
         raise ValueError("no rows")
 
     going: Pass[None] = Pass(steps(), nullcontext)
-    waits: list[Callable[[], None]] = [give_way, give_way]
-    with pytest.raises(ValueError, match="no rows"), beside(going):
-        for wait in waits:
-            wait()
+    with beside(going):
+        give_way()
+        with pytest.raises(ValueError, match="no rows"):
+            give_way()
     give_way()  # nobody is beside any more

@@ -27,7 +27,11 @@ class Laid:
 @checked("pipeline")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bidirectional(Laid):
-    """DualPipe (arXiv:2412.19437, section 3.2.1): half of the micro-batches enters at each end of the ranks."""
+    """DualPipe (arXiv:2412.19437, section 3.2.1): half of the micro-batches enters at each end of the ranks.
+
+    Forward and backward chunks of the two halves are pairs. Where experts are divided over ranks the two of a pair take
+    turns, each computing while rows of the other travel (`model.turns`); where they are not, nothing is waited for.
+    """
 
     kind: Literal["dualpipe"] = "dualpipe"
 
