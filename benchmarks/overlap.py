@@ -97,7 +97,8 @@ def measure(name: str, transport: str, network: Network, n_pairs: int) -> Mappin
     model: Any = Transformer(spec.model.for_machine(this_machine(), "float32"))
     initialise(model, spec.model.init, 0)
     n_experts: int = getattr(spec.model.feed_forward, "n_routed_experts")  # noqa: B009 - the whole recipe has experts
-    peers: Any = replace(alone(n_experts), everyone=Slow(network), between=Slow(network), inside=Slow(network))
+    channels: Any = {name: Slow(network) for name in ("everyone", "between", "inside")}
+    peers = replace(alone(n_experts), **channels)
     divided(model, peers, TRANSPORTS[transport].build(peers, n_experts, spec.model.linear.wire()), n_experts)
     whole, length = Stage(range(spec.model.n_layers), True, True), spec.trainer.sequence_length
     shape = (spec.trainer.micro_batch_size, length + 1)

@@ -128,11 +128,14 @@ def run(
 
 def _show_price(study: Any, done: Any, display: Any, *, per_hour: float | None, noise: Path | None) -> dict[str, Any]:
     """Print what the plan will take, and give it for the JSON document."""
+    from ablate.runs.store import Store
     from ablate.spec.decoding import encode
+    from ablate.sweep.estimate import ended
     from ablate.sweep.price import lines, noise_of, price, published_noise
 
     known = noise_of(noise) if noise else published_noise(done.plan, study.load_preset())
-    found = price(done.plan, n_parallel=done.n_parallel, per_hour=per_hour, noise=known)
+    earlier = ended(Store(done.folder))
+    found = price(done.plan, n_parallel=done.n_parallel, per_hour=per_hour, noise=known, done=earlier)
     for line in lines(found, per_hour):
         display.say(line)
     return encode(found)

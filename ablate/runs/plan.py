@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -139,9 +139,14 @@ class Plan:
         """The same runs, with the seconds of a step of each variant as far as they are known."""
         return replace(self, variants=tuple(replace(v, step_s=step_s.get(v.name)) for v in self.variants))
 
-    def seconds(self, n_parallel: int) -> float | None:
-        """Estimated time of all runs with `n_parallel` at a time."""
-        times = [v.run_s * len(v.run_ids) for v in self.variants if v.run_s is not None]
+    def left(self, done: Collection[str]) -> dict[str, int]:
+        """How many runs of each variant are not among those that are done."""
+        return {v.name: sum(identity not in done for identity in v.run_ids) for v in self.variants}
+
+    def seconds(self, n_parallel: int, done: Collection[str] = ()) -> float | None:
+        """Estimated time of all runs but those that are done, with `n_parallel` at a time."""
+        left = self.left(done)
+        times = [v.run_s * left[v.name] for v in self.variants if v.run_s is not None]
         return sum(times) / n_parallel if len(times) == len(self.variants) else None
 
 

@@ -60,7 +60,7 @@ def estimate(plan: Plan, runs: Mapping[str, RunSpec], store: Store, n_parallel: 
     here = list(_finished(store, done))
     known = _remembered()
     times = {v.name: _run_time(v, runs, [r for r in here if r.run_id in v.run_ids], known) for v in plan.variants}
-    left = {v.name: sum(identity not in done for identity in v.run_ids) for v in plan.variants}
+    left = plan.left(done)
     ends = [sum(left[name] * end(time) for name, time in times.items()) / n_parallel for end in (_low, _high)]
     # A machine is not used fully at the end, when fewer runs than `n_parallel` are left.
     longest = max((time.high for name, time in times.items() if left[name]), default=0.0)

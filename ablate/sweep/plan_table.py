@@ -34,7 +34,8 @@ def render(plan: Plan, n_parallel: int, folder: Path, time: Estimate, width: int
     if reference.n_branch_steps:
         more = percent(reference.n_branch_steps / reference.n_steps, 2)
         said.append(f"Each run is decayed to finished models before its end too, in branches of {more} more steps.")
-    said.append(f"{plural(plan.n_runs, 'run')}, {n_parallel} at a time: {time}. Results: {folder}")
+    left = "" if time.n_left == plan.n_runs else f", {time.n_left} of them left"
+    said.append(f"{plural(plan.n_runs, 'run')}{left}, {n_parallel} at a time: {time}. Results: {folder}")
     return Group(Text(plan.question, style="bold"), _table(plan, time, width), *map(Text, said))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,13 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """Of a whole plan. None stands for what is not known here."""
+    """Of the runs of a plan that have no record yet. None stands for what is not known here."""
 
     n_variants: int
-    n_runs: int
-    flops: float  # of training, branches and all seeds together
-    device_s: float | None  # of all runs one after another
+    n_runs: int  # of the whole plan
+    n_left: int
+    flops: float  # of training, branches and all seeds that are left together
+    device_s: float | None  # of these runs one after another
     wall_s: float | None  # with as many at a time as were asked for
     bytes_per_run: int  # weights, gradients and moments of the largest variant
     n_parallel: int
@@ -47,21 +48,24 @@ class Price:
     half_width_from: str  # which noise it is expected with, or why there is none
 
 
-def price(plan: Plan, *, n_parallel: int, per_hour: float | None, noise: Noise | None) -> Price:
-    """The price of a plan. `per_hour`: of one device, on which one run trains at a time.
+def price(
+    plan: Plan, *, n_parallel: int, per_hour: float | None, noise: Noise | None, done: Collection[str] = ()
+) -> Price:
+    """The price of a plan. `per_hour`: of one device, on which one run trains at a time; `done`: runs with a record.
 
     ValueError for a price that is no finite number from 0 up.
     """
     if per_hour is not None and not 0 <= per_hour < math.inf:
         raise ValueError(f"--price is {per_hour}; it is what an hour of one device costs, 0 or more")
-    device_s = plan.seconds(1)
+    left, device_s = plan.left(done), plan.seconds(1, done)
     half_width, origin = expected_half_width(plan, noise)
     return Price(
         n_variants=len(plan.variants),
         n_runs=plan.n_runs,
-        flops=sum(v.flops / v.n_steps * v.n_all_steps * len(v.seeds) for v in plan.variants),
+        n_left=sum(left.values()),
+        flops=sum(v.flops / v.n_steps * v.n_all_steps * left[v.name] for v in plan.variants),
         device_s=device_s,
-        wall_s=plan.seconds(n_parallel),
+        wall_s=plan.seconds(n_parallel, done),
         bytes_per_run=round(max(BYTES_PER_PARAMETER * v.cost["trained_parameters"] for v in plan.variants)),
         n_parallel=n_parallel,
         cost=None if per_hour is None or device_s is None else per_hour * device_s / 3600,
@@ -72,7 +76,9 @@ def price(plan: Plan, *, n_parallel: int, per_hour: float | None, noise: Noise |
 
 def lines(found: Price, per_hour: float | None) -> Iterator[str]:
     """The price for people, a line for each part."""
-    yield f"Cells: {plural(found.n_variants, 'variant')}; {plural(found.n_runs, 'run')} in all."
+    ended = found.n_runs - found.n_left
+    left = f", of which {ended} {'has' if ended == 1 else 'have'} ended; what follows is of the rest" if ended else ""
+    yield f"Cells: {plural(found.n_variants, 'variant')}; {plural(found.n_runs, 'run')} in all{left}."
     rate = f" ({duration(found.flops / PETAFLOP)} at 1 PFLOP/s)" if found.flops > 60 * PETAFLOP else ""
     yield f"Arithmetic: {scaled(found.flops, 'FLOP')} of training{rate}."
     if found.device_s is None or found.wall_s is None:

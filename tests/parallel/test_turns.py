@@ -26,6 +26,7 @@ from ablate.parallel.transport.peers import alone
 from ablate.presets import preset
 from ablate.schedules.action import Action, Schedule
 from ablate.spec.ranks import Ranks
+from ablate.spec.run import TextNode
 
 LAYERS, N_ROUTED, LENGTH = 3, 3, 16  # the first is dense; one more is there for a further token
 WHOLE = Stage(range(LAYERS), True, True)
@@ -39,7 +40,7 @@ class Log(TorchDispatchMode):
         self.events: list[tuple[str, str, int]] = []
         self.who, self.n = "backward", 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket is torch.ops.aten.mm:
             self.events.append(("mm", self.who, -1))
         return func(*args, **(kwargs or {}))
@@ -83,19 +84,19 @@ class Logged:
         return Flight()
 
 
-def model_on(log: Log, node: Any, recompute: str = "none") -> Transformer:
+def model_on(log: Log, node: Any, recompute: str = "none") -> tuple[Transformer, TextNode]:
     """All experts on one rank, reached by a transport; float64."""
     small = preset("nano")
     small = replace(small, model=replace(small.model, n_layers=LAYERS))
     spec = (Variant.full(small) | {"distill": "raw", "fp8": "bf16"}).resolve(small)
     model = Transformer(spec.model.portable().with_backends({"linear": "reference"}))
     n: int = getattr(spec.model.feed_forward, "n_routed_experts")  # noqa: B009
-    peers: Any = replace(alone(n), everyone=Logged(log), between=Logged(log), inside=Logged(log))
+    channels: Any = {name: Logged(log) for name in ("everyone", "between", "inside")}
+    peers = replace(alone(n), **channels)
     divided(model, peers, node.build(peers, n, None), n)
     initialise(model, spec.model.init, 0)
     recompute_blocks(model, recompute)
-    model.text = spec.data.text  # type: ignore[assignment]
-    return model
+    return model, spec.data.text
 
 
 def schedule(*actions: Action) -> Schedule:
@@ -112,11 +113,11 @@ PAIR_IN_PARTS = schedule(FIRST, replace(SECOND, paired=True), Action("I", 0, 0),
 def train(table: Schedule, node: Any, recompute: str = "none") -> tuple[Log, list[Tensor], dict[str, Tensor | None]]:
     """What happens when, the losses, and the gradients."""
     log, losses = Log(), list[Tensor]()
-    model: Any = model_on(log, node, recompute)
+    model, text = model_on(log, node, recompute)
 
     def forward(stage: int, x: Tensor | None, micro: int) -> Steps[tuple[Tensor, Tensor | None]]:
         window = torch.randint(model.spec.vocab_size, (2, LENGTH + 1), generator=torch.Generator().manual_seed(micro))
-        made = yield from stage_loss(model, WHOLE, x, model.text, {"window_BT1": window}, decaying=False)
+        made = yield from stage_loss(model, WHOLE, x, text, {"window_BT1": window}, decaying=False)
         losses.append(made.output.detach())
         return made.output, made.balance
 

@@ -31,6 +31,21 @@ def test_sums_over_all_runs_with_their_branches() -> None:
     assert "name a study of this preset with --noise" in " ".join(lines(found, 3.0))
 
 
+def test_runs_that_have_ended_cost_nothing_more() -> None:
+    plan, _ = planned(study(preset="nano", disable=("mtp",)))
+    plan = plan.with_speeds({v.name: 0.5 for v in plan.variants})
+    first, *others = plan.variants
+    done = {*first.run_ids, others[0].run_ids[0], "a run of another study"}
+    found = price(plan, n_parallel=2, per_hour=3.0, noise=None, done=done)
+    assert (found.n_runs, found.n_left) == (8, 3)
+    assert found.device_s == pytest.approx(3 * 0.5 * others[0].n_all_steps)
+    assert found.cost == pytest.approx(3.0 * found.device_s / 3600)
+    assert found.flops == pytest.approx(3 * others[0].flops * others[0].n_all_steps / others[0].n_steps)
+    assert "8 runs in all, of which 5 have ended; what follows is of the rest." in next(lines(found, 3.0))
+    nothing = price(plan, n_parallel=2, per_hour=3.0, noise=None)
+    assert next(lines(nothing, 3.0)).endswith("8 runs in all.")
+
+
 def test_what_is_not_known_is_said() -> None:
     plan, _ = planned(study(preset="nano", disable=("mtp",)))
     found = price(plan, n_parallel=1, per_hour=3.0, noise=None)
