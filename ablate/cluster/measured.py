@@ -21,7 +21,7 @@ from ablate.cluster.inputs import Floats
 from ablate.schedules.action import COMPUTE, ENDS_A_CHUNK, Action, Schedule
 from ablate.schedules.bubble import closed_form
 from ablate.schedules.check import pairs
-from ablate.schedules.timeline import INSIDE, Span, SpanKind, Timeline, durations, link
+from ablate.schedules.timeline import BEHIND, INSIDE, Span, SpanKind, Timeline, durations, link
 
 Ranks = tuple[tuple[Span, ...], ...]  # of one pipeline in one step
 Part = tuple[str, int]  # kind, stage
@@ -67,6 +67,8 @@ class Simulated:
 class Measured:
     """Means over the recorded steps and the pipelines. A step is from its first action on any rank to its last.
 
+    What a rank does behind them is in `behind` alone, its seconds by kind: nothing in a timeline without such spans.
+
     parts: seconds of one action by kind and stage, waiting for rows included. by_kind: seconds of a rank in a step by
     kind of action, without such waiting. peak_live_chunks: of each rank of the pipeline, the most of all steps.
     closed_form_s: the published bubble from the mean seconds of a forward, a backward and its weight part.
@@ -81,6 +83,7 @@ class Measured:
     peak_live_chunks: tuple[int, ...]
     closed_form_s: float | None
     simulated: Simulated
+    behind: Mapping[str, float]
 
     @property
     def bubble_share(self) -> float:
@@ -115,7 +118,8 @@ class Measured:
 
 def measure(timeline: Timeline, schedule: Schedule) -> Measured:
     """What a run's timeline says of the schedule that it followed; ValueError if that is not the order of its spans."""
-    recorded = [_checked(ranks, schedule, timeline.run_id) for ranks in timeline.pipelines()]
+    whole = list(timeline.pipelines())
+    recorded = [_checked(_of_the_schedule(ranks), schedule, timeline.run_id) for ranks in whole]
     lengths = [_length(ranks) for ranks in recorded]
     parts = [_parts(ranks) for ranks in recorded]
     lost = [_lost(ranks, length) for ranks, length in zip(recorded, lengths, strict=True)]
@@ -138,7 +142,18 @@ def measure(timeline: Timeline, schedule: Schedule) -> Measured:
             even_step_s=float(even.makespan.mean()),
             bubble_s=float(run.bubble.mean()),
         ),
+        behind=_behind([spans for ranks in whole for spans in ranks]),
     )
+
+
+def _of_the_schedule(ranks: Ranks) -> Ranks:
+    return tuple(tuple(span for span in spans if span.kind not in BEHIND) for spans in ranks)
+
+
+def _behind(ranks: Sequence[Sequence[Span]]) -> dict[str, float]:
+    """Seconds of a rank in a step by kind of what lies behind its actions."""
+    found = {kind: sum(s.seconds for spans in ranks for s in spans if s.kind == kind) for kind in BEHIND}
+    return {kind: seconds / len(ranks) for kind, seconds in found.items() if seconds}
 
 
 def _checked(ranks: Ranks, schedule: Schedule, run_id: str) -> Ranks:

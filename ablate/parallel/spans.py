@@ -20,6 +20,10 @@ MEETINGS = 20  # of the ranks, to compare their clocks; under load few of them a
 OFF: AbstractContextManager[None] = nullcontext()
 
 
+_Place = tuple[int, int, int]  # stage, micro-batch, direction
+_Mark = tuple[SpanKind, _Place, Any, Any]
+
+
 class HostClock:
     """Seconds of this process: where the processor computes, a call has ended when its work has."""
 
@@ -59,8 +63,8 @@ class Spans:
     def __init__(self) -> None:
         self._clock: HostClock | DeviceClock | None = None
         self._meetings: list[tuple[float, float]] = []
-        self._steps: dict[int, list[tuple[Any, Action, Any, Any]]] = {}
-        self._marks: list[tuple[Any, Action, Any, Any]] | None = None  # of the step that is recorded
+        self._steps: dict[int, list[_Mark]] = {}
+        self._marks: list[_Mark] | None = None  # of the step that is recorded
         self._now: tuple[Action, Any] | None = None  # the action that is done now, and since when
 
     def begin(self) -> None:
@@ -93,7 +97,13 @@ class Spans:
 
     def inside(self, kind: Literal["D", "C"]) -> AbstractContextManager[None]:
         """Record what the action of the moment waits for inside."""
-        return OFF if self._marks is None or self._now is None else self._waiting(kind, self._now[0])
+        if self._marks is None or self._now is None:
+            return OFF
+        return self._recording(kind, _place(self._now[0]))
+
+    def behind(self, kind: Literal["G", "O"]) -> AbstractContextManager[None]:
+        """Record what a rank does behind its actions."""
+        return OFF if self._marks is None else self._recording(kind, (0, 0, 0))
 
     @contextmanager
     def _during(self, action: Action) -> Iterator[None]:
@@ -113,20 +123,20 @@ class Spans:
         if self._now is None:
             return None
         (action, start), self._now = self._now, None
-        self._add(action.kind, action, start)
+        self._add(action.kind, _place(action), start)
         return action
 
     @contextmanager
-    def _waiting(self, kind: SpanKind, action: Action) -> Iterator[None]:
+    def _recording(self, kind: SpanKind, place: _Place) -> Iterator[None]:
         assert self._clock is not None
         start = self._clock.mark()
         yield
-        self._add(kind, action, start)
+        self._add(kind, place, start)
 
-    def _add(self, kind: SpanKind, action: Action, start: Any) -> None:
+    def _add(self, kind: SpanKind, place: _Place, start: Any) -> None:
         assert self._clock is not None
         assert self._marks is not None
-        self._marks.append((kind, action, start, self._clock.mark()))
+        self._marks.append((kind, place, start, self._clock.mark()))
 
     def recording(self) -> Recording:
         """What was recorded; waits for the device. Seconds since the first meeting."""
@@ -134,9 +144,12 @@ class Spans:
         seconds, zero = self._clock.seconds, self._meetings[0][0]
         steps = {
             number: tuple(
-                Span(kind, a.stage, a.micro, a.direction, seconds(start) - zero, seconds(end) - zero)
-                for kind, a, start, end in marks
+                Span(kind, *place, seconds(start) - zero, seconds(end) - zero) for kind, place, start, end in marks
             )
             for number, marks in self._steps.items()
         }
         return Recording(steps, tuple((came - zero, left - zero) for came, left in self._meetings))
+
+
+def _place(action: Action) -> _Place:
+    return action.stage, action.micro, action.direction

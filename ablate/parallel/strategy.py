@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,17 @@ class RanksStrategy(ModelParallelStrategy):
 
     def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """The step; where each parameter is stepped by one of its holders, the others get it then."""
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
         module: Any = self.lightning_module
-        if module.run.trainer.zero_stage:
-            module.holders.hand_out()
+        with ExitStack() as behind:
+
+            def passes() -> Any:
+                found = closure()
+                behind.enter_context(self.team.mesh.spans.behind("O"))  # from clipping on
+                return found
+
+            result = super().optimizer_step(optimizer, passes, model, **kwargs)
+            if module.run.trainer.zero_stage:
+                module.holders.hand_out()
         return result
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:

@@ -10,13 +10,14 @@ from typing import Any, Literal
 from ablate.schedules.action import COMPUTE, Kind
 
 # D, C: what a rank waits for inside an action: rows on their way to experts (dispatch) and back (combine).
-SpanKind = Kind | Literal["D", "C"]
-INSIDE = ("D", "C")
+# G, O: behind a rank's last action, of the whole rank: gradients, counts and losses summed over ranks; the optimizer.
+SpanKind = Kind | Literal["D", "C", "G", "O"]
+INSIDE, BEHIND = ("D", "C"), ("G", "O")
 NAMES = {
     "F": "forward", "B": "backward", "I": "backward, inputs", "W": "backward, weights", "SF": "send", "SB": "send",
-    "RF": "receive", "RB": "receive", "D": "dispatch", "C": "combine",
+    "RF": "receive", "RB": "receive", "D": "dispatch", "C": "combine", "G": "all-reduce", "O": "optimizer",
 }  # fmt: skip
-SPAN = re.compile(r"(\d+)(F|B|I|W|SF|RF|SB|RB|D|C)(\d+) (\d+)\+(\d+)", re.IGNORECASE)
+SPAN = re.compile(r"(\d+)(F|B|I|W|SF|RF|SB|RB|D|C|G|O)(\d+) (\d+)\+(\d+)", re.IGNORECASE)
 MICROSECONDS, NANOSECOND = 1e6, 1e-9
 
 
@@ -25,7 +26,7 @@ class Span:
     """A rank was at `kind` of a stage and micro-batch from `start_s` to `end_s`, on the clock of all ranks.
 
     Of two actions that take turns each has a span for every turn. The kinds are those of actions, of which a receive is
-    the waiting for it; and D and C, which lie inside one.
+    the waiting for it; D and C, which lie inside one; and G and O, whose stage and micro-batch are 0.
     """
 
     kind: SpanKind
@@ -182,7 +183,7 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
 
 
 def _slice(span: Span) -> dict[str, Any]:
-    category = "compute" if span.is_compute else "transfer"
+    category = "compute" if span.is_compute or span.kind == "O" else "transfer"
     name, start, lasting = f"{NAMES[span.kind]} {span.name}", span.start_s * MICROSECONDS, span.seconds * MICROSECONDS
     return {"ph": "X", "name": name, "cat": category, "ts": round(start, 3), "dur": round(lasting, 3)}
 

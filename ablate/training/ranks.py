@@ -86,13 +86,14 @@ class RanksModule(TrainingModule):
         self.team.pipeline.train(
             forward, lambda micro: self._empty(shape), 1 / len(self.batches), precision.train_step_context
         )
-        self.holders.join()
-        self.loads.counts = self._everywhere(self.loads.counts)
-        # Of one dtype on all ranks, whichever of them have a head.
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for loss in losses:
-            total += loss
-        dist.all_reduce(total)  # each loss has arisen on one rank
+        with self.team.mesh.spans.behind("G"):
+            self.holders.join()
+            self.loads.counts = self._everywhere(self.loads.counts)
+            # Of one dtype on all ranks, whichever of them have a head.
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for loss in losses:
+                total += loss
+            dist.all_reduce(total)  # each loss has arisen on one rank
         self.step_losses.append((total / len(self.batches)).float())
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:

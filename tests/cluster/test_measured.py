@@ -9,7 +9,7 @@ from ablate.cluster.measured import measure
 from ablate.schedules.action import Schedule
 from ablate.schedules.check import check
 from ablate.schedules.tables import NAMES, table
-from ablate.schedules.timeline import Span, Step
+from ablate.schedules.timeline import Span, Step, read_span
 
 WAY = 0.003
 
@@ -135,6 +135,22 @@ def test_the_turns_of_a_pair_are_one_action_each(name: str) -> None:
     missing = dataclasses.replace(turned, steps=(Step(number=0, ranks=(first[:-2], *turned.steps[0].ranks[1:])),))
     with pytest.raises(ValueError, match="is not of its schedule"):
         measure(missing, schedule)
+
+
+def test_what_lies_behind_the_schedule_is_no_bubble() -> None:
+    schedule = table("1f1b", 2, 4)
+    timeline = played.timeline(schedule, way=WAY)
+
+    def longer(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        end = max(s.end_s for s in spans)
+        return (*spans, Span("G", 0, 0, 0, end, end + 0.004), Span("O", 0, 0, 0, end + 0.004, end + 0.005))
+
+    steps = tuple(dataclasses.replace(s, ranks=tuple(map(longer, s.ranks))) for s in timeline.steps)
+    found, plain = measure(dataclasses.replace(timeline, steps=steps), schedule), measure(timeline, schedule)
+    assert dataclasses.replace(found, behind={}) == plain
+    assert plain.behind == {}
+    assert found.behind == pytest.approx({"G": 0.004, "O": 0.001})
+    assert read_span(str(steps[0].ranks[0][-1])).name == "0O0"
 
 
 def test_a_timeline_of_another_schedule_is_refused() -> None:

@@ -55,6 +55,7 @@ def check_timelines(experts: Fit, over: Fit) -> None:
     assert found.peak_live_chunks == (3, 3)
     assert 0 < found.lost.transfer_s < found.lost.bubble_s < found.step_s
     assert found.lost.dispatch_s == 0
+    assert min(found.behind["G"], found.behind["O"]) > 0
     for step in timeline.steps:
         sent = {link(s): s for spans in step.ranks for s in spans if s.kind in ("SF", "SB")}
         came = [s for spans in step.ranks for s in spans if s.kind in ("RF", "RB")]

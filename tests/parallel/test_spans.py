@@ -76,6 +76,25 @@ def test_it_is_off_but_in_recorded_steps(meetings: list[float]) -> None:
     assert not found.steps
 
 
+def test_actions_that_take_turns_have_a_span_each_turn_and_the_rest_of_a_step_is_none(meetings: list[float]) -> None:
+    spans, backward = Spans(), Action("B", 0, 1)
+    assert spans.behind("G") is OFF
+    spans.begin()
+    spans.start_step(1)
+    with spans.of(backward):
+        with spans.of(FORWARD), spans.inside("D"):
+            pass
+        with spans.inside("C"):
+            pass
+    with spans.behind("G"):
+        pass
+    spans.end_step()
+    found = spans.recording().steps[1]
+    assert [s.name for s in found] == ["0B1", "1D2", "1F2", "0C1", "0B1", "0G0"]
+    first, _, forward, waited, last, _ = found
+    assert first.end_s <= forward.start_s < forward.end_s <= last.start_s <= waited.start_s < waited.end_s <= last.end_s
+
+
 def test_on_a_device_nobody_waits_before_all_is_read(monkeypatch: pytest.MonkeyPatch, meetings: list[float]) -> None:
     device, spans = Device(monkeypatch), Spans()
     spans.begin()

@@ -19,12 +19,13 @@ from ablate import cli
 from ablate.components.variants import Variant, on_ranks
 from ablate.parallel.layout import schedule_of
 from ablate.presets import preset
+from ablate.quantities import NONE
 from ablate.report import ReportContent, build, to_json
 from ablate.report.captions import captions
 from ablate.report.figures.gantt import LOOKS, gantt, kinds
 from ablate.report.html import render as to_html
 from ablate.report.markdown import render as to_markdown
-from ablate.report.tables.timeline import length_s, notes
+from ablate.report.tables.timeline import length_s, notes, seconds
 from ablate.report.text import render as to_text
 from ablate.runs.store import Store
 from ablate.runs.timelines import read_timeline, write_timeline
@@ -128,6 +129,16 @@ def test_notes_say_what_a_figure_does_not(content: ReportContent) -> None:
     assert "2 ranks on 8 cores, load 0.5" in said
     assert "The longest stage takes 1.2 times the mean of all" in said
     assert "The longest stage" not in next(notes(content.timelines))
+    assert "Behind the schedule" not in said
+    summed = replace(off, measured=replace(off.measured, behind={"G": 0.004, "O": 0.001}))
+    assert (
+        "Behind the schedule a rank spends 4.00 ms in the all-reduce (waiting for other ranks included) and 1.00 ms in "
+        "the optimizer; nothing hides them."
+    ) in " ".join(notes([summed]))
+    shown = seconds([full, summed])
+    assert [column.label for column in shown.columns[-2:]] == ["all-reduce, ms", "optimizer, ms"]
+    assert [row[-2:] for row in shown.rows if "all" in row[1]] == [(NONE, NONE), ("4.00", "1.00")]
+    assert seconds([full, off]).columns == shown.columns[:-2]
     crowded = replace(off, timeline=replace(off.timeline, n_cores=1), measured=replace(off.measured, step_s=99.0))
     assert "off the measured one; ranks shared cores" in " ".join(notes([crowded]))
     assert "is emulated" in " ".join(notes([replace(full, emulated=True)]))

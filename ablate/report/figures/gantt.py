@@ -44,6 +44,8 @@ LOOKS = {
     "RF": RECEIVE, "RB": RECEIVE, "SF": SEND, "SB": SEND,
     "D": Look(name="waiting for dispatched rows", color=INK, opacity=0.85, bottom=0.55, height=0.45),
     "C": Look(name="waiting for combined rows", color=INK, opacity=0.85, height=0.45),
+    "G": Look(name="all-reduce", color=MUTED, opacity=0.8, bottom=0.25, height=0.5),
+    "O": Look(name="optimizer", color=GOOD, opacity=0.45, bottom=0.25, height=0.5),
 }  # fmt: skip
 
 

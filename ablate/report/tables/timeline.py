@@ -17,10 +17,11 @@ from ablate.report.tables.table import Columns, Table, make, text
 from ablate.runs.store import Store
 from ablate.runs.timelines import read_timeline
 from ablate.schedules.action import COMPUTE
-from ablate.schedules.timeline import NAMES, Step, Timeline
+from ablate.schedules.timeline import BEHIND, NAMES, Step, Timeline
 
 WITHIN = 0.05  # the simulated step is held to the measured one where each rank has a core or a device of its own
 DIGITS = 3
+BEHIND_IN_WORDS = {"G": "in the all-reduce (waiting for other ranks included)", "O": "in the optimizer"}
 EQUAL_STAGES = 1.05  # the longest stage over the mean, up to which stages count as equal
 
 
@@ -98,6 +99,9 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
             f"The simulated step is {_within(each)}; that equal actions do not last equally long makes it "
             f"{percent(each.measured.unevenness, DIGITS)} longer."
         )
+        if each.measured.behind:
+            parts = [f"{milliseconds(s)} ms {BEHIND_IN_WORDS[kind]}" for kind, s in each.measured.behind.items()]
+            said += f" Behind the schedule a rank spends {listed(parts)}; nothing hides them."
         if each.emulated:
             said += " Part of the arithmetic is emulated; its seconds say nothing of hardware that has it."
         if each.measured.imbalance > EQUAL_STAGES and each.measured.closed_form_s is not None:
@@ -145,13 +149,17 @@ def seconds(found: Sequence[Recorded]) -> Table:
     kinds = [kind for kind in COMPUTE if any(kind in each.measured.by_kind for each in found)]
     columns: Columns = [text("Variant"), text("Stage"), *(f"{NAMES[k]}, ms" for k in kinds)]
     columns += ["dispatch, ms", "combine, ms", "transfers, ms", "no work, ms"]
+    behind = [kind for kind in BEHIND if any(kind in each.measured.behind for each in found)]
+    columns += [f"{NAMES[kind]}, ms" for kind in behind]
     rows = []
     for each in found:
         m = each.measured
         for stage in range(m.schedule.n_stages):
-            rows.append([each.name, str(stage), *(_ms(m.parts.get((kind, stage))) for kind in kinds), *[NONE] * 4])
+            parts = [_ms(m.parts.get((kind, stage))) for kind in kinds]
+            rows.append([each.name, str(stage), *parts, *[NONE] * (4 + len(behind))])
         lost = (m.lost.dispatch_s, m.lost.combine_s, m.lost.transfer_s, m.lost.bubble_s - m.lost.transfer_s)
-        rows.append([each.name, "all, of a rank in a step", *(_ms(m.by_kind.get(k)) for k in kinds), *map(_ms, lost)])
+        rest = [*map(_ms, lost), *(_ms(m.behind.get(kind)) for kind in behind)]
+        rows.append([each.name, "all, of a rank in a step", *(_ms(m.by_kind.get(k)) for k in kinds), *rest])
     return make("Milliseconds of an action at each stage, and of a rank in a step", columns, rows)
 
 
@@ -182,6 +190,7 @@ def _document(each: Recorded) -> dict[str, Any]:
         "simulated": asdict(m.simulated) | {"bubble_share": m.simulated.bubble_share},
         "lost": asdict(m.lost) | {"exposed_s": m.lost.exposed_s},
         "seconds_by_kind": dict(m.by_kind),
+        "behind_s": dict(m.behind),
         "seconds_of_an_action": [{"kind": k, "stage": s, "seconds": x} for (k, s), x in sorted(m.parts.items())],
         "peak_live_chunks": list(m.peak_live_chunks),
         "emulated": each.emulated,
