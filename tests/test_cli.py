@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from ablate import cli
 
 ROOT = Path(__file__).parents[1]
+Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,33 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "cli.py"), *arguments]
 
 
-def call(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def call(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> Done:
+    """A command in a process of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def here(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """A command by its front door in this process, in the test's folder: no process that imports everything again.
+
+    Whatever it raises and does not say in a sentence is raised here.
+    """
+
+    def called(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["dsv3-ablate", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return Done(arguments, int(ended.value.code or 0), said.out, said.err)
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "COLUMNS"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.setattr("ablate.sweep.run.start_server", lambda: None)  # else it would serve this test's folder to all
+    return called
 
 
 BAD = {
@@ -97,10 +125,25 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line(
+    case: str, here: Callable[..., Done], places: dict[str, str], tmp_path: Path
+) -> None:
+    check_refusal(case, here(*words(case, places)), places, tmp_path)
+
+
+# Before anything is parsed, while it is, when the text is read, and after the server of runs was started.
+@pytest.mark.parametrize("case", ["empty study's name", "misspelt component", "binary corpus", "timeline of no step"])
+def test_bad_input_is_one_clear_line_of_a_process(
     case: str, environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments, message = BAD[case]
-    done = call(environment, *(places.get(a, a) for a in arguments), cwd=tmp_path)
+    check_refusal(case, call(environment, *words(case, places), cwd=tmp_path), places, tmp_path)
+
+
+def words(case: str, places: dict[str, str]) -> list[str]:
+    return [places.get(argument, argument) for argument in BAD[case][0]]
+
+
+def check_refusal(case: str, done: Done, places: dict[str, str], tmp_path: Path) -> None:
+    message = BAD[case][1]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2, done.stderr
     assert len(errors) == 1
@@ -110,58 +153,67 @@ def test_bad_input_is_one_clear_line(
     assert not (tmp_path / "results").exists()
 
 
-def test_account_gives_the_published_figures(environment: dict[str, str]) -> None:
+def test_account_gives_the_published_figures(environment: dict[str, str], here: Callable[..., Done]) -> None:
     v3 = json.loads(call(environment, "account", "--preset", "v3-671b", "--disable", "mtp", "--json").stdout)
     assert round(v3["total_parameters"] / 1e9, 1) == 671.0
     assert round(v3["activated_parameters"] / 1e9, 1) == 37.6
     assert v3["kv_cache_bytes_per_token"] == 70_272
     assert v3["training_flops_per_token"] == pytest.approx(249.8e9, rel=0.003)
     assert v3["sequence_length"] == 4096
-    llama = json.loads(call(environment, "account", "--preset", "llama3-405b", "--json").stdout)
+    llama = json.loads(here("account", "--preset", "llama3-405b", "--json").stdout)
     assert llama["kv_cache_bytes_per_token"] == 516_096
     assert round(llama["total_parameters"] / 1e9, 1) == 405.9
-    lite = json.loads(call(environment, "account", "--preset", "v2-lite-16b", "--json").stdout)
+    lite = json.loads(here("account", "--preset", "v2-lite-16b", "--json").stdout)
     assert round(lite["total_parameters"] / 1e9, 1) == 15.7
     assert lite["kv_cache_elements_per_token"] == 15_552
 
 
+@pytest.fixture(scope="module")
+def study(environment: dict[str, str], places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole study, run by a process of its own, one run at a time."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = call(environment, *asked(places), "--out", "study", "--jobs", "1", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["complete"] is True
+    return folder / "study"
+
+
+def asked(places: dict[str, str]) -> list[str]:
+    return ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"]]
+
+
 def test_a_study_from_the_plan_to_the_report(
-    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+    study: Path, here: Callable[..., Done], places: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--out", "study"]
-    planned = call(environment, *arguments, "--dry-run", cwd=tmp_path)
+    arguments = [*asked(places), "--out", "study"]
+    planned = here(*arguments, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert "4 runs" in planned.stderr
     assert not (tmp_path / "study").exists()
-    done = call(environment, *arguments, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert document["complete"] is True
-    assert len(list((tmp_path / "study" / "records").iterdir())) == 4
+    shutil.copytree(study, tmp_path / "study")
     report = (tmp_path / "study" / "report.html").read_bytes()
     records = {p.name: p.read_bytes() for p in (tmp_path / "study" / "records").iterdir()}
+    assert len(records) == 4
 
-    again = call(environment, *arguments, cwd=tmp_path)
+    again = here(*arguments)
     assert again.returncode == 0, again.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "study" / "records").iterdir()} == records
     assert (tmp_path / "study" / "report.html").read_bytes() == report
 
-    swept = call(environment, "sweep", "study/study.toml", "--out", "study", cwd=tmp_path)
+    swept = here("sweep", "study/study.toml", "--out", "study")
     assert swept.returncode == 0, swept.stderr
-    other = call(environment, *arguments[:2], "mla", *arguments[3:], cwd=tmp_path)
+    other = here(*arguments[:2], "mla", *arguments[3:])
     assert other.returncode == 2
     assert "holds another study" in other.stderr
 
 
 def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
-    environment: dict[str, str], places: dict[str, str], tmp_path: Path
+    study: Path, environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
-    whole = call(environment, *arguments, "--out", "whole", "--jobs", "1", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    arguments = [*asked(places), "--seeds", "1", "--out", "killed"]
     for attempt in range(2):
         process = subprocess.Popen(
-            command(*arguments, "--out", "killed", "--jobs", "2"),
+            command(*arguments, "--jobs", "2"),
             cwd=tmp_path,
             env=environment,
             stderr=subprocess.DEVNULL,
@@ -175,9 +227,11 @@ def test_a_study_killed_at_any_moment_ends_with_the_same_bits(
         time.sleep(0.3 * attempt)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = call(environment, *arguments, "--out", "killed", cwd=tmp_path)
+    done = call(environment, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert _hashes(tmp_path / "killed") == _hashes(tmp_path / "whole")
+    found, whole = _hashes(tmp_path / "killed"), _hashes(study)
+    assert len(found) == 2
+    assert found == {name: whole[name] for name in found}, "the first seed of the whole study"
 
 
 def _attempts(folder: Path, number: int) -> list[Path]:
@@ -191,8 +245,8 @@ def _hashes(folder: Path) -> dict[str, str]:
 def test_a_study_that_was_stopped_in_any_way_goes_on_from_its_checkpoints(
     environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
-    arguments += ["--match", "tokens", "--budget", "400k", "--out", "study", "--jobs", "2"]
+    arguments = [*asked(places), "--seeds", "1", "--match", "tokens", "--budget", "400k"]
+    arguments += ["--out", "study", "--jobs", "2"]
 
     def start() -> subprocess.Popen[str]:
         known = len(list((tmp_path / "study").glob("runs/*/attempts/*/program.json")))
@@ -239,8 +293,7 @@ def test_a_study_that_was_stopped_in_any_way_goes_on_from_its_checkpoints(
 def test_identical_commands_at_once_all_end_well(
     environment: dict[str, str], places: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ["run", "--disable", "mtp", "--preset", "nano", "--data", places["TEXT"], "--seeds", "1"]
-    arguments += ["--out", "study", "--jobs", "2"]
+    arguments = [*asked(places), "--seeds", "1", "--out", "study", "--jobs", "2"]
     commands = [
         subprocess.Popen(command(*arguments), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations, product
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,6 +25,35 @@ TOLERANCE = {
     torch.float8_e4m3fn: 4e-2,  # against unquantised float64; against the same quantised numbers it is float32's
 }
 SIZES = (1, 63, 100, 129, 257)
+
+
+def each_pair(axes: Mapping[str, Sequence[Any]], ids: Callable[[Any], str] = str) -> pytest.MarkDecorator:
+    """Parametrise so that any two values of two axes meet in a case. The other combinations are slow; a GPU runs all.
+
+    axes: names of arguments, as of pytest's parametrize -> values.
+    """
+    chosen = set(covering([len(values) for values in axes.values()]))
+    cases = []
+    for places in product(*(range(len(values)) for values in axes.values())):
+        values = [axis[place] for axis, place in zip(axes.values(), places, strict=True)]
+        flat = [one for name, v in zip(axes, values, strict=True) for one in (v if "," in name else (v,))]
+        marks = () if DEVICE == "cuda" or places in chosen else pytest.mark.slow
+        cases.append(pytest.param(*flat, id="-".join(map(ids, flat)), marks=marks))
+    return pytest.mark.parametrize(", ".join(axes), cases)
+
+
+def covering(sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Places on axes of these sizes, few of them, such that any two places of two axes are together in one."""
+    cases = list(product(*map(range, sizes)))
+    missing, found = set[Any]().union(*map(_pairs, cases)), []
+    while missing:
+        found.append(max(cases, key=lambda case: len(missing & _pairs(case))))
+        missing -= _pairs(found[-1])
+    return found
+
+
+def _pairs(case: tuple[int, ...]) -> set[Any]:
+    return set(combinations(enumerate(case), 2))
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ablate.kernels.ahead_of_time import SHARED_BYTES, repeats
 ROOT = Path(__file__).parents[2]
 
 
+@cache
 def compiled(only: str = "") -> dict[str, Any]:
     """What the command prints, in a process in which Triton does not interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

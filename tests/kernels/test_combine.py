@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch import Tensor
 
 from ablate.kernels.combine import combine, combine_op
@@ -40,10 +40,7 @@ def check(y_PD: Tensor, weight_NA: Tensor | None, row_of_choice_NA: Tensor, g_ND
         assert_close(a, b, x.dtype, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dim", [1, 100, 257])
-@pytest.mark.parametrize("activated", [1, 2, 3])
-@pytest.mark.parametrize("weighed", [True, False])
+@each_pair({"weighed": [True, False], "activated": [1, 2, 3], "dim": [1, 100, 257], "dtype": DTYPES})
 def test_sums_and_gradients(weighed: bool, activated: int, dim: int, dtype: torch.dtype) -> None:
     tokens = 63
     y_PD = random(tokens * activated, dim, dtype=dtype)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from numerics import each_pair
 from torch.nn import functional as F
 
 from ablate.components.fp8.compiled import CompiledQuantised, round_trip
@@ -36,10 +37,7 @@ def assert_same(found, wanted):
     assert torch.equal(found[finite].view(torch.int32), wanted[finite].view(torch.int32))
 
 
-@pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize("spread", [0.0, 3.0, 30.0])
-@pytest.mark.parametrize("tiling", TILINGS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_pair({"shape": SHAPES, "tiling": TILINGS, "spread": [0.0, 3.0, 30.0], "power_of_two": [False, True]})
 def test_e4m3_is_that_of_torch_in_every_bit(shape, tiling, spread, power_of_two):
     x = numbers(shape, spread)
     wanted = quantise(x, tiling, power_of_two_scales=power_of_two).dequantise()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch.nn import functional as F
 
 from ablate.kernels import cross_entropy
@@ -42,9 +42,7 @@ def check(
         assert_close(mine, reference, dtype, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [1, 63, 257])
-@pytest.mark.parametrize("n_classes", [100, 257, 1000])
+@each_pair({"n": [1, 63, 257], "n_classes": [100, 257, 1000], "dtype": DTYPES})
 def test_loss_and_gradients(n: int, n_classes: int, dtype: torch.dtype) -> None:
     weight = random(n_classes, 48, dtype=dtype, seed=1, scale=0.2)
     check(random(n, 48, dtype=dtype), weight, targets_of(n, n_classes), dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import DEVICE, TOLERANCE, assert_compiles, error, poisoned, random
+from numerics import DEVICE, TOLERANCE, assert_compiles, each_pair, error, poisoned, random
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from ablate.model.modules import RMSNorm
 
 FLIPPED = TOLERANCE[torch.bfloat16]  # sums that differ in their last bit can flip a rounding to E4M3 further on
 EPS = 1e-6
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def results(function: Callable[..., Tensor], tensors: Sequence[Tensor], g: Tensor) -> list[Tensor]:
@@ -46,9 +47,13 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("n", "i", "f", "o"), [(1, 16, 24, 8), (63, 40, 129, 48), (130, 100, 33, 20)])
+@each_pair(
+    {
+        "n, i, f, o": [(1, 16, 24, 8), (63, 40, 129, 48), (130, 100, 33, 20)],
+        "dtype": DTYPES,
+        "power_of_two": [False, True],
+    }
+)
 def test_feed_forward(n: int, i: int, f: int, o: int, dtype: torch.dtype, power_of_two: bool) -> None:
     x, g = random(n, i, dtype=dtype), random(n, o, dtype=dtype, seed=3)
     weights = random(2 * f, i, seed=1), random(o, f, seed=2)
@@ -60,7 +65,7 @@ def test_feed_forward(n: int, i: int, f: int, o: int, dtype: torch.dtype, power_
 
 
 @pytest.mark.parametrize("a", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_routed_experts(a: int, dtype: torch.dtype) -> None:
     n, d, f, e = 65, 24, 20, 4
     x, g = random(n, d, dtype=dtype), random(n, d, dtype=dtype, seed=5)
@@ -86,9 +91,7 @@ def test_routed_experts(a: int, dtype: torch.dtype) -> None:
     assert_alike(whole, apart, (x, share_NA, *weights), g)
 
 
-@pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("n", "d"), [(1, 16), (63, 136), (130, 40)])
+@each_pair({"n, d": [(1, 16), (63, 136), (130, 40)], "dtype": DTYPES, "power_of_two": [False, True]})
 def test_two_maps_behind_one_norm(n: int, d: int, dtype: torch.dtype, power_of_two: bool) -> None:
     x, g = random(n, d), random(n, 30, dtype=dtype, seed=3)
     scale, first, second = random(d, seed=4), random(10, d, seed=1), random(20, d, seed=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, poisoned, random, strided
+from numerics import DEVICE, assert_close, each_pair, poisoned, random, strided
 from test_fp8_quantise import assert_columns, assert_rows, ends
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +17,6 @@ from ablate.kernels.rms_norm import rms_norm_backward_op, rms_norm_op
 
 DTYPES = (torch.float32, torch.bfloat16)
 EPS = 1e-6
-both_scales = pytest.mark.parametrize("power_of_two", [False, True], ids=["float", "power"])
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -49,10 +48,14 @@ def unfused(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@both_scales
-@both_dtypes
-@pytest.mark.parametrize("sizes", [[1], [63], [5, 0, 130]], ids=str)
-@pytest.mark.parametrize("f", [7, 100, 256])
+@each_pair(
+    {
+        "f": [7, 100, 256],
+        "sizes": [[1], [63], [5, 0, 130]],
+        "dtype": DTYPES,
+        "power_of_two": [False, True],
+    }
+)
 def test_swiglu_where_it_is_exact_is_the_emulation_s(
     f: int, sizes: list[int], dtype: torch.dtype, power_of_two: bool
 ) -> None:
@@ -86,9 +89,13 @@ def gradient(gate_up: Tensor, dh: Tensor) -> Tensor:
     return torch.autograd.grad(unfused(gate_up), gate_up, dh)[0]
 
 
-@both_scales
-@both_dtypes
-@pytest.mark.parametrize(("sizes", "f"), [([1], 7), ([5, 0, 130], 100), ([129], 128), ([40, 60], 192)], ids=str)
+@each_pair(
+    {
+        "sizes, f": [([1], 7), ([5, 0, 130], 100), ([129], 128), ([40, 60], 192)],
+        "dtype": DTYPES,
+        "power_of_two": [False, True],
+    }
+)
 def test_swiglu_gradient(sizes: list[int], f: int, dtype: torch.dtype, power_of_two: bool) -> None:
     n = sum(sizes)
     gate_up, dh = random(n, 2 * f, dtype=dtype, scale=2.0), random(n, f, dtype=dtype, seed=3)
@@ -125,9 +132,13 @@ def test_swiglu_of_large_gates_is_finite() -> None:
     assert_close(plain, torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 200.0, 1e4]]), torch.float32)
 
 
-@both_scales
-@pytest.mark.parametrize("dtypes", [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)])
-@pytest.mark.parametrize(("n", "d"), [(1, 1), (63, 100), (129, 257), (257, 128)])
+@each_pair(
+    {
+        "n, d": [(1, 1), (63, 100), (129, 257), (257, 128)],
+        "dtypes": [(torch.float32, None), (torch.bfloat16, None), (torch.float32, torch.bfloat16)],
+        "power_of_two": [False, True],
+    }
+)
 def test_norm(n: int, d: int, dtypes: tuple[torch.dtype, torch.dtype | None], power_of_two: bool) -> None:
     x, weight = strided(random(n, d, dtype=dtypes[0], scale=4.0)), random(d, seed=1)
     out = dtypes[1] or dtypes[0]

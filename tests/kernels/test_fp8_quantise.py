@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numerics import DEVICE, poisoned, random, strided
+from numerics import DEVICE, each_pair, poisoned, random, strided
 from torch import Tensor
 
 from ablate.components.fp8.kernel.layout import TILE
@@ -82,9 +82,7 @@ def spread(n: int, k: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-@both_scales
-@both_dtypes
-@pytest.mark.parametrize(("n", "k"), SHAPES)
+@each_pair({"n, k": SHAPES, "dtype": DTYPES, "power_of_two": [False, True]})
 def test_rows_and_columns_are_the_emulation_s(n: int, k: int, dtype: torch.dtype, power_of_two: bool) -> None:
     x = spread(n, k, dtype)
     with poisoned():
@@ -118,9 +116,13 @@ def test_rows_are_gathered_and_may_be_repeated(sizes: list[int] | None) -> None:
     assert_columns(x[token_of_row_P.long()], *copies[2:], False, sizes)
 
 
-@both_scales
-@both_dtypes
-@pytest.mark.parametrize("shape", [(1, 1), (63, 100), (129, 257), (3, 130, 40), (2, 256, 128)], ids=str)
+@each_pair(
+    {
+        "shape": [(1, 1), (63, 100), (129, 257), (3, 130, 40), (2, 256, 128)],
+        "dtype": DTYPES,
+        "power_of_two": [False, True],
+    }
+)
 def test_weights_are_the_emulation_s(shape: tuple[int, ...], dtype: torch.dtype, power_of_two: bool) -> None:
     weight = spread(shape[-2] * (shape[0] if len(shape) == 3 else 1), shape[-1], dtype).view(shape)
     with poisoned():

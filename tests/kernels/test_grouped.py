@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,9 +65,7 @@ def cover_kernel(
         tl.store(expert_ptr + row_M, expert, row_M < end)
 
 
-@pytest.mark.parametrize("n_tiles", [1, 2, 3])
-@pytest.mark.parametrize("group", [1, 2, 5])
-@pytest.mark.parametrize("sizes", [*ROUTINGS, (0, 16, 17, 0, 0)], ids=str)
+@each_pair({"sizes": [*ROUTINGS, (0, 16, 17, 0, 0)], "group": [1, 2, 5], "n_tiles": [1, 2, 3]})
 def test_every_tile_is_found_once_and_nothing_beyond(sizes: tuple[int, ...], group: int, n_tiles: int) -> None:
     n_pairs, n_experts, block = sum(sizes), len(sizes), 64
     width = n_tiles + 8  # tiles beyond the last would show there
@@ -82,10 +80,7 @@ def test_every_tile_is_found_once_and_nothing_beyond(sizes: tuple[int, ...], gro
     assert expert.tolist() == [e for e, size in enumerate(sizes) for _ in range(size)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("transposed", [False, True], ids=["straight", "transposed"])
-@pytest.mark.parametrize("gathered", [False, True], ids=["sorted", "gathered"])
-@pytest.mark.parametrize("sizes", ROUTINGS, ids=str)
+@each_pair({"sizes": ROUTINGS, "gathered": [False, True], "transposed": [False, True], "dtype": DTYPES})
 def test_product(sizes: tuple[int, ...], gathered: bool, transposed: bool, dtype: torch.dtype) -> None:
     n_pairs, o, i = sum(sizes), 72, 40
     weight = random(len(sizes), o, i, dtype=dtype, seed=1)

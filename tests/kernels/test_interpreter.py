@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-from numerics import error, random
+from numerics import covering, error, random
 from torch import Tensor
 
 from ablate.kernels.launch import INTERPRETED, launch
@@ -102,6 +103,15 @@ def test_bfloat16_arithmetic_is_rounded_once() -> None:
     launch(arithmetic_kernel, (1,), x, y, out, SIZE=64)
     for found, expected in zip(out, (x + y, x * y, torch.maximum(x, y), -x), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (5, 3, 3), (4, 2, 2, 2), (7, 2, 4)], ids=str)
+def test_any_two_values_of_two_axes_meet_in_a_case(sizes: tuple[int, ...]) -> None:
+    found = covering(sizes)
+    for one, other in combinations(range(len(sizes)), 2):
+        together = {(case[one], case[other]) for case in found}
+        assert together == set(product(range(sizes[one]), range(sizes[other])))
+    assert len(found) <= sizes[0] * max(sizes[1:]) + 1
 
 
 def test_a_loaded_number_bounds_a_loop() -> None:

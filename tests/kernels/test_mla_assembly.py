@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch import Tensor
 
 from ablate.components.mla.kernel.assembly import assemble, assemble_backward_op, assemble_op
@@ -38,9 +38,7 @@ def wide(*tensors: Tensor) -> list[Tensor]:
     return [t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", [1, 63, 129])
-@pytest.mark.parametrize(("heads", "rope"), [(1, 8), (3, 6), (3, 40), (5, 2)])
+@each_pair({"length": [1, 63, 129], "heads, rope": [(1, 8), (3, 6), (3, 40), (5, 2)], "dtype": DTYPES})
 def test_rotation_and_its_gradient(length: int, heads: int, rope: int, dtype: torch.dtype) -> None:
     projected = random(2, length, heads, 16 + rope, dtype=dtype).requires_grad_()
     g = random(2, length, heads, rope, dtype=dtype, seed=1)
@@ -74,9 +72,13 @@ def test_rotation_rounds_once() -> None:
     assert (rotate(x, *angles) != expected).double().mean() < 1e-3  # ties of a float32 rounding besides
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", [1, 63, 129])
-@pytest.mark.parametrize(("heads", "nope", "rope", "values"), [(1, 16, 8, 16), (3, 20, 6, 12), (3, 9, 2, 33)])
+@each_pair(
+    {
+        "length": [1, 63, 129],
+        "heads, nope, rope, values": [(1, 16, 8, 16), (3, 20, 6, 12), (3, 9, 2, 33)],
+        "dtype": DTYPES,
+    }
+)
 def test_assembly_and_its_gradients(
     length: int, heads: int, nope: int, rope: int, values: int, dtype: torch.dtype
 ) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random
 from torch import Tensor
 
 from ablate.components.mla.kernel.attention import last_queries, mla_attention, mla_attention_op
@@ -79,10 +79,7 @@ def blocks(m: int, n: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("t", [1, 63, 129])
+@each_pair({"t": [1, 63, 129], "heads": [1, 3], "sizes": SIZES, "dtype": DTYPES})
 def test_output_and_gradients(t: int, heads: int, sizes: Sequence[int], dtype: torch.dtype) -> None:
     check(operands(2, t, heads, sizes, dtype))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch import Tensor
 
 from ablate.components.mla.kernel.decode import cut, latent_decode, latent_decode_op
@@ -38,9 +38,13 @@ def inputs(
     return q_latent, q_rope, latent, key
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("length", "tokens"), [(1, 1), (4, 4), (100, 1), (100, 4), (257, 1), (257, 4)])
-@pytest.mark.parametrize("heads", [1, 16])
+@each_pair(
+    {
+        "length, tokens": [(1, 1), (4, 4), (100, 1), (100, 4), (257, 1), (257, 4)],
+        "heads": [1, 16],
+        "dtype": DTYPES,
+    }
+)
 def test_output(length: int, tokens: int, heads: int, dtype: torch.dtype) -> None:
     check(*inputs(length, tokens, heads, dtype=dtype), length - tokens, dtype)
 

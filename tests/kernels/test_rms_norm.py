@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from numerics import DEVICE, SIZES, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, SIZES, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch.nn import functional as F
 
 from ablate.kernels.rms_norm import rms_norm, rms_norm_op
@@ -13,9 +13,7 @@ EPS = 1e-6
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows", SIZES)
-@pytest.mark.parametrize("dim", [7, 100, 257])
+@each_pair({"rows": SIZES, "dim": [7, 100, 257], "dtype": DTYPES})
 def test_output_and_gradients(rows: int, dim: int, dtype: torch.dtype) -> None:
     x, weight = random(rows, dim, dtype=dtype), random(dim, seed=1)
     g = random(rows, dim, dtype=dtype, seed=2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics import DEVICE, assert_close, assert_compiles, poisoned, random, strided
+from numerics import DEVICE, assert_close, assert_compiles, each_pair, poisoned, random, strided
 from torch import Tensor
 
 from ablate.components.moe.kernel import Routed, place_op, route, route_backward_op, route_op
@@ -83,9 +83,10 @@ def check_placement(found: Routed) -> None:
     assert dtypes == [torch.int32, torch.float32, torch.int64, torch.float32, torch.int32, torch.int32, torch.int32]
 
 
-@pytest.mark.parametrize(("tokens", "sequences"), [(1, 1), (1, 3), (63, 3), (129, 1)])
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("node", NODES, ids=names)
+@each_pair(
+    {"node": NODES, "biased": [True, False], "tokens, sequences": [(1, 1), (1, 3), (63, 3), (129, 1)]},
+    ids=lambda value: names(value) if isinstance(value, RoutedExperts) else str(value),
+)
 def test_everything(node: RoutedExperts, biased: bool, tokens: int, sequences: int) -> None:
     experts = node.n_routed_experts
     logits_NE = random(tokens * sequences, experts).requires_grad_()

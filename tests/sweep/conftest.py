@@ -57,6 +57,7 @@ def played(tmp_path: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_text.parent / "cache"))
     played_runs.play(monkeypatch, seconds=0.0)
+    monkeypatch.setattr("ablate.sweep.run.start_server", lambda: None)  # which imports torch, for runs that are none
     study = Study(
         question="?", preset="nano", disable=("mtp",), without=("distill",), data=str(small_text), budget=2e8, n_seeds=3
     )

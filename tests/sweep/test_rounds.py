@@ -66,6 +66,7 @@ class Conduct:
             return Outcome(status={}, interrupted=len(self.ran) >= stop_after)
 
         self.monkeypatch.setattr(sweep, "execute_all", execute_all)
+        self.monkeypatch.setattr(sweep, "start_server", lambda: None)
         asked = {"question": "?", "preset": "nano", "disable": ("mtp",), "without": ("distill",), "margin_nats": 0.0}
         study = Study(**(asked | fields), data=str(self.text))
         return run_to_end(study, Options(out=out, n_parallel=2), self.display)
@@ -80,17 +81,10 @@ def record(job: Job, losses: Losses) -> RunRecord:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("corpus")
-
-
 @pytest.fixture
-def conduct(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
-    text = corpus / "text.txt"
-    text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(corpus / "cache"))
-    return Conduct(text, monkeypatch)
+def conduct(small_text: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_text.parent / "cache"))
+    return Conduct(small_text, monkeypatch)
 
 
 def noise(seed: int, on: int) -> float:

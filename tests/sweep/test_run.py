@@ -36,13 +36,12 @@ class Quiet:
 
 
 @pytest.fixture
-def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def conduct(small_text: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a study of two variants on a small text, whose runs and speeds are played; counts the measurements."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"line {i} of {i * i} and {i % 7} others" for i in range(3000)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_text.parent / "cache"))
     measured = list[Any]()
     monkeypatch.setattr(sweep, "execute_all", lambda jobs, store, executor, **_: Outcome())
+    monkeypatch.setattr(sweep, "start_server", lambda: None)
 
     def conducted(out: Path, step_s: float = 0.01, hook: Any = None, **fields: Any) -> StudyRun:
         def measure_all(jobs: Mapping[str, Any], **how: Any) -> dict[str, float]:
@@ -53,7 +52,7 @@ def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(sweep, "measure_all", measure_all)
         asked = Study(**({"question": "?", "preset": "nano", "disable": ("mtp",), "without": ("distill",)} | fields))
-        asked = replace(asked, data=str(text))
+        asked = replace(asked, data=str(small_text))
         return run_study(asked, Options(out=out, n_parallel=2), Quiet())
 
     conducted.measured = measured  # type: ignore[attr-defined]
