@@ -159,7 +159,8 @@ def of_pareto(result: StudyResult) -> str:
     names = [clean(p.name) + (" (emulated)" if p.emulated else "") for p in best]
     lost = [v.name for v in result.variants if LOSS not in v.metrics or SPEED not in v.metrics]
     missing = f" Not drawn, without a loss or a speed: {_few([*map(clean, lost)])}." if lost else ""
-    n = len(found) - len([p for p in found if p.name == reference(result).name or p.name in _named(result)])
+    named = _named(result) | {reference(result).name}
+    n = len([p for p in found if p.name not in named])
     pale = f" Pale: {plural(n, 'further variant')}." if n else ""
     kind = " of its kind of evidence" if len({p.emulated for p in found}) > 1 else ""
     if len(best) == len(found) == 2:
