@@ -120,9 +120,13 @@ def _check(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         if isinstance(value, dict):
             "".join(value).encode()
-        for item in value.values() if isinstance(value, dict) else value:
-            # Most of a record is such numbers.
-            if type(item) is not float or depth == MAX_DEPTH or not math.isfinite(item):
+        items = value.values() if isinstance(value, dict) else value
+        kinds = set(map(type, items))
+        # Most of a record is such texts and numbers; one by one they take several times as long.
+        if depth < MAX_DEPTH and kinds == {str}:
+            "".join(items).encode()
+        elif depth == MAX_DEPTH or not kinds <= {int, float} or not all(map(_is_usable, items)):
+            for item in items:
                 _check(item, depth + 1)
     elif isinstance(value, str):
         value.encode()

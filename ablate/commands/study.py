@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,6 +222,23 @@ def _compare(first: Path, second: Path, *, json: bool, at: str) -> None:
 
 def _report(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> list[Path]:
     """Write and print the report of a study; the files that were written."""
+    with _without_collector():
+        return _written(folder, formats, json=json, at=at)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No search for cycles: records live to the end, and going through them again and again is a fifth of a report."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _written(folder: Path, formats: tuple[str, ...], *, json: bool, at: str) -> list[Path]:
     from rich.console import Console
 
     import ablate.report as reports

@@ -18,13 +18,17 @@ from ablate.report.sentences import (
     of_curves,
     of_detectable,
     of_forest,
+    of_front,
     of_gaps,
     of_interactions,
+    of_interplay,
     of_ladder,
     of_loads,
     of_noise,
     of_pareto,
     of_responses,
+    of_settings,
+    of_tuning,
     of_watched,
     of_waterfall,
 )
@@ -251,12 +255,17 @@ def seen(content: ReportContent) -> dict[str, str]:
         found["effects"] = of_forest(shown, result)
     if content.interplay:
         found["interactions"] = of_interactions(content.interplay)
+        found["interplay"] = of_interplay(content.interplay) if content.interplay.strongest else ""
     if lines:
         found["tokens"] = of_curves(lines, result)
     if result.responses:
         found["responses"] = of_responses(result.responses)
     if content.ladders:
         found["ladder"] = of_ladder(content.ladders)
+    if content.tuning:
+        found["tuning"] = of_tuning(content.tuning)
+    if content.search:
+        found["settings"], found["front"] = of_settings(content.search), of_front(content.search)
     if content.watched:
         found["watched"] = of_watched(content.watched)
     if content.loads:

@@ -9,7 +9,9 @@ MAX_TEXT = 2000  # characters of one text that came from outside
 
 def clean(text: object) -> str:
     """The text as one printable line: control characters (terminal escapes too) and line ends become spaces."""
-    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+    kept = str(text)
+    if not kept.isprintable():  # most are, and letter by letter takes a hundred times as long
+        kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in kept)
     return shortened(" ".join(kept.split()), MAX_TEXT)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ablate.attribution.study.compare import LOSS, SPEED, StudyResult
 from ablate.attribution.study.ladder import Ladder
 from ablate.attribution.study.responses import Response
+from ablate.attribution.study.search import STATES, TrialResult, best, pareto_front
 from ablate.attribution.verdicts import GAIN, HARM, NOT_RESOLVED
 from ablate.quantities import between, listed, number, percent, plural, short, signed
 from ablate.report.cleaning import clean
@@ -15,17 +16,23 @@ from ablate.report.curves import Curve, Gap
 from ablate.report.ends import drawn, reference, sides
 from ablate.report.figures.effects import Row
 from ablate.report.figures.pareto import front, points
-from ablate.report.interplay import Interplay
+from ablate.report.interplay import FourPoints, Interplay
 from ablate.report.names import confidence, emulated, verdict_said
 from ablate.report.noise import MOST_ROWS, Detectable, Strip
+from ablate.report.tables.search import SearchSection, objective, own_settings, settings
+from ablate.report.tables.tuning import NOT_RUN, TuningSection
 from ablate.report.watched import DRAFTS, KINDS, LOST, LoadMap, Watched
 from ablate.report.waterfall import COST, ENDS, Waterfall, strongest
 from ablate.report.why_faster import CHANNELS, Factors
+from ablate.runs.searching import Objective
 
 MOST_NAMED = 4  # in one sentence
 SHOWN = 3  # decimals of a loss
 LEAST = 0.5 * 10**-SHOWN  # nats between losses that are shown as different
 FEW = 10  # evaluations: fewer are said to be few
+WORDS: dict[Objective, str] = {"loss": "loss", "seconds": "training time", "tokens_per_s": "speed",
+                              "memory": "peak memory", "flops_per_token": "FLOPs per token"}  # fmt: skip
+EXACT: tuple[Objective, ...] = ("flops_per_token",)  # the others differ from run to run
 FEW_DF = 4  # degrees of freedom: with fewer the upper end of a 95 % interval is over 2.9 times the standard deviation
 
 
@@ -113,6 +120,18 @@ def of_interactions(found: Interplay) -> str:
     return f"{n} of {plural(len(known), 'pair')} {'stands' if n == 1 else 'stand'} out of the noise; {size}."
 
 
+def of_interplay(found: Interplay) -> str:
+    """What the first of each drawn pair does without the second and with it, and whether the two are told apart."""
+    return f"{'; '.join(_four_said(each, each.components in found.resolved) for each in found.strongest)}."
+
+
+def _four_said(found: FourPoints, resolved: bool) -> str:
+    first, second = map(clean, found.components)
+    off, on = (signed(found.means[True, level] - found.means[False, level], SHOWN) for level in (False, True))
+    said = "resolved" if resolved else "not resolved"
+    return f"{first} changes the mean loss by {off} where {second} is off and by {on} where it is on ({said})"
+
+
 def of_curves(lines: Sequence[Curve], result: StudyResult) -> str:
     """Where the reference ends, how many variants end below it, and how few points there are."""
     ends = {line.variant: line.points[-1].mean for line in lines if line.points}
@@ -159,7 +178,8 @@ def of_pareto(result: StudyResult) -> str:
     names = [clean(p.name) + (" (emulated)" if p.emulated else "") for p in best]
     lost = [v.name for v in result.variants if LOSS not in v.metrics or SPEED not in v.metrics]
     missing = f" Not drawn, without a loss or a speed: {_few([*map(clean, lost)])}." if lost else ""
-    n = len(found) - len([p for p in found if p.name == reference(result).name or p.name in _named(result)])
+    named = _named(result) | {reference(result).name}
+    n = len([p for p in found if p.name not in named])
     pale = f" Pale: {plural(n, 'further variant')}." if n else ""
     kind = " of its kind of evidence" if len({p.emulated for p in found}) > 1 else ""
     if len(best) == len(found) == 2:
@@ -207,6 +227,107 @@ def _of_trends(named: Sequence[str], known: int, of: int) -> str:
         return f"No trend is resolved.{none}"
     verb = "is" if len(named) == 1 else "are"
     return f"{len(named)} of {plural(known, 'trend')} {verb} resolved: {_few(named)}.{none}"
+
+
+def of_tuning(section: TuningSection) -> str:
+    """How far the own rates lie from the shared one, what they change of the verdicts, and what diverged."""
+    found, at = section.found, list(section.found.octaves.values())
+    low, high = (signed(end, 2) for end in (min(at), max(at)))
+    from_shared = f"octaves from the shared one, {short(found.shared_rate)}"
+    if found.fitted is None:
+        end = "lower" if at[0] == found.used[0] else "upper"
+        first = f"No optimum could be fitted, so every variant has the {end} end of the screened range"
+    elif low == high:
+        first = f"{'The' if len(at) == 1 else 'Every'} own rate lies {low} {from_shared}"
+    else:
+        first = f"The own rates lie {low} to {high} {from_shared}"
+    if found.fitted is not None and found.clipped:
+        n = len(found.clipped)
+        first += f", {n} of {len(at)} held at an end of the screened range"
+    points = [point for response in found.responses for point in response.points]
+    lost = sum(point.loss is None for point in points)
+    missing = f" Not drawn: {lost} of {plural(len(points), 'screening run')}, which diverged." if lost else ""
+    return f"{first}{_kept(section)}.{missing}"
+
+
+def _kept(section: TuningSection) -> str:
+    """What the table of both sides says of the verdicts, as the end of a sentence."""
+    rows = [(row[0], row[2], row[4]) for row in section.sides.rows]
+    both = [row for row in rows if row[1] != NOT_RUN]
+    if not rows:
+        return ""
+    if not both:
+        return "; the shared rate was not run for comparison"
+    changed = [clean(name) for name, shared, own in both if shared != own]
+    if changed:
+        verb = "has" if len(changed) == 1 else "have"
+        return f"; {len(changed)} of {plural(len(both), 'effect')} {verb} another verdict at own rates: {_few(changed)}"
+    if all(own == NOT_RESOLVED for _, _, own in both):
+        return "; at neither is an effect resolved"
+    return f"; {'the effect keeps its verdict' if len(both) == 1 else 'every effect keeps its verdict'}"
+
+
+def of_settings(section: SearchSection) -> str:
+    """How many trials are complete, and the best of each group by the first objective."""
+    found, plan = section.found, section.found.plan
+    states = {state: sum(one.state == state for one in found.trials) for state in STATES}
+    n, of, first = states.pop("complete"), plural(len(found.trials), "trial"), plan.objectives[0]
+    if not n:
+        return f"None of {of} is complete." if found.trials else ""
+    others = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    said = f"{n} of {of} {'is' if n == 1 else 'are'} complete{f' ({others})' if others else ''}"
+    groups = [found.of(group) for group in plan.groups]
+    winners = [(trials, one) for trials in groups if (one := best(trials, plan.objectives)) is not None]
+    named = [_winner_said(trials, one, first) for trials, one in winners]
+    lead = any(len(_runs(trials)) > 1 for trials in groups) and first not in EXACT
+    luck = "; each trial is one run, so no lead is resolved" if lead else ""
+    return f"{said}; the best {WORDS[first]} is {_few(named)}{luck}."
+
+
+def _winner_said(trials: Sequence[TrialResult], one: TrialResult, first: Objective) -> str:
+    equal = len(_runs([other for other in trials if other.values and other.values[0] == one.values[0]])) - 1
+    also = f", equalled by {plural(equal, 'other trial')}" if equal else ""
+    return f"{_valued(first, one.values[0])} in {_trial_said(one)}{also}"
+
+
+def _trial_said(one: TrialResult) -> str:
+    return clean(f"{one.trial.variant} ({settings(own_settings(one))})")
+
+
+def _valued(name: Objective, value: float) -> str:
+    return f"{objective(name, value)}{' tokens/s' if name == 'tokens_per_s' else ''}"
+
+
+def _runs(trials: Sequence[TrialResult]) -> set[str]:
+    """Runs of the complete ones: trials of one specification share theirs."""
+    return {one.trial.stages[-1].run_id for one in trials if one.state == "complete"}
+
+
+def of_front(section: SearchSection) -> str:
+    """How many complete trials are on the front of all objectives, and over what it spans."""
+    found, objectives = section.found, section.found.plan.objectives
+    best_of, n = pareto_front(found.trials, objectives), len(_runs(found.trials))
+    if len(objectives) < 2 or not best_of:
+        return ""
+    names = listed(WORDS[name] for name in objectives)
+    if n == 1:
+        return f"One trial is complete, and no other is there to weigh {names} against."
+    if len(best_of) == 1:
+        others = "the other complete trial" if n == 2 else f"each of the {n - 1} other complete trials"
+        lead = f"{_trial_said(best_of[0])} is at least as good as {others} in {names}"
+        return f"{lead}; each trial is one run, so its lead is not resolved."
+    spans = [_span_said(name, [one.values[i] for one in best_of]) for i, name in enumerate(objectives)]
+    many = f"{'Both' if n == 2 else f'All {n}'}" if len(best_of) == n else f"{len(best_of)} of {n}"
+    many += " different" if n < sum(one.state == "complete" for one in found.trials) else ""
+    return (
+        f"{many} complete trials are on the Pareto front of {names}, with {listed(spans)}; each trial is one run, so "
+        "no place on it is resolved."
+    )
+
+
+def _span_said(name: Objective, values: Sequence[float]) -> str:
+    low, high = _valued(name, min(values)), _valued(name, max(values))
+    return f"{WORDS[name]} {low}" if low == high else f"{WORDS[name]} from {low} to {high}"
 
 
 def of_watched(found: Sequence[Watched]) -> str:

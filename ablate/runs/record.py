@@ -100,6 +100,6 @@ def pairing_fault(one: RunRecord, other: RunRecord) -> str:
         return "order_hash differs: they saw different tokens, or the same in another order"
     for name, value in one.initial_parameters.items():
         against = other.initial_parameters.get(name)
-        if against and against.split(":")[0] == value.split(":")[0] and against != value:
+        if against and against != value and against.split(":")[0] == value.split(":")[0]:
             return f"initial_parameters differ: the initial values of {name} are not the same"
     return ""

@@ -112,7 +112,7 @@ def _front(found: SearchResult) -> Table:
     front = pareto_front(found.trials, objectives) if len(objectives) > 1 else []
     columns: Columns = [text("Variant"), text("Settings"), *(f"{name}, {UNITS[name]}" for name in objectives), "Trial"]
     rows = [
-        [one.trial.variant, settings(_own(one)), *map(objective, objectives, one.values), one.trial.slot]
+        [one.trial.variant, settings(own_settings(one)), *map(objective, objectives, one.values), one.trial.slot]
         for one in front
     ]
     better = "; ".join(f"{name}: {'more' if name in MAXIMISED else 'less'} is better" for name in objectives)
@@ -166,7 +166,7 @@ def winner(section: SearchSection, result: StudyResult) -> tuple[str, ...]:
     more = f", the first of {plural(len(front), 'point')} on the Pareto front" if len(plan.objectives) > 1 else ""
     return (
         f"Best by {plan.objectives[0]} of {plural(len(section.found.trials), 'trial')}: "
-        f"{clean(front[0].trial.variant)} with {settings(_own(front[0]))} "
+        f"{clean(front[0].trial.variant)} with {settings(own_settings(front[0]))} "
         f"({at} in the search{more}).",
         f"On fresh seeds it has {number(first.metrics[LOSS].mean)} nats per token, {signed(effect.estimate)} beside "
         f"{clean(result.variants[0].name)} at the preset's settings ({signed_between(effect.low, effect.high)}): "
@@ -174,7 +174,8 @@ def winner(section: SearchSection, result: StudyResult) -> tuple[str, ...]:
     )
 
 
-def _own(one: TrialResult) -> dict[str, Value]:
+def own_settings(one: TrialResult) -> dict[str, Value]:
+    """The parameters of a trial but for the variant, which has a name of its own."""
     return {name: value for name, value in one.trial.parameters.items() if name != "variant"}
 
 
@@ -184,9 +185,8 @@ def _trials(found: SearchResult) -> Table:
     for one in found.trials:
         values = map(objective, objectives, one.values) if one.values else [NONE] * len(objectives)
         run = one.record.run_id if one.record else one.trial.stages[-1].run_id
-        rows.append(
-            [one.trial.slot, one.trial.variant, settings(_own(one)), one.trial.origin, _state(one), *values, run]
-        )
+        tried = settings(own_settings(one))
+        rows.append([one.trial.slot, one.trial.variant, tried, one.trial.origin, _state(one), *values, run])
     columns: Columns = [text("Trial"), text("Variant"), text("Settings"), text("Proposed by"), text("State"),
                         *objectives, text("Run")]  # fmt: skip
     return make("Every trial", columns, rows)

@@ -22,6 +22,7 @@ from ablate.runs.plan import Plan, read_plan
 from ablate.runs.store import Store
 
 UNIT = "nats per token"
+NOT_RUN = "not run"  # where a verdict would stand
 SCREENING, SHARED = "tuning", "shared"  # folders in that of the study
 
 
@@ -110,7 +111,7 @@ def _effect(c: Comparison, found: Tuned, shared: StudyResult | None) -> TunedEff
 def _compared(c: Comparison, found: Tuned, shared: StudyResult | None) -> list[str]:
     effect = _effect(c, found, shared)
     own, other = effect.own, effect.shared
-    return [label(c), _said(other), other.verdict if other else "not run", _said(own), own.verdict,
+    return [label(c), _said(other), other.verdict if other else NOT_RUN, _said(own), own.verdict,
             _difference(own.estimate, other.estimate if other else None)]  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def _attributed(
         here = widened_index(effect.indices[index], effect, weights[name], found, asked)
         other = shared.effects.get(name) if shared else None
         there = other.indices[index] if other else None
-        rows.append([name, _said(there), other.verdict if other else "not run", _said(here), here.verdict,
+        rows.append([name, _said(there), other.verdict if other else NOT_RUN, _said(here), here.verdict,
                      _difference(here.estimate, there.estimate if there else None), NONE])  # fmt: skip
     return rows
 
