@@ -53,6 +53,18 @@ def finish(job: Job, folder: Path) -> RunRecord:
     return execute(job, store_in(folder), ignore)
 
 
+@pytest.fixture(scope="module")
+def full(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """Of the preset as it is, with everything on."""
+    return finish(make_job(), tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """Of the same in two micro-batches a step."""
+    return finish(make_job(micro_batch_size=2), tmp_path_factory.mktemp("never-stopped"))
+
+
 def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job()
     record = finish(job, tmp_path)
@@ -71,10 +83,8 @@ def test_a_run_leaves_a_whole_record(make_job: MakeJob, tmp_path: Path) -> None:
     assert len(list(Store(tmp_path).records.iterdir())) == len(record.attempts) == 1
 
 
-def test_equal_seeds_give_equal_bits_and_others_do_not(make_job: MakeJob, tmp_path: Path) -> None:
-    first, again, other = (
-        finish(make_job(seed=seed), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
-    )
+def test_equal_seeds_give_equal_bits_and_others_do_not(full: RunRecord, make_job: MakeJob, tmp_path: Path) -> None:
+    first, again, other = full, finish(make_job(seed=0), tmp_path / "b"), finish(make_job(seed=1), tmp_path / "c")
     assert first.final_parameters_hash == again.final_parameters_hash
     assert first.curve == again.curve
     assert first.final_parameters_hash != other.final_parameters_hash
@@ -96,8 +106,8 @@ def test_a_run_has_the_threads_of_its_model_whatever_it_finds(make_job: MakeJob,
     assert threads(SMALL_PARAMETERS - 1) == 1 < threads(SMALL_PARAMETERS) == threads(10**12)
 
 
-def test_variants_of_a_seed_share_tokens_and_initial_values(make_job: MakeJob, tmp_path: Path) -> None:
-    full, without_mtp = finish(make_job(), tmp_path / "a"), finish(make_job("mtp"), tmp_path / "b")
+def test_variants_of_a_seed_share_tokens_and_initial_values(full: RunRecord, make_job: MakeJob, tmp_path: Path) -> None:
+    without_mtp = finish(make_job("mtp"), tmp_path)
     assert pairing_fault(full, without_mtp) == ""
     shared = full.initial_parameters.keys() & without_mtp.initial_parameters.keys()
     assert len(shared) == len(without_mtp.initial_parameters)
@@ -106,11 +116,14 @@ def test_variants_of_a_seed_share_tokens_and_initial_values(make_job: MakeJob, t
 
 @pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (5, signal.SIGUSR1), (11, signal.SIGTERM)])
 def test_a_run_stopped_at_a_step_ends_with_the_same_bits(
-    make_job: MakeJob, tmp_path: Path, stop_at: int, number: int, monkeypatch: pytest.MonkeyPatch
+    never_stopped: RunRecord,
+    make_job: MakeJob,
+    tmp_path: Path,
+    stop_at: int,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = make_job(micro_batch_size=2)
-    whole = finish(job, tmp_path / "whole")
-    store = store_in(tmp_path / "stopped")
+    job, whole, store = make_job(micro_batch_size=2), never_stopped, store_in(tmp_path)
     train = TrainingModule.training_step
 
     def interrupted(self: TrainingModule, batch: Any, batch_idx: int) -> Any:

@@ -58,6 +58,7 @@ def mark(axes: Axes, x: float, y: float, color: str, marker: str, *, hollow: boo
 def draw(name: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     """A drawing of one pair of axes, width and height in inches, as SVG in the report's style."""
     import matplotlib as mpl
+    import seaborn
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -65,13 +66,13 @@ def draw(name: str, size: tuple[float, float], paint: Callable[[Axes], None]) ->
     with mpl.rc_context():
         # From matplotlib's own defaults: a user's matplotlibrc must not change a report.
         mpl.rcdefaults()
-        mpl.rcParams.update(_style(name))
+        seaborn.set_theme(style="white", rc=_style(name))
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         paint(axes)
         for each in figure.axes:
-            each.spines[["top", "right", "left"]].set_visible(False)
+            seaborn.despine(ax=each, left=True)
         # Laid out once and then drawn once: while an engine is set, saving draws everything twice.
         engine = figure.get_layout_engine()
         assert engine is not None
@@ -89,9 +90,6 @@ def _style(name: str) -> Mapping[str, Any]:
         "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "axes.edgecolor": MUTED,
         "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.7, "axes.linewidth": 0.8, "axes.axisbelow": True,
         "axes.unicode_minus": True, "xtick.bottom": True, "xtick.major.size": 3, "lines.dash_capstyle": "butt",
-        "ytick.left": False, "ytick.major.size": 6, "xtick.minor.size": 4, "ytick.minor.size": 4,
-        "xtick.major.width": 1.25, "ytick.major.width": 1.25, "xtick.minor.width": 1, "ytick.minor.width": 1,
-        "lines.solid_capstyle": "round", "patch.edgecolor": "w", "patch.force_edgecolor": True,
     }  # fmt: skip
 
 
