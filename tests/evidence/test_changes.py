@@ -101,10 +101,16 @@ def test_the_trend_between_two_sizes_is_the_planted_one(tmp_path: Path) -> None:
     assert (mla.resolved, mtp.resolved) == (True, False)
     assert trend(sizes["mla"][:1]).reason == "measured at one size"
     assert mla.prediction is None
-    far = reach(sizes["mla"], "a model", 1e24)
+    far = reach([sizes["mla"], []], "a model", 1e24)
     assert far is not None
     assert far.claims_end_flops == pytest.approx(sizes["mla"][-1].flops * 10**0.5)
     assert far.decades_beyond == pytest.approx(24 - math.log10(far.claims_end_flops))
+    ladder = [replace(sizes["mla"][0], flops=10**at) for at in (9.0, 10.0, 11.0, 12.0)]
+    alone, beside = (reach(found, "a model", 1e24) for found in ([ladder], [ladder, sizes["mtp"]]))
+    assert alone is not None
+    assert beside is not None
+    assert (alone.n_sizes, alone.claims_end_flops) == (4, math.inf)
+    assert (beside.n_sizes, beside.claims_end_flops) == (2, sizes["mtp"][-1].flops * 10**0.5), "sizes of another change"
 
 
 def test_the_interval_of_a_change_covers_at_its_rate() -> None:

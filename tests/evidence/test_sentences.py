@@ -121,6 +121,8 @@ def test_two_sizes_are_told_with_what_moves(tmp_path: Path, monkeypatch: pytest.
     assert slope is not None
     assert f"over 2 sizes a decade of compute multiplies savings, that of mla by {math.exp(slope):.2f}×" in said
     assert "3.25 M parameters" in said
+    three = tuple(replace(c, trend=replace(c.trend, n_sizes=3)) if c.name == "mtp" else c for c in content.changes)
+    assert "over 2 sizes" in next(better(replace(content, changes=three))), "those of the change that moves"
 
 
 def test_agreement_is_told_by_name(content: AnswerContent) -> None:

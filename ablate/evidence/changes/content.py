@@ -122,7 +122,7 @@ def build(preset: str, cluster: str, folders: Sequence[Path] = (), equalities: P
         studies=tuple(facts for facts in own if facts.folder in telling),
         silent=tuple(facts for facts in own if facts.folder not in telling),
         calibrations=tuple(facts for facts, _ in read if facts.has_controls), together=tuple(wholes),
-        reach=reach([each for change in changes for each in change.sizes], base.title, _training_flops(base)),
+        reach=reach([c.sizes for c in changes if not c.neutral], base.title, _training_flops(base)),
     )  # fmt: skip
 
 

@@ -144,9 +144,11 @@ def _moved(changes: Sequence[Change]) -> str:
     slopes = {c.name: c.trend for c in changes if c.trend.per_decade is not None}
     if not slopes:
         return ""
-    moved = [f"that of {n} by {factor(t.per_decade or 0.0)}" for n, t in slopes.items() if t.resolved]
-    said = f"a decade of compute multiplies savings, {listed(moved)}" if moved else "no saving moves resolvably"
-    return f"; over {max(t.n_sizes for t in slopes.values())} sizes {said}"
+    moved = {name: t for name, t in slopes.items() if t.resolved}
+    named = [f"that of {name} by {factor(t.per_decade or 0.0)}" for name, t in moved.items()]
+    said = f"a decade of compute multiplies savings, {listed(named)}" if moved else "no saving moves resolvably"
+    n_sizes = sorted({t.n_sizes for t in (moved or slopes).values()})
+    return f"; over {' to '.join(map(str, dict.fromkeys((n_sizes[0], n_sizes[-1]))))} sizes {said}"
 
 
 def beside(content: AnswerContent) -> Iterator[str]:

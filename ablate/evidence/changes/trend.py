@@ -43,7 +43,7 @@ class Reach:
 
     largest_flops: float
     claims_end_flops: float
-    n_sizes: int
+    n_sizes: int  # of the change that was measured at the fewest
     model: str
     model_flops: float
     decades_beyond: float  # of the model behind the end of claims; negative inside them
@@ -80,18 +80,19 @@ def trend(sizes: Sequence[Measured]) -> Trend:
                  reason="")  # fmt: skip
 
 
-def reach(found: Sequence[Measured], model: str, model_flops: float) -> Reach | None:
-    """None where nothing was measured.
+def reach(by_change: Sequence[Sequence[Measured]], model: str, model_flops: float) -> Reach | None:
+    """None where nothing was measured. `by_change`: the sizes of each change; those of one say nothing of another.
 
-    Claims end half a decade beyond the largest size, unless there are four sizes over a decade and a half, whose band
-    goes on (`gain.scale`); then they are said to end nowhere (infinite).
+    Claims end half a decade beyond the largest size, unless every change that was measured has four sizes over a decade
+    and a half, whose band goes on (`gain.scale`); then they are said to end nowhere (infinite).
     """
-    sizes = sorted({m.flops for m in found})
-    if not sizes:
+    ladders = [sorted({m.flops for m in sizes}) for sizes in by_change if sizes]
+    if not ladders:
         return None
-    full = len(sizes) >= FULL_LADDER_SIZES and math.log10(sizes[-1] / sizes[0]) >= FULL_LADDER_DECADES - 1e-6
-    end = math.inf if full else sizes[-1] * 10**CLAIM_DECADES
+    largest, n_sizes = max(ladder[-1] for ladder in ladders), min(map(len, ladders))
+    wide = all(math.log10(ladder[-1] / ladder[0]) >= FULL_LADDER_DECADES - 1e-6 for ladder in ladders)
+    end = math.inf if wide and n_sizes >= FULL_LADDER_SIZES else largest * 10**CLAIM_DECADES
     return Reach(
-        largest_flops=sizes[-1], claims_end_flops=end, n_sizes=len(sizes), model=model, model_flops=model_flops,
+        largest_flops=largest, claims_end_flops=end, n_sizes=n_sizes, model=model, model_flops=model_flops,
         decades_beyond=math.log10(model_flops / end) if end < math.inf else -math.inf,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def overview(content: AnswerContent) -> Table:
 
 def compact(content: AnswerContent) -> Table:
     """The same in few words, for a README."""
-    sizes = sorted({c.largest.parameters for c in content.changes if c.largest is not None})
+    sizes = sorted({c.largest.parameters for c in content.moving if c.largest is not None})
     at = f"measured at {' to '.join(map(scaled, dict.fromkeys((sizes[0], sizes[-1]))))}" if sizes else "measured here"
     columns: Columns = [
         text("change"), "FLOPs per token, exact", "parameters, exact", "KV bytes, exact",
