@@ -15,9 +15,10 @@ def schedule_of(trainer: TrainerSpec) -> Schedule:
     """
     ranks, n = trainer.ranks, trainer.n_micro_batches
     if n % ranks.data:
+        least = ranks.data * (2 * ranks.pipeline if ranks.pipeline > 1 else 1)
         raise ValueError(
-            f"{n} micro-batches of a step cannot be shared evenly by {ranks.data} data ranks; "
-            "change trainer.batch_size, trainer.micro_batch_size or the ranks"
+            f"{n} micro-batches of a step cannot be shared evenly by {ranks.data} data ranks; give other ranks, or a "
+            f"batch (--batch-size) of a multiple of {least} sequences, which every schedule can share"
         )
     if trainer.pipeline is None:
         return table("1f1b", 1, n // ranks.data)
