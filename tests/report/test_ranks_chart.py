@@ -130,6 +130,10 @@ def test_notes_say_what_a_figure_does_not(content: ReportContent) -> None:
     assert "The longest stage takes 1.2 times the mean of all" in said
     assert "The longest stage" not in next(notes(content.timelines))
     assert "Behind the schedule" not in said
+    assert "do not last equally long makes it 0 % longer" in said
+    simulated = replace(off.measured.simulated, even_step_s=off.measured.simulated.step_s / 0.98)
+    luckily = replace(off, measured=replace(off.measured, simulated=simulated))
+    assert "do not last equally long makes it 2 % shorter" in " ".join(notes([luckily]))
     summed = replace(off, measured=replace(off.measured, behind={"G": 0.004, "O": 0.001}))
     assert (
         "Behind the schedule a rank spends 4.00 ms in the all-reduce (waiting for other ranks included) and 1.00 ms in "

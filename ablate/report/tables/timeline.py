@@ -92,12 +92,13 @@ def notes(found: Sequence[Recorded]) -> Iterator[str]:
     for each in found:
         timeline, numbers = each.timeline, [step.number for step in each.timeline.steps]
         device = "" if timeline.clock == "host" else ", by events of the device"
+        change = "shorter" if each.measured.unevenness < 0 else "longer"
         where = f"{plural(timeline.n_ranks, 'rank')} on {plural(timeline.n_cores, 'core')}"
         said = (
             f"{each.name}: steps {numbers[0]} to {numbers[-1]} of run {timeline.run_id}{device}; {where}, load "
             f"{short(timeline.load, DIGITS)}, clocks within {milliseconds(timeline.clock_error_s)} ms. "
             f"The simulated step is {_within(each)}; that equal actions do not last equally long makes it "
-            f"{percent(each.measured.unevenness, DIGITS)} longer."
+            f"{percent(abs(each.measured.unevenness), DIGITS)} {change}."
         )
         if each.measured.behind:
             parts = [f"{milliseconds(s)} ms {BEHIND_IN_WORDS[kind]}" for kind, s in each.measured.behind.items()]
